@@ -1,0 +1,13 @@
+"""FTBNN baseline, the 1-bit ResNet-18 of Table 3, on ImageNet: published top-1 60.2%, top-5 82.0%.
+
+    python -m ftbnn_jax.main --config=configs/baseline.py --workdir=DIR
+
+Adam from 0.01, divided by 10 at epochs 45 and 55 of 60.
+"""
+
+from ftbnn_jax import config
+from ftbnn_jax.nn import spec
+
+
+def get_config():
+    return config.make(spec.baseline(), schedule="multistep")

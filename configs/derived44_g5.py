@@ -1,0 +1,14 @@
+"""Derived net of 44 layers, 5 groups, on ImageNet (Table 4).
+
+    python -m ftbnn_jax.main --config=configs/derived44_g5.py --workdir=DIR
+
+Budget ~135M: published top-1 65.3%. The paper has no ~90M net of this depth.
+The recipe is the default one: Adam from 0.01, cosine to 0, 60 epochs.
+"""
+
+from ftbnn_jax import config
+from ftbnn_jax.nn import spec
+
+
+def get_config(budget="135"):
+    return config.make(spec.derived(layers=44, groups=5, budget=int(budget)))

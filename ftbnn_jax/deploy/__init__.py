@@ -1,0 +1,1 @@
+"""From a trained checkpoint to packed bits, and the proof that the two agree."""

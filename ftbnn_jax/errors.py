@@ -1,0 +1,9 @@
+"""The one exception that is a message to the user rather than a bug."""
+
+
+class UserError(ValueError):
+    """Bad input: a config value, a data set, a checkpoint or an artifact.
+
+    The message is one line that names the file or field, the value found and what would be right.
+    `ftbnn_jax.main` prints it without a traceback and exits with status 2.
+    """

@@ -1,0 +1,1 @@
+"""Network specifications and the flax.linen modules that build them."""

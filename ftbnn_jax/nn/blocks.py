@@ -1,0 +1,174 @@
+"""The parts of the networks: convolutions, batch norm, stem, and the binary block (Fig. 1b, 3, 4).
+
+`compute_dtype` is the dtype of the convolutions' operands. What flows between blocks is bfloat16
+where that is the compute dtype and float32 otherwise: float16's range is too small for gradients.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from ftbnn_jax.nn import activations
+from ftbnn_jax.nn.spec import BinaryConvPlan, ResNetSpec
+from ftbnn_jax.ops import batch_norm, binary, convolution, pooling
+
+
+def stream_dtype(compute_dtype: jnp.dtype) -> jnp.dtype:
+    """Returns the dtype of the activations between blocks."""
+    return jnp.bfloat16 if compute_dtype == jnp.bfloat16 else jnp.float32
+
+
+class Conv(nn.Module):
+    """Real convolution without bias; `[N, H, W, I]` to float32 `[N, H', W', features]`."""
+
+    features: int
+    kernel_size: int
+    stride: int = 1
+    padding: int = 0
+    compute_dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.he_normal(), shape)
+        x, kernel = x.astype(self.compute_dtype), kernel.astype(self.compute_dtype)
+        return convolution.conv2d(x, kernel, self.stride, self.padding)
+
+
+class BinaryConv(nn.Module):
+    """Binary convolution in groups; `[N, H, W, I]` to float32 integers `[N, H', W', features]`.
+
+    The latent weights are one parameter a group, `kernel_0` and on, `[K, K, I_g, O_g]` each, since
+    groups may differ in width. They start Xavier normal with gain 2 on the grouped shape:
+    `std = 2 * sqrt(2 / (K*K*I_g + K*K*features))`.
+    """
+
+    features: int
+    groups: int = 1
+    kernel_size: int = 3
+    stride: int = 1
+    padding: int = 1
+    bound: float = binary.STE_BOUND
+    two_valued: bool = False
+    compute_dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        ins = binary.group_sizes(x.shape[-1], self.groups)
+        outs = binary.group_sizes(self.features, self.groups)
+        area = self.kernel_size**2
+        kernels = []
+        for g, (i, o) in enumerate(zip(ins, outs, strict=True)):
+            init = nn.initializers.normal(2 * math.sqrt(2 / (area * i + area * self.features)))
+            shape = (self.kernel_size, self.kernel_size, i, o)
+            kernels.append(self.param(f"kernel_{g}", init, shape))
+        return binary.binary_conv2d(
+            x,
+            kernels,
+            stride=self.stride,
+            padding=self.padding,
+            bound=self.bound,
+            two_valued=self.two_valued,
+            compute_dtype=self.compute_dtype,
+        )
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over all axes but the last; returns float32.
+
+    In training, the statistics are those of the whole batch, over every device it is spread on.
+    Otherwise the running statistics are folded into one multiplication and one addition, the very
+    ones of the packed runtime.
+    """
+
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        shape = x.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
+        running_var = self.variable("batch_stats", "var", jnp.ones, shape)
+        if not train:
+            folded = batch_norm.fold(scale, bias, running_mean.value, running_var.value, self.epsilon)
+            # Without the barrier the compiler may merge folding into what follows and round otherwise.
+            return batch_norm.apply_folded(x, *jax.lax.optimization_barrier(folded))
+        y, mean, var = batch_norm.normalize(x, scale, bias, self.epsilon)
+        if not self.is_initializing():
+            keep = self.momentum
+            running_mean.value = keep * running_mean.value + (1 - keep) * mean
+            running_var.value = keep * running_var.value + (1 - keep) * var
+        return y
+
+
+def _batch_norm(spec: ResNetSpec, name: str) -> BatchNorm:
+    return BatchNorm(spec.batch_norm_momentum, spec.batch_norm_epsilon, name=name)
+
+
+class Stem(nn.Module):
+    """Real convolution, batch norm, activation and max pool, as the spec says (Fig. 4a, 4b)."""
+
+    spec: ResNetSpec
+    compute_dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        s = self.spec
+        x = Conv(
+            s.stem_features,
+            s.stem_kernel,
+            s.stem_stride,
+            s.stem_kernel // 2,
+            self.compute_dtype,
+            name="conv",
+        )(x)
+        x = _batch_norm(s, "bn")(x, train).astype(stream_dtype(self.compute_dtype))
+        x = activations.MODULES[s.stem_activation](name="act")(x)
+        return pooling.max_pool(x) if s.stem_pool else x
+
+
+class BinaryBlock(nn.Module):
+    """`act(BN(bconv(sign(x))) + shortcut(x))`: basic block, both reduction blocks and the bridge.
+
+    Takes `[N, H, W, plan.in_features]` and returns `[N, H', W', plan.features]`, with H' and W' halved
+    and rounded up where the stride is 2.
+    """
+
+    spec: ResNetSpec
+    plan: BinaryConvPlan
+    compute_dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        s, p = self.spec, self.plan
+        if p.shortcut == "duplicate":
+            # Pooling before duplicating gives the same values for half the additions.
+            pooled = pooling.avg_pool_3x3(x)
+            shortcut = jnp.concatenate([pooled, pooled], axis=-1)
+            x = jnp.concatenate([x, x], axis=-1)
+        elif p.shortcut == "conv":
+            shortcut = pooling.avg_pool_2x2(x)
+            shortcut = Conv(p.features, 1, compute_dtype=self.compute_dtype, name="shortcut_conv")(
+                shortcut
+            )
+            shortcut = _batch_norm(s, "shortcut_bn")(shortcut, train)
+        else:
+            shortcut = x if p.shortcut == "identity" else None
+        y = BinaryConv(
+            p.features,
+            p.groups,
+            stride=p.stride,
+            bound=s.ste_bound,
+            two_valued=s.two_valued_sign(p),
+            compute_dtype=self.compute_dtype,
+            name="conv",
+        )(x)
+        y = _batch_norm(s, "bn")(y, train)
+        if shortcut is not None:
+            y = y + shortcut.astype(jnp.float32)
+        y = y.astype(stream_dtype(self.compute_dtype))
+        return activations.MODULES[p.activation](name="act")(y)

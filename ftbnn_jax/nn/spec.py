@@ -1,0 +1,271 @@
+"""What a network is, as frozen data: the fields a config sets, and the blocks that follow from them.
+
+Both the training graph (`nn.resnet`) and the packed runtime (`deploy.runtime`) are built from the
+plan that `ResNetSpec.plan` returns, so there is one description of the structure. This module needs
+neither flax nor an accelerator.
+"""
+
+import dataclasses
+from typing import Any
+
+from ftbnn_jax.errors import UserError
+
+ACTIVATIONS = ("none", "relu", "prelu", "fprelu")
+DOWNSAMPLES = ("conv", "duplicate")
+SIGNS = ("three_valued", "two_valued")
+
+
+@dataclasses.dataclass(frozen=True)
+class BinaryConvPlan:
+    """One binary convolution and the batch norm, shortcut and activation around it.
+
+    Attributes:
+      name: name of the flax module, and prefix of the tensors in an artifact.
+      in_features: channels of the block's input.
+      features: channels of its output.
+      groups: groups of the binary convolution.
+      stride: of the binary convolution, and of the shortcut.
+      shortcut: "identity"; "conv" (2x2 mean, real 1x1 convolution, batch norm); "duplicate" (the
+        input twice along channels, 3x3 mean; the convolution reads the duplicated input as well); or
+        "none".
+      activation: one of `ACTIVATIONS`.
+      after_relu: whether the input can only be 0 or positive, so that its signs are 0 and 1.
+    """
+
+    name: str
+    in_features: int
+    features: int
+    groups: int
+    stride: int
+    shortcut: str
+    activation: str
+    after_relu: bool
+
+    @property
+    def conv_in_features(self) -> int:
+        """Channels that the binary convolution reads."""
+        return 2 * self.in_features if self.shortcut == "duplicate" else self.in_features
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNetSpec:
+    """A 1-bit residual network: stem, optional bridge, stages of binary blocks, classifier.
+
+    Every block is `y = act(BN(bconv(sign(x))) + shortcut(x))` (Fig. 1b). Stage `s` (from 0) has
+    `2**s * width` channels; the first block of every later stage halves the resolution.
+
+    Attributes:
+      blocks: binary convolutions in each stage.
+      width: channels of the first stage.
+      groups: groups of each binary convolution but the bridge; uneven where they do not divide the
+        channels. A "duplicate" reduction block takes at least 2 (Fig. 4e).
+      stem_features: channels after the real stem convolution.
+      stem_kernel: its size.
+      stem_stride: its stride.
+      stem_activation: after its batch norm, one of `ACTIVATIONS`.
+      stem_pool: whether a 3x3 max pool of stride 2 ends the stem.
+      bridge: whether a dense binary convolution leads from the stem's channels to `width` (Fig. 4c).
+      downsample: shortcut of the reduction blocks, "conv" (baseline) or "duplicate" (derived nets).
+      activation: after every block that does not end a stage, and after the bridge.
+      stage_end_activation: after the last block of each stage.
+      sign: "three_valued" keeps an exact 0 among activations; "two_valued" maps it to -1 wherever the
+        input is not the output of a ReLU (Eq. 2).
+      ste_bound: where the straight-through gradients end, inclusive.
+      batch_norm_momentum: share of the old running statistics kept in each step.
+      batch_norm_epsilon: added to the variance.
+
+    Raises:
+      UserError: a field has a value that cannot be built; the message names it.
+    """
+
+    blocks: tuple[int, ...] = (4, 4, 4, 4)
+    width: int = 64
+    groups: int = 1
+    stem_features: int = 64
+    stem_kernel: int = 7
+    stem_stride: int = 2
+    stem_activation: str = "none"
+    stem_pool: bool = True
+    bridge: bool = False
+    downsample: str = "conv"
+    activation: str = "fprelu"
+    stage_end_activation: str = "relu"
+    sign: str = "three_valued"
+    ste_bound: float = 1.2
+    batch_norm_momentum: float = 0.9
+    batch_norm_epsilon: float = 1e-5
+
+    def __post_init__(self):
+        for field, allowed in (
+            ("stem_activation", ACTIVATIONS),
+            ("activation", ACTIVATIONS),
+            ("stage_end_activation", ACTIVATIONS),
+            ("downsample", DOWNSAMPLES),
+            ("sign", SIGNS),
+        ):
+            value = getattr(self, field)
+            if value not in allowed:
+                raise UserError(f"model.{field}={value!r}: must be one of {', '.join(allowed)}")
+        for field in ("width", "groups", "stem_features", "stem_stride"):
+            _require_positive(field, getattr(self, field))
+        if not self.blocks:
+            raise UserError("model.blocks=(): needs the number of blocks of at least one stage")
+        for count in self.blocks:
+            _require_positive("blocks", count, shown=self.blocks)
+        if self.stem_kernel < 1 or self.stem_kernel % 2 == 0:
+            raise UserError(f"model.stem_kernel={self.stem_kernel}: must be odd and positive")
+        if not self.bridge and self.stem_features != self.width:
+            raise UserError(
+                f"model.stem_features={self.stem_features}: without a bridge the stem must give "
+                f"model.width={self.width} channels"
+            )
+        narrowest = min(min(p.conv_in_features, p.features) for p in self._blocks_plan())
+        if self.groups > narrowest:
+            raise UserError(
+                f"model.groups={self.groups}: larger than the {narrowest} channels of the narrowest "
+                f"binary convolution; 1 to {narrowest} would do"
+            )
+        if not 0 <= self.batch_norm_momentum < 1:
+            raise UserError(f"model.batch_norm_momentum={self.batch_norm_momentum}: must be in [0, 1)")
+        if not self.ste_bound > 0 or not self.batch_norm_epsilon > 0:
+            field = "batch_norm_epsilon" if self.ste_bound > 0 else "ste_bound"
+            raise UserError(f"model.{field}={getattr(self, field)}: must be positive")
+
+    @property
+    def features(self) -> int:
+        """Channels that reach the classifier."""
+        return self.width * 2 ** (len(self.blocks) - 1)
+
+    def plan(self) -> tuple[BinaryConvPlan, ...]:
+        """Returns every binary convolution of the network in order, the bridge first."""
+        return (*self._bridge_plan(), *self._blocks_plan())
+
+    def two_valued_sign(self, conv: BinaryConvPlan) -> bool:
+        """Whether exact zeros in the input of `conv` become -1 before the convolution."""
+        return self.sign == "two_valued" and not conv.after_relu
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields as plain values that JSON and ConfigDict can hold."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> "ResNetSpec":
+        """Builds a spec from `to_dict`'s result, from JSON's lists or from a ConfigDict's items."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        for name in fields:
+            if name not in known:
+                raise UserError(f"model.{name}: no such field; there are {', '.join(sorted(known))}")
+        return cls(**{k: tuple(v) if k == "blocks" else v for k, v in fields.items()})
+
+    def _bridge_plan(self) -> tuple[BinaryConvPlan, ...]:
+        if not self.bridge:
+            return ()
+        after_relu = self.stem_activation == "relu"
+        return (
+            BinaryConvPlan(
+                "bridge", self.stem_features, self.width, 1, 1, "none", self.activation, after_relu
+            ),
+        )
+
+    def _blocks_plan(self) -> tuple[BinaryConvPlan, ...]:
+        plan = []
+        features = self.width
+        previous = self.activation if self.bridge else self.stem_activation
+        for stage, count in enumerate(self.blocks):
+            for index in range(count):
+                reduction = stage > 0 and index == 0
+                in_features, features = features, features * (2 if reduction else 1)
+                shortcut = self.downsample if reduction else "identity"
+                last = index == count - 1
+                activation = self.stage_end_activation if last else self.activation
+                plan.append(
+                    BinaryConvPlan(
+                        name=f"block{stage + 1}_{index + 1}",
+                        in_features=in_features,
+                        features=features,
+                        groups=max(2, self.groups) if shortcut == "duplicate" else self.groups,
+                        stride=2 if reduction else 1,
+                        shortcut=shortcut,
+                        activation=activation,
+                        after_relu=previous == "relu",
+                    )
+                )
+                previous = activation
+        return tuple(plan)
+
+
+def _require_positive(field: str, value: int, shown: object = None) -> None:
+    if value < 1:
+        raise UserError(f"model.{field}={value if shown is None else shown}: must be at least 1")
+
+
+# Width of the first stage by (budget in M, layers) and groups: the widths with which the counting
+# rules of the paper give back its Table 4.
+DERIVED_WIDTHS = {
+    (90, 18): {1: 100, 3: 156, 5: 192, 8: 232},
+    (90, 34): {1: 68, 3: 108, 5: 136, 8: 164},
+    (135, 18): {1: 128, 3: 198, 5: 248, 8: 304},
+    (135, 34): {1: 88, 3: 140, 5: 176, 8: 216},
+    (135, 44): {1: 76, 3: 122, 5: 154, 8: 188},
+}
+LAYER_BLOCKS = {18: (4, 4, 4, 4), 34: (6, 8, 12, 6), 44: (8, 10, 14, 10)}
+
+
+def baseline() -> ResNetSpec:
+    """FTBNN ResNet-18, the paper's baseline: 60.2% top-1 at a budget of about 163M (Table 3)."""
+    return ResNetSpec()
+
+
+def derived(layers: int, groups: int, budget: int = 135) -> ResNetSpec:
+    """A binary-purified, grouped net of Table 4.
+
+    Args:
+      layers: 18, 34 or 44.
+      groups: 1, 3, 5 or 8.
+      budget: total budget in M (FLOPs + BOPs / 64), 90 or 135; 44 layers exist at 135 only.
+
+    Raises:
+      UserError: the paper has no such net.
+    """
+    widths = DERIVED_WIDTHS.get((budget, layers))
+    if widths is None:
+        known = ", ".join(f"{n} layers at {b}" for b, n in sorted(DERIVED_WIDTHS))
+        raise UserError(f"budget={budget}: no net of {layers} layers at ~{budget}M; there are {known}")
+    if groups not in widths:
+        raise UserError(f"groups={groups}: the paper's nets have {', '.join(map(str, widths))} groups")
+    return ResNetSpec(
+        blocks=LAYER_BLOCKS[layers],
+        width=widths[groups],
+        groups=groups,
+        stem_features=32,
+        stem_kernel=3,
+        stem_activation="prelu",
+        bridge=True,
+        downsample="duplicate",
+    )
+
+
+def small(
+    blocks: tuple[int, ...], width: int, *, groups: int = 1, stem_stride: int = 1, **fields: Any
+) -> ResNetSpec:
+    """A net for images of 8x8 to 64x64 pixels: the paper's blocks behind a 3x3 stem without pooling.
+
+    Args:
+      blocks: binary convolutions in each stage.
+      width: channels of the stem and of the first stage.
+      groups: of each binary convolution.
+      stem_stride: 2 for a quarter of the work.
+      **fields: any further field of `ResNetSpec`.
+    """
+    return ResNetSpec(
+        **{
+            "blocks": blocks,
+            "width": width,
+            "groups": groups,
+            "stem_features": width,
+            "stem_kernel": 3,
+            "stem_stride": stem_stride,
+            "stem_pool": False,
+            **fields,
+        }
+    )

@@ -1,0 +1,57 @@
+"""Batch normalisation over all axes but the last, in training form and folded for inference.
+
+Training graph and packed runtime share `fold` and `apply_folded`, so that the same numbers reach the
+next sign in both: a value that is exactly 0 in one is exactly 0 in the other.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def fold(
+    scale: jax.Array, bias: jax.Array, mean: jax.Array, variance: jax.Array, epsilon: float
+) -> tuple[jax.Array, jax.Array]:
+    """Turns trained batch normalisation into one multiplication and one addition per channel.
+
+    Args:
+      scale: float32 `[C]`, and so are the next three.
+      bias: trained offset.
+      mean: running mean.
+      variance: running variance.
+      epsilon: added to the variance.
+
+    Returns:
+      `(a, b)`, float32 `[C]` each, with `a = scale / sqrt(variance + epsilon)`, `b = bias - mean * a`.
+    """
+    multiplier = scale / jnp.sqrt(variance + epsilon)
+    return multiplier, bias - mean * multiplier
+
+
+def apply_folded(x: jax.Array, multiplier: jax.Array, offset: jax.Array) -> jax.Array:
+    """Returns `x * multiplier + offset`, float32; `x` is `[..., C]`, the others `[C]`."""
+    return x.astype(jnp.float32) * multiplier + offset
+
+
+def normalize(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Normalises by the batch's own statistics (Ioffe & Szegedy, 2015).
+
+    Under `jax.jit` over a batch sharded on several devices, the statistics are the whole batch's.
+
+    Args:
+      x: `[..., C]`, any floating point dtype; computed in float32.
+      scale: float32 `[C]`.
+      bias: float32 `[C]`.
+      epsilon: added to the variance.
+
+    Returns:
+      `(y, mean, variance)`: float32 of the shape of `x`, and the batch's statistics, `[C]`; the
+      variance is the biased one.
+    """
+    x = x.astype(jnp.float32)
+    axes = tuple(range(x.ndim - 1))
+    mean = jnp.mean(x, axes)
+    # One pass over x instead of two; rounding can leave a tiny negative, hence the maximum.
+    variance = jnp.maximum(jnp.mean(jnp.square(x), axes) - jnp.square(mean), 0)
+    return (x - mean) * (scale / jnp.sqrt(variance + epsilon)) + bias, mean, variance

@@ -1,0 +1,137 @@
+"""Binarisation with the clipped straight-through gradient, and grouped binary convolution.
+
+Paper: section 3 (straight-through estimator clipped to (-1.2, 1.2)), Appendix B (values after ReLU).
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from ftbnn_jax.ops import convolution
+
+STE_BOUND = 1.2
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def sign_activation(x: jax.Array, bound: float = STE_BOUND, two_valued: bool = False) -> jax.Array:
+    """Binarises activations.
+
+    Forward:   `y = -1, 0, +1` for `x < 0, x == 0, x > 0`; with `two_valued` (Eq. 2), 0 maps to -1.
+    Backward:  `dx = dy` where `-bound <= x <= bound`, else 0.
+
+    Args:
+      x: any shape, floating point. -0.0 counts as 0.
+      bound: where the straight-through gradient ends, inclusive.
+      two_valued: whether an exact 0 becomes -1 instead of staying 0.
+
+    Returns:
+      The signs, in the shape and dtype of `x`.
+    """
+    if two_valued:
+        return sign_weight(x, bound)
+    # `x + 0` would not do: jnp.sign keeps the sign of -0.0, harmless in sums but not in bit patterns.
+    return (x > 0).astype(x.dtype) - (x < 0).astype(x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def sign_weight(w: jax.Array, bound: float = STE_BOUND) -> jax.Array:
+    """Binarises latent weights, so that each becomes one bit.
+
+    Forward:   `y = +1` for `w > 0`, else -1 (Eq. 2).
+    Backward:  `dw = dy` where `-bound <= w <= bound`, else 0.
+
+    Args:
+      w: latent weights, any shape, floating point.
+      bound: where the straight-through gradient ends, inclusive.
+
+    Returns:
+      -1 and +1, in the shape and dtype of `w`.
+    """
+    return jnp.where(w > 0, jnp.ones_like(w), -jnp.ones_like(w))
+
+
+def _clipped_straight_through(x, bound):
+    return jnp.abs(x) <= jnp.asarray(bound, x.dtype)
+
+
+def _sign_activation_fwd(x, bound, two_valued):
+    return sign_activation(x, bound, two_valued), _clipped_straight_through(x, bound)
+
+
+def _sign_weight_fwd(w, bound):
+    return sign_weight(w, bound), _clipped_straight_through(w, bound)
+
+
+sign_activation.defvjp(
+    _sign_activation_fwd, lambda bound, two_valued, inside, g: (jnp.where(inside, g, 0),)
+)
+sign_weight.defvjp(_sign_weight_fwd, lambda bound, inside, g: (jnp.where(inside, g, 0),))
+
+
+def group_sizes(channels: int, groups: int) -> tuple[int, ...]:
+    """Splits `channels` into `groups` parts: `channels // groups` each, the last takes the rest.
+
+    >>> group_sizes(154, 5)
+    (30, 30, 30, 30, 34)
+    """
+    if not 1 <= groups <= channels:
+        raise ValueError(f"groups={groups}: {channels} channels allow 1 to {channels} groups")
+    part = channels // groups
+    return (part,) * (groups - 1) + (channels - part * (groups - 1),)
+
+
+def grouped_conv2d(x: jax.Array, kernels: Sequence[jax.Array], stride: int, padding: int) -> jax.Array:
+    """Convolves each group of channels with its own kernel and concatenates the results.
+
+    A loop over groups, since `feature_group_count` cannot do groups of unequal width, gathers the
+    whole batch on every device under batch sharding, and has a slow weight gradient on CPU.
+
+    Args:
+      x: `[N, H, W, I]`; the groups take its channels in order.
+      kernels: one `[K, K, I_g, O_g]` a group, with `sum(I_g) == I`, of the dtype of `x`.
+      stride: step in both directions.
+      padding: zeros added on each of the four sides.
+
+    Returns:
+      float32 `[N, H', W', sum(O_g)]`.
+    """
+    widths = [kernel.shape[2] for kernel in kernels]
+    if sum(widths) != x.shape[-1]:
+        raise ValueError(f"kernels take {widths} channels, the input has {x.shape[-1]}")
+    if len(kernels) == 1:
+        return convolution.conv2d(x, kernels[0], stride, padding)
+    offsets = [sum(widths[:g]) for g in range(1, len(widths))]
+    parts = jnp.split(x, offsets, axis=-1)
+    outputs = [convolution.conv2d(p, k, stride, padding) for p, k in zip(parts, kernels, strict=True)]
+    return jnp.concatenate(outputs, axis=-1)
+
+
+def binary_conv2d(
+    x: jax.Array,
+    kernels: Sequence[jax.Array],
+    *,
+    stride: int = 1,
+    padding: int = 1,
+    bound: float = STE_BOUND,
+    two_valued: bool = False,
+    compute_dtype: jnp.dtype = jnp.float32,
+) -> jax.Array:
+    """Binarises activations and latent weights and convolves them, group by group.
+
+    Args:
+      x: real activations `[N, H, W, I]`.
+      kernels: real latent weights, one `[K, K, I_g, O_g]` a group.
+      stride: step in both directions.
+      padding: zeros added on each side after binarisation; a padded position adds nothing to a sum.
+      bound: where the straight-through gradients end, inclusive.
+      two_valued: whether an exact 0 among the activations becomes -1 instead of staying 0.
+      compute_dtype: dtype of the signs; the sums are the same integers in every one.
+
+    Returns:
+      float32 `[N, H', W', O]`, every element an integer.
+    """
+    signs = sign_activation(x, bound, two_valued).astype(compute_dtype)
+    signed_kernels = [sign_weight(kernel, bound).astype(compute_dtype) for kernel in kernels]
+    return grouped_conv2d(signs, signed_kernels, stride, padding)

@@ -1,0 +1,1 @@
+"""Input, optimisation, checkpoints and the training loop."""
