@@ -17,7 +17,7 @@ from ftbnn_jax.ops import batch_norm, binary, convolution, pooling
 
 def stream_dtype(compute_dtype: jnp.dtype) -> jnp.dtype:
     """Returns the dtype of the activations between blocks."""
-    return jnp.bfloat16 if compute_dtype == jnp.bfloat16 else jnp.float32
+    return jnp.bfloat16 if jnp.dtype(compute_dtype) == jnp.bfloat16 else jnp.float32
 
 
 class Conv(nn.Module):
