@@ -1,0 +1,97 @@
+"""The modules that the networks are made of, each alone."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ftbnn_jax.nn import blocks, spec
+
+
+@pytest.mark.parametrize(
+    ("features_in", "features", "groups", "stds"),
+    [
+        (64, 128, 1, [2 * math.sqrt(2 / (9 * 64 + 9 * 128))]),
+        # Fan in of the group, fan out of the whole convolution; 94 channels are 30 + 30 + 34.
+        (94, 94, 3, [2 * math.sqrt(2 / (9 * i + 9 * 94)) for i in (30, 30, 34)]),
+    ],
+)
+def test_latent_weights_start_xavier_normal_with_gain_two(features_in, features, groups, stds):
+    module = blocks.BinaryConv(features, groups)
+    kernels = module.init(jax.random.key(0), jnp.zeros((1, 3, 3, features_in)))["params"]
+    for g, std in enumerate(stds):
+        kernel = np.asarray(kernels[f"kernel_{g}"], np.float64)
+        # The standard error of a standard deviation from n values is std / sqrt(2 n).
+        assert abs(kernel.std() - std) < 5 * std / math.sqrt(2 * kernel.size)
+        assert abs(kernel.mean()) < 5 * std / math.sqrt(kernel.size)
+
+
+def test_a_binary_convolutions_integers_are_the_same_in_every_compute_dtype():
+    # Quarters, which every dtype holds; a ninth of them are exact zeros.
+    x = jnp.asarray(np.random.default_rng(0).integers(-4, 5, (2, 5, 6, 14)) / 4, jnp.float32)
+    rng = np.random.default_rng(1)
+    widths = ((4, 3), (4, 3), (6, 5))
+    kernels = {f"kernel_{g}": rng.standard_normal((3, 3, *w)) for g, w in enumerate(widths)}
+
+    @jax.jit
+    def run(x, kernels):
+        return [
+            blocks.BinaryConv(11, 3, stride=2, compute_dtype=dtype).apply(
+                {"params": kernels}, x.astype(blocks.stream_dtype(dtype))
+            )
+            for dtype in (jnp.float32, jnp.bfloat16, jnp.float16)
+        ]
+
+    expected, *others = run(x, kernels)
+    assert len(np.unique(expected)) > 10
+    for y in others:
+        assert y.dtype == expected.dtype == jnp.float32
+        np.testing.assert_array_equal(y, expected)
+
+
+@pytest.mark.parametrize(
+    ("sign", "after_relu", "zeros_count"),
+    [
+        ("three_valued", False, 0),
+        ("three_valued", True, 0),
+        ("two_valued", False, -1),
+        ("two_valued", True, 0),
+    ],
+)
+def test_what_an_exact_zero_adds_to_a_sum(sign, after_relu, zeros_count):
+    net = spec.small((1,), 4, sign=sign, stem_activation="relu" if after_relu else "none")
+    (plan,) = net.plan()
+    x = jnp.zeros((1, 3, 3, 4))
+    block = blocks.BinaryBlock(net, plan)
+    weights = np.random.default_rng(0).choice([-1.0, 1.0], (3, 3, 4, 4)).astype(np.float32)
+    ones = jax.tree.map(
+        lambda leaf: jnp.ones(leaf.shape),
+        jax.eval_shape(lambda: block.init(jax.random.key(0), x, False)),
+    )
+    variables = ones | {"params": ones["params"] | {"conv": {"kernel_0": weights}}}
+    _, state = block.apply(
+        variables, x, False, capture_intermediates=lambda m, _: isinstance(m, blocks.BinaryConv)
+    )
+    (y,) = state["intermediates"]["conv"]["__call__"]
+    # In the middle the window is whole; padding adds nothing in any case.
+    np.testing.assert_array_equal(y[0, 1, 1], zeros_count * weights.sum((0, 1, 2)))
+    np.testing.assert_array_equal(y[0, 0, 0], zeros_count * weights[1:, 1:].sum((0, 1, 2)))
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0.25])
+def test_running_statistics_are_moving_averages_of_the_batchs(momentum):
+    x = jnp.asarray(np.random.default_rng(0).normal(1, 3, (6, 3, 3, 2)), jnp.float32)
+    module = blocks.BatchNorm(momentum)
+    variables = module.init(jax.random.key(0), x, True)
+    # Initialising must not count as a step.
+    for name, start in (("mean", 0), ("var", 1)):
+        np.testing.assert_array_equal(variables["batch_stats"][name], np.full(2, start))
+    _, state = module.apply(variables, x, True, mutable=["batch_stats"])
+    values = np.asarray(x, np.float64)
+    expected = {"mean": values.mean((0, 1, 2)), "var": values.var((0, 1, 2))}
+    for name, start in (("mean", 0), ("var", 1)):
+        np.testing.assert_allclose(
+            state["batch_stats"][name], momentum * start + (1 - momentum) * expected[name], rtol=1e-5
+        )
