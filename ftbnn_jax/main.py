@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
             raise UserError(f"--{flag.name}: must be given; --help lists the options")
     config = config_lib.TrainConfig.from_dict(_CONFIG.value)
     workdir = _WORKDIR.value
-    logging.set_verbosity(logging.WARNING)
+    logging.set_verbosity(logging.ERROR)
 
     # Imported late: a mistake in the command line is told without waiting for these.
     from ftbnn_jax.train import checkpoint, interrupt, loop

@@ -1,7 +1,6 @@
 """Checkpoints of a run, through Orbax: asynchronous, atomic, the latest few and the best one kept."""
 
 import contextlib
-import logging
 import pathlib
 import shutil
 from typing import Any
@@ -11,11 +10,10 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 import ftbnn_jax
+from ftbnn_jax import report
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.train.state import TrainState
-
-_logger = logging.getLogger(__name__)
 
 # What must not change between a checkpoint and the run that continues it.
 _ARCHITECTURE = ("model", "num_classes")
@@ -102,10 +100,9 @@ class Checkpoints:
             except UserError:
                 raise
             except Exception as error:  # Orbax raises whatever its many layers raise.
-                _logger.warning(
-                    "%s: damaged (%s), falling back to the checkpoint before it",
-                    self._directory / str(step),
-                    _summary(error),
+                report.warn(
+                    f"{self._directory / str(step)}: damaged ({_summary(error)}); falling back to the "
+                    "checkpoint before it"
                 )
                 damaged.append(step)
                 continue
@@ -239,4 +236,4 @@ def _warn_of_changes(before: dict[str, Any], now: TrainConfig) -> None:
         old = before.get(name)
         old = tuple(old) if isinstance(old, list) else old
         if name not in _ARCHITECTURE and old != value:
-            _logger.warning("config.%s is now %r; the checkpoint was made with %r", name, value, old)
+            report.warn(f"config.{name} is now {value!r}; the checkpoint was made with {old!r}")

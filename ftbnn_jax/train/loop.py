@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ftbnn_jax import report
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.train import checkpoint, datasets, input_pipeline, interrupt, metrics, optimizer, state
@@ -111,7 +112,7 @@ def train(config: TrainConfig, workdir: str) -> None:
             writer.close()
     accuracies = writer.values("eval", "accuracy")
     best_step, best = max(accuracies, key=lambda pair: pair[1])
-    metrics.print_table(
+    report.print_table(
         "Trained",
         [
             ("steps", f"{num_steps:,}" + (f" (from {first_step:,})" if first_step else "")),
@@ -148,7 +149,7 @@ def evaluate(config: TrainConfig, variables: dict[str, Any], step: int) -> dict[
         step_lib.batch_sharding(mesh),
         lambda: False,
     )
-    metrics.print_table(
+    report.print_table(
         "Evaluated",
         [
             ("step", f"{step:,}"),
@@ -171,7 +172,7 @@ def _restore_or_init(config, channels, tx, mesh, checkpoints) -> tuple[state.Tra
     restored = checkpoints.restore_latest(abstract)
     if restored is None:
         return init(), 0
-    metrics.console.print(f"resuming from step {int(restored.step)} in {checkpoints.directory}")
+    report.console.print(f"resuming from step {int(restored.step)} in {checkpoints.directory}")
     return restored, int(restored.step)
 
 

@@ -4,15 +4,11 @@ import json
 import os
 import pathlib
 import time
-from typing import Any
 
-import rich.console
 import rich.progress
-import rich.table
 import tensorboardX
 
-# One console for everything that goes to standard output.
-console = rich.console.Console(highlight=False, soft_wrap=True)
+from ftbnn_jax.report import console
 
 
 class MetricsWriter:
@@ -142,13 +138,3 @@ def format_seconds(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}"
-
-
-def print_table(title: str, rows: list[tuple[str, Any]]) -> None:
-    """Prints a table of names and values."""
-    table = rich.table.Table(title=title, show_header=False, title_justify="left")
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows:
-        table.add_row(name, str(value))
-    console.print(table)
