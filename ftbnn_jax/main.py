@@ -70,14 +70,23 @@ def main(argv: Sequence[str]) -> int:
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
     """Parses flags like absl does, but turns every mistake into one line."""
+    _check_config(argv[1:])
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
         raise UserError(str(error).splitlines()[0]) from error
-    except UserError:
-        raise
-    except Exception as error:  # A config file can raise anything.
-        raise UserError(f"--config: {type(error).__name__}: {str(error).splitlines()[0]}") from error
+
+
+def _check_config(arguments: Sequence[str]) -> None:
+    """Loads the config file and looks every override up, since absl's own errors name neither well."""
+    paths = [a.partition("=")[2] for a in arguments if a.startswith(("--config=", "-config="))]
+    if not paths:
+        return
+    config = config_lib.load(paths[-1]).to_dict()
+    for argument in arguments:
+        name, equals, _ = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and equals and name.startswith("config."):
+            config_lib.check_key(config, name.removeprefix("config."))
 
 
 def run() -> None:

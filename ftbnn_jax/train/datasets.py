@@ -153,14 +153,15 @@ def _tfds_builder(dataset: str, data_dir: str) -> Any:
     import_tensorflow()
     import tensorflow_datasets as tfds
 
+    name = dataset.partition("/")[0].partition(":")[0]
+    known = tfds.list_builders(with_community_datasets=False)
+    root = data_dir or os.environ.get("TFDS_DATA_DIR") or tfds.core.constants.DATA_DIR
+    # Asked here, since TFDS looks for an unknown name on the network before it gives up.
+    if name not in known and not os.path.isdir(os.path.join(root, name)):
+        nearest = difflib.get_close_matches(name, ["digits", "fake", *known], n=1, cutoff=0)[0]
+        raise UserError(f"config.dataset={dataset!r}: no such data set; the nearest is {nearest!r}")
     try:
         builder = tfds.builder(dataset, data_dir=data_dir or None)
-    except tfds.core.DatasetNotFoundError:
-        known = ["digits", "fake", *tfds.list_builders()]
-        nearest = difflib.get_close_matches(dataset, known, n=1, cutoff=0)[0]
-        raise UserError(
-            f"config.dataset={dataset!r}: no such data set; the nearest is {nearest!r}"
-        ) from None
     except (ValueError, OSError) as error:
         raise UserError(f"config.dataset={dataset!r}: {_first_line(error)}") from error
     if not builder.info.splits:
