@@ -7,6 +7,7 @@ so that every one can be overridden on the command line. Below `main` the code s
 
 import dataclasses
 import difflib
+import glob
 import os
 import runpy
 from collections.abc import Mapping
@@ -138,11 +139,10 @@ class TrainConfig:
         Raises:
           UserError: a field is unknown or has an impossible value.
         """
-        known = [field.name for field in dataclasses.fields(cls)]
+        known = {field.name: None for field in dataclasses.fields(cls)}
         values = {}
         for name, value in fields.items():
-            if name not in known:
-                raise UserError(unknown_key_message(name, known))
+            check_key(known, name)
             if isinstance(value, (list, tuple)):
                 value = tuple(value)
             values[name] = ResNetSpec.from_dict(dict(value)) if name == "model" else value
@@ -174,14 +174,33 @@ def load(path: str) -> TrainConfig:
     """
     file, _, argument = path.partition(":")
     if not os.path.isfile(file):
-        raise UserError(f"{file}: no such config file")
-    get_config = runpy.run_path(file).get("get_config")
-    if get_config is None:
-        raise UserError(f"{file}: has no function get_config")
-    return TrainConfig.from_dict(get_config(argument) if argument else get_config())
+        folder = os.path.dirname(file) or "."
+        there = sorted(glob.glob(os.path.join(folder, "*.py")))
+        nearest = difflib.get_close_matches(file, there, n=1, cutoff=0)
+        raise UserError(
+            f"{file}: no such config file" + (f"; the nearest is {nearest[0]}" if nearest else "")
+        )
+    try:
+        get_config = runpy.run_path(file)["get_config"]
+        config = get_config(argument) if argument else get_config()
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except Exception as error:  # A config file can raise anything.
+        raise UserError(f"{path}: {type(error).__name__}: {str(error).splitlines()[0]}") from error
+    return TrainConfig.from_dict(config)
 
 
-def unknown_key_message(name: str, known: list[str]) -> str:
-    """Says that a key is unknown and which known one is nearest."""
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)
-    return f"config.{name}: no such key; the nearest is config.{nearest[0]}"
+def check_key(config: Mapping[str, Any], key: str) -> None:
+    """Raises a UserError naming the nearest known key where `config` has no `key` ("model.width")."""
+    if key not in (known := _dotted(config)):
+        nearest = difflib.get_close_matches(key, known, n=1, cutoff=0)[0]
+        raise UserError(f"config.{key}: no such key; the nearest is config.{nearest}")
+
+
+def _dotted(config: Mapping[str, Any]) -> list[str]:
+    keys = []
+    for name, value in config.items():
+        keys.append(name)
+        if isinstance(value, Mapping):
+            keys += [f"{name}.{inner}" for inner in _dotted(value)]
+    return keys

@@ -94,8 +94,7 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, shape)
         if not train:
             folded = batch_norm.fold(scale, bias, running_mean.value, running_var.value, self.epsilon)
-            # Without the barrier the compiler may merge folding into what follows and round otherwise.
-            return batch_norm.apply_folded(x, *jax.lax.optimization_barrier(folded))
+            return batch_norm.apply_folded(x, *folded)
         y, mean, var = batch_norm.normalize(x, scale, bias, self.epsilon)
         if not self.is_initializing():
             keep = self.momentum

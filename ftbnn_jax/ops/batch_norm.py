@@ -6,6 +6,7 @@ next sign in both: a value that is exactly 0 in one is exactly 0 in the other.
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 
 def fold(
@@ -24,7 +25,10 @@ def fold(
       `(a, b)`, float32 `[C]` each, with `a = scale / sqrt(variance + epsilon)`, `b = bias - mean * a`.
     """
     multiplier = scale / jnp.sqrt(variance + epsilon)
-    return multiplier, bias - mean * multiplier
+    # The barriers keep the compiler from fusing product and difference, or these numbers into what
+    # uses them: either would round differently from program to program.
+    shift = lax.optimization_barrier(mean * multiplier)
+    return lax.optimization_barrier((multiplier, bias - shift))
 
 
 def apply_folded(x: jax.Array, multiplier: jax.Array, offset: jax.Array) -> jax.Array:

@@ -1,0 +1,145 @@
+"""Runs an artifact: every binary convolution on bits, the rest in float32. Needs numpy and jax alone."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ftbnn_jax.deploy import artifact as artifact_lib
+from ftbnn_jax.errors import UserError
+from ftbnn_jax.nn.spec import BinaryConvPlan, ResNetSpec
+from ftbnn_jax.ops import activations, batch_norm, binary, bitpack, convolution, image, pooling
+
+Tensors = dict[str, Any]
+
+
+class Runtime:
+    """A packed network, ready to run.
+
+    Args:
+      artifact: what to run.
+
+    Raises:
+      UserError: a tensor is missing or has another shape than the spec asks for.
+    """
+
+    def __init__(self, artifact: artifact_lib.Artifact):
+        self.artifact = artifact
+        self._tensors = _prepare(artifact)
+
+    @classmethod
+    def load(cls, path: str) -> "Runtime":
+        """Reads an artifact; raises a UserError where it is missing, damaged or of another schema."""
+        return cls(artifact_lib.load(path))
+
+    def logits(self, images: Any) -> jax.Array:
+        """Returns float32 `[N, num_classes]` for uint8 images `[N, H, W, C]` of any size."""
+        a = self.artifact
+        if images.ndim != 4 or images.shape[-1] != a.channels or images.dtype != np.uint8:
+            raise UserError(
+                f"images: uint8 [N, H, W, {a.channels}] expected, found {images.dtype} "
+                f"{list(images.shape)}"
+            )
+        return _logits(self._tensors, images, a.spec, a.image_size, a.pixel_mean, a.pixel_std)
+
+    def predict(self, images: Any) -> np.ndarray:
+        """Returns the most likely class of each image, int32 `[N]`."""
+        return np.asarray(jnp.argmax(self.logits(images), axis=-1))
+
+    def binary_conv(self, plan: BinaryConvPlan, x: jax.Array) -> jax.Array:
+        """Runs one binary convolution alone.
+
+        Args:
+          plan: one of `artifact.spec.plan()`.
+          x: real activations `[N, H, W, plan.conv_in_features]`.
+
+        Returns:
+          int32 `[N, H', W', plan.features]`.
+        """
+        return _binary_conv(self._tensors[plan.name]["conv"], self.artifact.spec, plan, x)
+
+
+def _prepare(artifact: artifact_lib.Artifact) -> Tensors:
+    """Nests the tensors by module and packs the kernels into the words that the convolution reads."""
+    nested: Tensors = {}
+    for name, tensor in artifact.tensors.items():
+        *path, leaf = name.split("/")
+        functools.reduce(lambda node, key: node.setdefault(key, {}), path, nested)[leaf] = tensor
+    for plan in artifact.spec.plan():
+        name = f"{plan.name}/conv/bits"
+        shapes = [
+            (3, 3, i, o)
+            for i, o in zip(
+                binary.group_sizes(plan.conv_in_features, plan.groups),
+                binary.group_sizes(plan.features, plan.groups),
+                strict=True,
+            )
+        ]
+        sizes = [int(np.prod(shape)) for shape in shapes]
+        words = artifact.tensors.get(name)
+        expected = (bitpack.words_for(sum(sizes)),)
+        if words is None or words.shape != expected or words.dtype != np.uint32:
+            found = "missing" if words is None else f"{words.dtype} {list(words.shape)}"
+            raise UserError(f"tensor {name!r}: expected uint32 {list(expected)}, found {found}")
+        bits = np.split(bitpack.unpack_stream(words, sum(sizes)), np.cumsum(sizes)[:-1])
+        nested[plan.name]["conv"] = [
+            bitpack.pack_kernel(jnp.asarray(b.reshape(shape)))
+            for b, shape in zip(bits, shapes, strict=True)
+        ]
+    return jax.tree.map(jnp.asarray, nested)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
+def _logits(tensors, images, spec, image_size, pixel_mean, pixel_std):
+    x = image.standardize(images, image_size, pixel_mean, pixel_std)
+    stem = tensors["stem"]
+    x = convolution.conv2d(x, stem["conv"]["kernel"], spec.stem_stride, spec.stem_kernel // 2)
+    x = _batch_norm(stem["bn"], x)
+    x = _activation(stem, spec.stem_activation, x)
+    if spec.stem_pool:
+        x = pooling.max_pool(x)
+    for plan in spec.plan():
+        x = _block(tensors[plan.name], spec, plan, x)
+    return jnp.dot(pooling.global_avg_pool(x), tensors["head"]["kernel"]) + tensors["head"]["bias"]
+
+
+def _block(tensors: Tensors, spec: ResNetSpec, plan: BinaryConvPlan, x: jax.Array) -> jax.Array:
+    shortcut = x if plan.shortcut == "identity" else None
+    if plan.shortcut == "duplicate":
+        pooled = pooling.avg_pool_3x3(x)
+        shortcut = jnp.concatenate([pooled, pooled], axis=-1)
+        x = jnp.concatenate([x, x], axis=-1)
+    elif plan.shortcut == "conv":
+        shortcut = convolution.conv2d(pooling.avg_pool_2x2(x), tensors["shortcut_conv"]["kernel"])
+        shortcut = _batch_norm(tensors["shortcut_bn"], shortcut)
+    y = _batch_norm(tensors["bn"], _binary_conv(tensors["conv"], spec, plan, x))
+    if shortcut is not None:
+        y = y + shortcut
+    return _activation(tensors, plan.activation, y)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _binary_conv(kernels, spec: ResNetSpec, plan: BinaryConvPlan, x: jax.Array) -> jax.Array:
+    return bitpack.binary_conv2d(
+        x,
+        kernels,
+        binary.group_sizes(plan.conv_in_features, plan.groups),
+        stride=plan.stride,
+        two_valued=spec.two_valued_sign(plan),
+    )
+
+
+def _batch_norm(tensors: Tensors, x: jax.Array) -> jax.Array:
+    return batch_norm.apply_folded(x, tensors["multiplier"], tensors["offset"])
+
+
+def _activation(tensors: Tensors, name: str, x: jax.Array) -> jax.Array:
+    if name == "relu":
+        return activations.relu(x)
+    if name == "prelu":
+        return activations.prelu(x, tensors["act"]["negative_slope"])
+    if name == "fprelu":
+        return activations.fprelu(x, tensors["act"]["negative_slope"], tensors["act"]["positive_slope"])
+    return x

@@ -1,0 +1,153 @@
+"""Proof that a packed artifact computes what the training graph computes.
+
+Layer by layer, teacher-forced: the runtime's integer convolution runs on the very activations that
+reached the training graph's convolution, and every integer is compared. Then end to end: logits, top-1.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import rich.table
+from flax import linen as nn
+
+from ftbnn_jax.config import TrainConfig
+from ftbnn_jax.deploy import runtime as runtime_lib
+from ftbnn_jax.errors import UserError
+from ftbnn_jax.nn.blocks import BinaryConv
+from ftbnn_jax.nn.resnet import ResNet
+from ftbnn_jax.ops import image
+from ftbnn_jax.report import console
+
+
+@dataclasses.dataclass
+class LayerResult:
+    """Comparison of one binary convolution, over all images.
+
+    Attributes:
+      name: of the layer.
+      compared: integers compared.
+      differing: integers that differ.
+      inputs: activations that entered the convolution.
+      zeros: how many of them were exactly 0.
+    """
+
+    name: str
+    compared: int = 0
+    differing: int = 0
+    inputs: int = 0
+    zeros: int = 0
+
+
+@dataclasses.dataclass
+class Result:
+    """Outcome of a verification.
+
+    Attributes:
+      layers: one entry a binary convolution.
+      images: images compared.
+      agreeing: images with the same top-1 class in both.
+      logit_error: largest difference of a logit, relative to the largest logit of the image.
+    """
+
+    layers: list[LayerResult]
+    images: int = 0
+    agreeing: int = 0
+    logit_error: float = 0.0
+
+    @property
+    def differing(self) -> int:
+        """Integers that differ, over all layers."""
+        return sum(layer.differing for layer in self.layers)
+
+
+def compare(
+    config: TrainConfig,
+    variables: dict[str, Any],
+    runtime: runtime_lib.Runtime,
+    batches: Iterable[dict[str, np.ndarray]],
+) -> Result:
+    """Compares the training graph in inference mode with the packed runtime.
+
+    Args:
+      config: of the run.
+      variables: `params` and `batch_stats` of the training graph.
+      runtime: the packed network.
+      batches: uint8 `image` and `weight`; images of weight 0 are left out.
+    """
+    model = ResNet(config.model, config.num_classes, jnp.dtype(config.compute_dtype))
+
+    @jax.jit
+    def training_graph(images):
+        convolutions = {}
+
+        def record(call, args, kwargs, context):
+            output = call(*args, **kwargs)
+            if isinstance(context.module, BinaryConv) and context.method_name == "__call__":
+                convolutions[context.module.path[0]] = (args[0], output)
+            return output
+
+        x = image.standardize(images, config.image_size, config.pixel_mean, config.pixel_std)
+        with nn.intercept_methods(record):
+            logits = model.apply(variables, x, train=False)
+        return logits, convolutions
+
+    plans = runtime.artifact.spec.plan()
+    result = Result([LayerResult(plan.name) for plan in plans])
+    for batch in batches:
+        images = batch["image"][batch["weight"] > 0]
+        logits, convolutions = training_graph(images)
+        for plan, layer in zip(plans, result.layers, strict=True):
+            x, expected = convolutions[plan.name]
+            integers = runtime.binary_conv(plan, x)
+            layer.compared += integers.size
+            layer.differing += int(jnp.sum(integers != expected))
+            layer.inputs += x.size
+            layer.zeros += int(jnp.sum(x == 0))
+        packed = np.asarray(runtime.logits(images))
+        logits = np.asarray(logits)
+        result.images += len(images)
+        result.agreeing += int(np.sum(packed.argmax(-1) == logits.argmax(-1)))
+        largest = np.abs(logits).max(-1, keepdims=True)
+        error = np.abs(packed - logits) / np.maximum(largest, np.finfo(np.float32).tiny)
+        result.logit_error = max(result.logit_error, float(error.max()))
+    return result
+
+
+def run(
+    path: str,
+    config: TrainConfig,
+    variables: dict[str, Any],
+    batches: Iterable[dict[str, np.ndarray]],
+) -> int:
+    """Verifies the artifact at `path`, prints a table, and returns 1 if any integer differs, else 0.
+
+    Raises:
+      UserError: the artifact is missing, damaged, or of another network.
+    """
+    runtime = runtime_lib.Runtime.load(path)
+    if runtime.artifact.spec != config.model or runtime.artifact.num_classes != config.num_classes:
+        raise UserError(f"{path}: packed from another network than the config's; --mode=export anew")
+    result = compare(config, variables, runtime, batches)
+    table = rich.table.Table(title=f"Verified on {result.images:,} test images", title_justify="left")
+    for header in ("binary convolution", "inputs that are 0", "integers compared", "differing"):
+        table.add_column(header, justify="left" if header == "binary convolution" else "right")
+    for layer in result.layers:
+        table.add_row(
+            layer.name,
+            f"{layer.zeros / layer.inputs:.2%}",
+            f"{layer.compared:,}",
+            f"{layer.differing:,}",
+        )
+    compared = sum(layer.compared for layer in result.layers)
+    table.add_section()
+    table.add_row("all", "", f"{compared:,}", f"{result.differing:,}")
+    console.print(table)
+    console.print(
+        f"end to end: top-1 agrees on {result.agreeing:,} of {result.images:,} images, largest relative "
+        f"logit difference {result.logit_error:.1e}"
+    )
+    return 1 if result.differing else 0

@@ -1,0 +1,102 @@
+"""Command line: `python -m ftbnn_jax.main --config=configs/X.py --workdir=DIR [--mode=...]`."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from ftbnn_jax import config as config_lib
+from ftbnn_jax.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", help_string="File of the experiment; --config.KEY=VALUE overrides a field of it."
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
+_MODE = flags.DEFINE_enum(
+    "mode",
+    "train",
+    ["train", "evaluate", "export", "verify"],
+    "train: until the end, from the newest checkpoint. evaluate: accuracy of a checkpoint. export: pack "
+    "a checkpoint into WORKDIR/model.safetensors. verify: compare the packed integers with training's.",
+)
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", "latest", "For evaluate, export and verify: latest, best, or a step."
+)
+_NUM_IMAGES = flags.DEFINE_integer(
+    "num_images", 1000, "For verify: test images to compare; 0 for all.", lower_bound=0
+)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the mode that the flags ask for; returns the exit status."""
+    if len(argv) > 1:
+        raise UserError(f"{argv[1]}: unexpected; options are written --name=value")
+    for flag in (_CONFIG, _WORKDIR):
+        if not flag.value:
+            raise UserError(f"--{flag.name}: must be given; --help lists the options")
+    config = config_lib.TrainConfig.from_dict(_CONFIG.value)
+    workdir = _WORKDIR.value
+    logging.set_verbosity(logging.ERROR)
+
+    # Imported late: a mistake in the command line is told without waiting for these.
+    from ftbnn_jax.train import checkpoint, interrupt, loop
+
+    if _MODE.value == "train":
+        try:
+            loop.train(config, workdir)
+        except interrupt.Interrupted as message:
+            print(f"{message}; the same command goes on from there", file=sys.stderr)
+            return interrupt.EXIT_STATUS
+        return 0
+
+    variables, experiment, step = checkpoint.load_variables(workdir, _CHECKPOINT.value)
+    checkpoint.check_same_model(workdir, config, experiment)
+    if _MODE.value == "evaluate":
+        loop.evaluate(config, variables, step)
+        return 0
+
+    from ftbnn_jax.deploy import export, verify
+    from ftbnn_jax.train import datasets, input_pipeline
+
+    path = os.path.join(workdir, "model.safetensors")
+    if _MODE.value == "export":
+        return export.run(path, config, variables, experiment, step)
+    split = datasets.open_split(config, train=False)
+    batches = input_pipeline.eval_batches(split, config, num_examples=_NUM_IMAGES.value)
+    return verify.run(path, config, variables, batches)
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    """Parses flags like absl does, but turns every mistake into one line."""
+    _check_config(argv[1:])
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        raise UserError(str(error).splitlines()[0]) from error
+
+
+def _check_config(arguments: Sequence[str]) -> None:
+    """Loads the config file and looks every override up, since absl's own errors name neither well."""
+    paths = [a.partition("=")[2] for a in arguments if a.startswith(("--config=", "-config="))]
+    if not paths:
+        return
+    config = config_lib.load(paths[-1]).to_dict()
+    for argument in arguments:
+        name, equals, _ = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and equals and name.startswith("config."):
+            config_lib.check_key(config, name.removeprefix("config."))
+
+
+def run() -> None:
+    """Entry point: prints a user's mistake as one line and exits with status 2."""
+    try:
+        app.run(main, flags_parser=_parse_flags)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    run()

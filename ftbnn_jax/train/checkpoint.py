@@ -1,0 +1,239 @@
+"""Checkpoints of a run, through Orbax: asynchronous, atomic, the latest few and the best one kept."""
+
+import contextlib
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+import ftbnn_jax
+from ftbnn_jax import report
+from ftbnn_jax.config import TrainConfig
+from ftbnn_jax.errors import UserError
+from ftbnn_jax.train.state import TrainState
+
+# What must not change between a checkpoint and the run that continues it.
+_ARCHITECTURE = ("model", "num_classes")
+
+
+class Checkpoints:
+    """The checkpoints in `workdir/checkpoints`; also a context manager that waits for the last save.
+
+    Args:
+      workdir: directory of the run; made if need be.
+      config: of the run; saved beside the state and compared on restoring.
+      channels: of the images; saved likewise.
+      class_names: one name a class; saved likewise.
+
+    Raises:
+      UserError: `workdir` cannot be written.
+    """
+
+    def __init__(self, workdir: str, config: TrainConfig, channels: int, class_names: tuple[str, ...]):
+        self._config = config
+        self._directory = pathlib.Path(workdir).absolute() / "checkpoints"
+        self._experiment = {
+            "config": config.to_dict(),
+            "channels": channels,
+            "class_names": list(class_names),
+            "version": ftbnn_jax.__version__,
+        }
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            probe = self._directory / ".writable"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise UserError(f"--workdir={workdir}: cannot be written: {error.strerror}") from error
+        self._manager = _manager(self._directory, config.keep_checkpoints)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.close()
+
+    @property
+    def directory(self) -> pathlib.Path:
+        return self._directory
+
+    def save(self, state: TrainState, step: int, accuracy: float | None = None) -> None:
+        """Saves `state` under `step` in the background, unless that step is there already.
+
+        Args:
+          state: copied to the host before this returns.
+          step: equals `state.step`.
+          accuracy: on the evaluation split, where this step was evaluated; decides what is best.
+        """
+        if step in self._manager.all_steps():
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state), experiment=ocp.args.JsonSave(self._experiment)
+            ),
+            metrics=None if accuracy is None else {"accuracy": accuracy},
+        )
+
+    def restore_latest(self, state: TrainState) -> TrainState | None:
+        """Returns the state of the newest checkpoint that can be read, or None where there is none.
+
+        A damaged checkpoint is reported, set aside in `workdir/checkpoints_damaged`, and the one before
+        it is taken.
+
+        Args:
+          state: gives structure, shapes and shardings.
+
+        Raises:
+          UserError: the checkpoint is of another architecture, or none of several can be read.
+        """
+        damaged = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                experiment = self._restore_item(step, "experiment", ocp.args.JsonRestore())
+                _check_same_architecture(self._directory / str(step), self._experiment, experiment)
+                abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+                restored = self._restore_item(step, "state", ocp.args.StandardRestore(abstract))
+            except UserError:
+                raise
+            except Exception as error:  # Orbax raises whatever its many layers raise.
+                report.warn(
+                    f"{self._directory / str(step)}: damaged ({_summary(error)}); falling back to the "
+                    "checkpoint before it"
+                )
+                damaged.append(step)
+                continue
+            self._set_aside(damaged)
+            _warn_of_changes(experiment["config"], self._config)
+            return restored
+        if damaged:
+            raise UserError(
+                f"{self._directory}: none of its checkpoints ({', '.join(map(str, damaged))}) can be "
+                "read; restore one from a copy, or remove the directory to start anew"
+            )
+        return None
+
+    def _restore_item(self, step: int, name: str, args: Any) -> Any:
+        return self._manager.restore(step, args=ocp.args.Composite(**{name: args}))[name]
+
+    def _set_aside(self, steps: list[int]) -> None:
+        if not steps:
+            return
+        aside = self._directory.with_name("checkpoints_damaged")
+        aside.mkdir(exist_ok=True)
+        for step in steps:
+            shutil.rmtree(aside / str(step), ignore_errors=True)
+            (self._directory / str(step)).rename(aside / str(step))
+        self._manager.reload()
+
+
+def load_variables(workdir: str, which: str = "latest") -> tuple[dict[str, Any], dict[str, Any], int]:
+    """Reads the network of a trained run, without its optimizer.
+
+    Args:
+      workdir: directory of the run.
+      which: "latest", "best" (highest evaluated accuracy) or a step.
+
+    Returns:
+      `variables` (`params` and `batch_stats`, NumPy arrays), `experiment` (`config`, `channels`,
+      `class_names`, `version`) and the step.
+
+    Raises:
+      UserError: there is no such checkpoint, or it cannot be read.
+    """
+    directory = pathlib.Path(workdir).absolute() / "checkpoints"
+    if not directory.is_dir():
+        raise UserError(f"--workdir={workdir}: holds no checkpoints; train there first")
+    with contextlib.closing(_manager(directory, keep=None)) as manager:
+        steps = sorted(manager.all_steps())
+        if not steps:
+            raise UserError(f"{directory}: holds no checkpoint; train there first")
+        if which == "latest":
+            step = steps[-1]
+        elif which == "best":
+            step = manager.best_step()
+            if step is None:
+                raise UserError(f"{directory}: no checkpoint was evaluated; use --checkpoint=latest")
+        elif which.isdigit() and int(which) in steps:
+            step = int(which)
+        else:
+            raise UserError(
+                f"--checkpoint={which}: must be latest, best, or one of {', '.join(map(str, steps))}"
+            )
+        try:
+            restored = manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(), experiment=ocp.args.JsonRestore()
+                ),
+            )
+        except Exception as error:
+            raise UserError(
+                f"{directory / str(step)}: damaged ({_summary(error)}); there are the steps "
+                f"{', '.join(map(str, steps))} to choose from with --checkpoint"
+            ) from error
+    state = jax.device_get(restored["state"])
+    variables = {"params": state["params"], "batch_stats": state["batch_stats"]}
+    return variables, dict(restored["experiment"]), step
+
+
+def check_same_model(workdir: str, config: TrainConfig, experiment: dict[str, Any]) -> None:
+    """Raises a UserError where a checkpoint's `experiment` is of another network than `config`'s."""
+    path = pathlib.Path(workdir) / "checkpoints"
+    _check_same_architecture(path, {**experiment, "config": config.to_dict()}, experiment)
+
+
+def _manager(directory: pathlib.Path, keep: int | None) -> ocp.CheckpointManager:
+    policy = preservation_policy.PreserveAll()
+    if keep is not None:
+        best = preservation_policy.BestN(
+            get_metric_fn=_accuracy, n=1, keep_checkpoints_without_metrics=False
+        )
+        policy = preservation_policy.AnyPreservationPolicy([preservation_policy.LatestN(keep), best])
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=policy, best_fn=_accuracy, read_only=keep is None
+    )
+    return ocp.CheckpointManager(directory, options=options)
+
+
+def _accuracy(metrics: dict[str, float]) -> float:
+    return metrics["accuracy"]
+
+
+def _summary(error: Exception) -> str:
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return text if len(text) <= 160 else text[:157] + "..."
+
+
+def _flat(experiment: dict[str, Any]) -> dict[str, Any]:
+    """Returns the fields that fix the shapes of the variables, under the names a user knows."""
+    config = experiment["config"]
+    fields = {"channels of the images": experiment["channels"]}
+    for key in _ARCHITECTURE:
+        if isinstance(config[key], dict):
+            for name, value in config[key].items():
+                fields[f"config.{key}.{name}"] = tuple(value) if isinstance(value, list) else value
+        else:
+            fields[f"config.{key}"] = config[key]
+    return fields
+
+
+def _check_same_architecture(path: pathlib.Path, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    ours, theirs = _flat(ours), _flat(theirs)
+    for name in sorted(ours.keys() | theirs.keys()):
+        if ours.get(name) != theirs.get(name):
+            raise UserError(
+                f"{path}: is of another architecture: {name}={theirs.get(name)!r} there, "
+                f"{ours.get(name)!r} here; use that value or another --workdir"
+            )
+
+
+def _warn_of_changes(before: dict[str, Any], now: TrainConfig) -> None:
+    for name, value in now.to_dict().items():
+        old = before.get(name)
+        old = tuple(old) if isinstance(old, list) else old
+        if name not in _ARCHITECTURE and old != value:
+            report.warn(f"config.{name} is now {value!r}; the checkpoint was made with {old!r}")

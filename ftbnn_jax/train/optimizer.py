@@ -1,0 +1,53 @@
+"""Adam, its learning rate schedules, and weight decay that leaves binary kernels alone (section 3)."""
+
+from typing import Any
+
+import jax
+import optax
+
+from ftbnn_jax.config import TrainConfig
+from ftbnn_jax.errors import UserError
+
+
+def learning_rate(config: TrainConfig, num_steps: int) -> optax.Schedule:
+    """Returns the learning rate as a function of the step.
+
+    Args:
+      config: gives the schedule's name and numbers.
+      num_steps: length of the training, warm-up included.
+
+    Raises:
+      UserError: the warm-up leaves no step for the schedule.
+    """
+    rate, warmup = config.learning_rate, config.warmup_steps
+    if warmup >= num_steps:
+        raise UserError(f"config.warmup_steps={warmup}: must be below the {num_steps} steps of the run")
+    if config.schedule == "cosine":
+        schedule = optax.cosine_decay_schedule(rate, num_steps - warmup)
+    elif config.schedule == "multistep":
+        drops = {
+            round(b * num_steps) - warmup: config.schedule_factor for b in config.schedule_boundaries
+        }
+        schedule = optax.piecewise_constant_schedule(rate, drops)
+    else:
+        schedule = optax.constant_schedule(rate)
+    if not warmup:
+        return schedule
+    return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), schedule], [warmup])
+
+
+def decay_mask(params: Any) -> Any:
+    """Marks the real kernels: True for the convolutions' and the classifier's `kernel`.
+
+    Binary kernels are named `kernel_0`, `kernel_1`, ...; they, batch norm, slopes and biases get False.
+    """
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+
+
+def make(config: TrainConfig, num_steps: int) -> optax.GradientTransformation:
+    """Returns Adam with an L2 term in the gradient, as PyTorch's `Adam(weight_decay=...)` has it."""
+    return optax.chain(
+        optax.add_decayed_weights(config.weight_decay, decay_mask),
+        optax.scale_by_adam(),
+        optax.scale_by_learning_rate(learning_rate(config, num_steps)),
+    )
