@@ -6,8 +6,11 @@ from typing import Any
 import rich.console
 import rich.table
 
-# One console for everything that goes to standard output; in a pipe, lines are never wrapped.
+# One console for everything that goes to standard output. In a pipe nothing is wrapped: whoever reads it
+# there has no window of 80 columns.
 console = rich.console.Console(highlight=False, soft_wrap=True)
+if not console.is_terminal:
+    console.width = 10_000
 
 
 def warn(text: str) -> None:

@@ -1,7 +1,10 @@
 """What every test runs under: the CPU, several devices, and real data where there is some."""
 
+import atexit
 import os
 import pathlib
+import shutil
+import tempfile
 
 # Read when JAX starts its backend, so they must be there before any test module imports it. A platform
 # or a device count that the caller chose stays.
@@ -9,6 +12,13 @@ _DEVICE_COUNT_FLAG = "--xla_force_host_platform_device_count"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if _DEVICE_COUNT_FLAG not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICE_COUNT_FLAG}=4".strip()
+
+# Compiling takes most of the tests' time: one cache for this process and those that it starts.
+_CACHE = tempfile.mkdtemp(prefix="ftbnn_jax_tests_")
+atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import pytest  # noqa: E402
 

@@ -163,20 +163,13 @@ def _tfds_builder(dataset: str, data_dir: str) -> Any:
     try:
         builder = tfds.builder(dataset, data_dir=data_dir or None)
     except (ValueError, OSError) as error:
-        raise UserError(f"config.dataset={dataset!r}: {_first_line(error)}") from error
+        raise UserError(f"config.dataset={dataset!r}: {str(error).splitlines()[0]}") from error
     if not builder.info.splits:
-        try:
-            builder.download_and_prepare()
-        except Exception as error:
-            raise UserError(
-                f"config.dataset={dataset!r}: not prepared in {builder.data_dir}, and preparing it "
-                f"failed: {_first_line(error)}"
-            ) from error
+        raise UserError(
+            f"config.dataset={dataset!r}: not prepared in {root}; prepare it with "
+            f"`tfds build {dataset} --data_dir={root}`, or name its place with --config.data_dir"
+        )
     return builder
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _tfds_split(config: TrainConfig, train: bool) -> Split:

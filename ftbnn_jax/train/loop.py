@@ -165,7 +165,12 @@ def evaluate(config: TrainConfig, variables: dict[str, Any], step: int) -> dict[
 def _restore_or_init(config, channels, tx, mesh, checkpoints) -> tuple[state.TrainState, int]:
     """Weights come from the newest checkpoint, else from the seed."""
     sharding = step_lib.replicated(mesh)
-    init = jax.jit(lambda: state.init(config, channels, tx), out_shardings=sharding)
+    init = jax.jit(
+        lambda: state.init(config, channels, tx),
+        out_shardings=sharding,
+        # Runs once: optimising the random number generators' code takes far longer than running it.
+        compiler_options={"xla_backend_optimization_level": 0},
+    )
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), jax.eval_shape(init)
     )

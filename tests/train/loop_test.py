@@ -1,0 +1,229 @@
+"""Whole runs: learning, resuming, stopping."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from ftbnn_jax import config as config_lib
+from ftbnn_jax.errors import UserError
+from ftbnn_jax.nn import spec
+from ftbnn_jax.train import checkpoint, datasets, input_pipeline, interrupt, loop
+
+CONFIG = config_lib.TrainConfig(
+    spec.small((1, 1), 8, groups=2),
+    dataset="digits",
+    image_size=8,
+    num_classes=10,
+    batch_size=32,
+    num_steps=12,
+    eval_every=5,
+    checkpoint_every=4,
+    keep_checkpoints=2,
+    log_every=3,
+    augment="pad_crop",
+    crop_padding=1,
+    pixel_mean=(73.0,),
+    pixel_std=(90.0,),
+)
+
+
+def records(workdir) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_run(one, other):
+    """Final variables and metrics equal bit for bit."""
+    (variables, _, step), (expected, _, last) = (
+        checkpoint.load_variables(str(workdir)) for workdir in (one, other)
+    )
+    assert step == last
+    jax.tree.map(np.testing.assert_array_equal, variables, expected)
+    assert (one / "metrics.jsonl").read_text() == (other / "metrics.jsonl").read_text()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("uninterrupted")
+    loop.train(CONFIG, str(workdir))
+    return workdir
+
+
+def test_what_a_run_leaves(uninterrupted):
+    kinds = [(r["step"], r["kind"]) for r in records(uninterrupted)]
+    assert kinds == [
+        (3, "train"),
+        (5, "eval"),
+        (6, "train"),
+        (9, "train"),
+        (10, "eval"),
+        (12, "train"),
+        (12, "eval"),
+    ]
+    assert set(records(uninterrupted)[0]) == {"step", "kind", "loss", "accuracy"}
+    assert set(records(uninterrupted)[1]) == {"step", "kind", "loss", "accuracy", "accuracy_top5"}
+    assert json.loads((uninterrupted / "config.json").read_text())["model"]["width"] == 8
+    assert list((uninterrupted / "tensorboard").glob("events.out.tfevents.*"))
+
+
+class Crash(Exception):
+    pass
+
+
+@pytest.mark.parametrize("step", [2, 7, 8, 11])
+def test_a_crashed_run_goes_on_as_if_nothing_had_happened(uninterrupted, tmp_path, monkeypatch, step):
+    whole = input_pipeline.train_batches
+
+    def crashing(*args, first_step, **kwargs):
+        for number, batch in enumerate(whole(*args, first_step=first_step, **kwargs), first_step):
+            if number == step:
+                raise Crash
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(input_pipeline, "train_batches", crashing)
+        with pytest.raises(Crash):
+            loop.train(CONFIG, str(tmp_path))
+    loop.train(CONFIG, str(tmp_path))
+    assert_same_run(tmp_path, uninterrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("evaluating", [False, True])
+def test_a_signal_saves_that_very_step(uninterrupted, tmp_path, monkeypatch, number, evaluating):
+    """In training at step 7, or in the evaluation after step 10, which the next start makes up for."""
+    name = "eval_batches" if evaluating else "train_batches"
+    whole = getattr(input_pipeline, name)
+    calls = []
+
+    def signalling(*args, **kwargs):
+        calls.append(None)
+        # The second evaluation is that of step 10; batches are taken 2 steps ahead of their use.
+        sends_at = (0 if len(calls) == 2 else None) if evaluating else 7 + 2 - 1
+        for position, batch in enumerate(whole(*args, **kwargs)):
+            if position == sends_at:
+                os.kill(os.getpid(), number)
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(input_pipeline, name, signalling)
+        with pytest.raises(interrupt.Interrupted, match=f"at step {10 if evaluating else 7} of 12"):
+            loop.train(CONFIG, str(tmp_path))
+    assert signal.getsignal(number) is not None
+    assert checkpoint.load_variables(str(tmp_path))[2] == (10 if evaluating else 7)
+    loop.train(CONFIG, str(tmp_path))
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def test_a_finished_run_stays_as_it_is(uninterrupted, capsys):
+    before = (uninterrupted / "metrics.jsonl").read_text()
+    loop.train(CONFIG, str(uninterrupted))
+    assert (uninterrupted / "metrics.jsonl").read_text() == before
+    assert "resuming from step 12" in capsys.readouterr().out
+    with pytest.raises(UserError, match="is at step 12, past the 6 asked for"):
+        loop.train(dataclasses.replace(CONFIG, num_steps=6), str(uninterrupted))
+
+
+def test_evaluation_of_a_checkpoint_is_that_of_the_run(uninterrupted):
+    variables, _, step = checkpoint.load_variables(str(uninterrupted))
+    values = loop.evaluate(CONFIG, variables, step)
+    assert values["count"] == 450
+    last = records(uninterrupted)[-1]
+    for name in ("accuracy", "accuracy_top5"):
+        assert values[name] == last[name]
+
+
+def test_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, repository):
+    """`kill -9` from outside, at whatever moment; the same command again."""
+    command = [
+        sys.executable,
+        *("-m", "ftbnn_jax.main", f"--config={repository / 'configs' / 'quickstart.py'}"),
+        *("--config.num_steps=240", "--config.eval_every=60", "--config.checkpoint_every=20"),
+        *("--config.log_every=10", "--config.model.width=8", "--config.model.stem_features=8"),
+    ]
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    runs = {name: tmp_path / name for name in ("whole", "killed")}
+    whole = [*command, f"--workdir={runs['whole']}"]
+    subprocess.run(whole, env=environment, check=True, capture_output=True, timeout=300)
+    killed = [*command, f"--workdir={runs['killed']}"]
+    for reach in (50, 130):
+        with subprocess.Popen(killed, env=environment, stdout=subprocess.DEVNULL) as process:
+            deadline = time.time() + 120
+            while process.poll() is None and time.time() < deadline:
+                metrics = runs["killed"] / "metrics.jsonl"
+                if metrics.exists() and any(r["step"] >= reach for r in records(runs["killed"])):
+                    break
+                time.sleep(0.02)
+            process.kill()
+    subprocess.run(killed, env=environment, check=True, capture_output=True, timeout=300)
+    assert_same_run(runs["killed"], runs["whole"])
+
+
+def test_non_finite_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
+    config = dataclasses.replace(CONFIG, learning_rate=1e30, checkpoint_every=1, schedule="constant")
+    with pytest.raises(UserError, match=r"step (\d+): loss or gradient is not finite") as error:
+        loop.train(config, str(tmp_path))
+    bad_step = int(str(error.value).split(":")[0].split()[1])
+    variables, _, step = checkpoint.load_variables(str(tmp_path))
+    assert 0 < step < bad_step
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables["batch_stats"]))
+
+
+def test_learns_a_few_images_by_heart(tmp_path):
+    """One batch over and over: the straight-through gradients lead somewhere."""
+    config = dataclasses.replace(
+        CONFIG,
+        model=spec.small((2, 2), 16, groups=3, downsample="duplicate"),
+        train_split="train",
+        num_steps=120,
+        eval_every=120,
+        log_every=20,
+        augment="none",
+        flip=False,
+    )
+    few = datasets.open_split(config, train=True)
+    few = datasets.ArraySplit(few.images[:32], few.labels[:32], few.class_names)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets, "open_split", lambda config, train: few)
+        loop.train(config, str(tmp_path))
+    train = [r for r in records(tmp_path) if r["kind"] == "train"]
+    assert train[-1]["accuracy"] == 1.0
+    assert train[-1]["loss"] < 0.1 < train[0]["loss"]
+
+
+def test_real_images_train_and_resume(tfds_data_dir, tmp_path):
+    """The mission's own recipe (random crops) at a small size, on CIFAR-10 through TFDS."""
+    config = dataclasses.replace(
+        CONFIG,
+        model=dataclasses.replace(spec.derived(18, 5), blocks=(1, 1), width=12, stem_features=8),
+        dataset="cifar10",
+        data_dir=str(tfds_data_dir),
+        eval_split="test[:40]",
+        augment="resized_crop",
+        image_size=32,
+        pixel_mean=config_lib.IMAGENET_MEAN,
+        pixel_std=config_lib.IMAGENET_STD,
+        num_steps=4,
+        checkpoint_every=2,
+    )
+    loop.train(config, str(tmp_path / "whole"))
+    # Stopped before step 3, of which the run knows nothing when it goes on from step 2.
+    whole = input_pipeline.train_batches
+
+    def until_step_3(*args, last_step, **kwargs):
+        yield from whole(*args, last_step=3, **kwargs)
+        raise Crash
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(input_pipeline, "train_batches", until_step_3)
+        with pytest.raises(Crash):
+            loop.train(config, str(tmp_path / "resumed"))
+    loop.train(config, str(tmp_path / "resumed"))
+    assert_same_run(tmp_path / "resumed", tmp_path / "whole")

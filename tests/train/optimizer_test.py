@@ -1,0 +1,78 @@
+"""Learning rate schedules, and weight decay that leaves binary kernels alone."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ftbnn_jax import config as config_lib
+from ftbnn_jax.errors import UserError
+from ftbnn_jax.nn import spec
+from ftbnn_jax.train import optimizer, state
+
+CONFIG = config_lib.TrainConfig(
+    spec.small((2, 2), 8, groups=3), image_size=8, num_classes=4, learning_rate=0.01
+)
+
+
+@pytest.mark.parametrize(
+    ("fields", "step", "expected"),
+    [
+        ({"schedule": "cosine"}, 0, 0.01),
+        ({"schedule": "cosine"}, 300, 0.01 * (1 + np.cos(np.pi * 0.5)) / 2),
+        ({"schedule": "cosine"}, 600, 0.0),
+        # Epochs 45 and 55 of 60: steps 450 and 550 of 600.
+        ({"schedule": "multistep"}, 449, 0.01),
+        ({"schedule": "multistep"}, 450, 0.01 * 0.1),
+        ({"schedule": "multistep"}, 549, 0.01 * 0.1),
+        ({"schedule": "multistep"}, 550, 0.01 * 0.1 * 0.1),
+        ({"schedule": "constant"}, 599, 0.01),
+        ({"schedule": "constant", "warmup_steps": 100}, 25, 0.01 / 4),
+        ({"schedule": "cosine", "warmup_steps": 100}, 100, 0.01),
+        ({"schedule": "cosine", "warmup_steps": 100}, 350, 0.01 / 2),
+        # The drops count from the start of the training, not from the end of the warm-up.
+        ({"schedule": "multistep", "warmup_steps": 100}, 449, 0.01),
+        ({"schedule": "multistep", "warmup_steps": 100}, 451, 0.01 * 0.1),
+    ],
+)
+def test_learning_rate(fields, step, expected):
+    rate = optimizer.learning_rate(dataclasses.replace(CONFIG, **fields), num_steps=600)
+    np.testing.assert_allclose(rate(step), expected, rtol=1e-5, atol=1e-9)
+
+
+def test_warmup_must_end_before_the_training():
+    with pytest.raises(UserError, match=r"config\.warmup_steps=600.*below the 600 steps"):
+        optimizer.learning_rate(dataclasses.replace(CONFIG, warmup_steps=600), 600)
+
+
+def test_decay_reaches_real_kernels_only():
+    params = jax.eval_shape(
+        lambda: state.make_model(CONFIG).init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    )["params"]
+    decayed = {
+        "/".join(k.key for k in path)
+        for path, on in jax.tree_util.tree_leaves_with_path(optimizer.decay_mask(params))
+        if on
+    }
+    assert decayed == {"stem/conv/kernel", "block2_1/shortcut_conv/kernel", "head/kernel"}
+
+
+def test_decay_is_an_l2_term_in_the_gradient():
+    """PyTorch's Adam: the decayed weight enters the moments, unlike AdamW's."""
+    config = dataclasses.replace(CONFIG, weight_decay=0.5, schedule="constant")
+    params = {"conv": {"kernel": jnp.array([2.0]), "kernel_0": jnp.array([2.0])}}
+    tx = optimizer.make(config, 10)
+    opt_state = tx.init(params)
+    kernel, moments = 2.0, np.zeros(2)
+    for step in range(1, 4):
+        gradients = {"conv": {"kernel": jnp.array([0.1]), "kernel_0": jnp.array([0.0])}}
+        updates, opt_state = tx.update(gradients, opt_state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+        gradient = 0.1 + 0.5 * kernel
+        moments = np.array([0.9, 0.999]) * moments + np.array([0.1, 0.001]) * [gradient, gradient**2]
+        first, second = moments / (1 - np.array([0.9, 0.999]) ** step)
+        kernel -= 0.01 * first / (np.sqrt(second) + 1e-8)
+    np.testing.assert_allclose(params["conv"]["kernel"], [kernel], rtol=1e-5)
+    np.testing.assert_array_equal(params["conv"]["kernel_0"], [2.0])

@@ -1,0 +1,127 @@
+"""The compiled steps: the same on one device and on several, and what they exchange."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from ftbnn_jax import config as config_lib
+from ftbnn_jax.errors import UserError
+from ftbnn_jax.nn import spec
+from ftbnn_jax.train import optimizer, state
+from ftbnn_jax.train import step as step_lib
+
+CONFIG = config_lib.TrainConfig(
+    spec.small((2, 2), 10, groups=3, downsample="duplicate"),
+    image_size=8,
+    num_classes=10,
+    batch_size=16,
+    log_every=2,
+    label_smoothing=0.1,
+)
+
+
+def mesh_of(devices: int) -> jax.sharding.Mesh:
+    return jax.make_mesh(
+        (devices,), ("data",), devices=jax.devices()[:devices], axis_types=(AxisType.Auto,)
+    )
+
+
+def batch(number: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(number)
+    return {
+        "image": rng.integers(0, 256, (CONFIG.batch_size, 8, 8, 3), np.uint8),
+        "label": rng.integers(0, 10, CONFIG.batch_size, np.int32),
+    }
+
+
+def run(config, mesh, steps, first_state=None):
+    tx = optimizer.make(config, 100)
+    train_step = step_lib.make_train_step(config, tx, mesh)
+    current = (
+        first_state
+        or jax.jit(lambda: state.init(config, 3, tx), out_shardings=step_lib.replicated(mesh))()
+    )
+    sums = []
+    for number in range(steps):
+        current, out = train_step(current, jax.device_put(batch(number), step_lib.batch_sharding(mesh)))
+        sums.append(jax.device_get(out))
+    return current, sums
+
+
+def test_several_devices_compute_what_one_does():
+    """Also the batch statistics, which would differ if each device used its own."""
+    one, sums_one = run(CONFIG, mesh_of(1), 2)
+    four, sums_four = run(CONFIG, mesh_of(4), 2)
+    assert len(four.params["head"]["kernel"].sharding.device_set) == 4
+    np.testing.assert_allclose(sums_one[0]["loss"], sums_four[0]["loss"], rtol=1e-5)
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(one.batch_stats),
+        jax.tree.leaves(four.batch_stats),
+        strict=True,
+    ):
+        # After two steps: rounding has flipped a few signs at the most.
+        np.testing.assert_allclose(a, b, rtol=0.02, atol=0.02, err_msg=str(path))
+
+
+@pytest.mark.parametrize("downsample", ["conv", "duplicate"])
+def test_devices_exchange_no_activations(downsample):
+    """A grouped convolution that XLA cannot split makes it gather the whole batch everywhere."""
+    config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, downsample=downsample))
+    mesh = mesh_of(4)
+    tx = optimizer.make(config, 100)
+    abstract = jax.eval_shape(lambda: state.init(config, 3, tx))
+    compiled = step_lib.make_train_step(config, tx, mesh).lower(abstract, batch(0)).compile()
+    text = compiled.as_text()
+    assert "all-reduce" in text  # Of gradients and statistics: the text is the partitioned program.
+    assert "all-gather" not in text
+    assert "all-to-all" not in text
+
+
+def test_sums_restart_after_they_were_logged():
+    _, sums = run(CONFIG, mesh_of(1), 5)
+    assert [int(s["count"]) for s in sums] == [16, 32, 16, 32, 16]
+    assert sums[1]["loss"] > sums[0]["loss"] > 0
+    assert sums[2]["loss"] < sums[1]["loss"]
+
+
+def test_first_nonfinite_step_is_remembered():
+    mesh = mesh_of(1)
+    good, _ = run(CONFIG, mesh, 1)
+    params = jax.tree.map(lambda x: x, good.params)
+    params["head"]["bias"] = params["head"]["bias"] * np.nan
+    _, sums = run(CONFIG, mesh, 2, first_state=good.replace(params=params))
+    assert [int(s["nonfinite_step"]) for s in sums] == [2, 2]
+
+
+def test_label_smoothing_and_dtype_change_the_loss_as_they_should():
+    losses = {}
+    for smoothing, dtype in [(0.0, "float32"), (0.1, "float32"), (0.0, "bfloat16"), (0.0, "float16")]:
+        config = dataclasses.replace(CONFIG, label_smoothing=smoothing, compute_dtype=dtype)
+        losses[smoothing, dtype] = float(run(config, mesh_of(1), 1)[1][0]["loss"]) / 16
+    assert losses[0.1, "float32"] != losses[0.0, "float32"]
+    for dtype in ("bfloat16", "float16"):
+        np.testing.assert_allclose(losses[0.0, dtype], losses[0.0, "float32"], rtol=0.05)
+
+
+def test_evaluation_counts_weighted_images_only():
+    mesh = mesh_of(4)
+    current, _ = run(CONFIG, mesh_of(4), 1)
+    eval_step = step_lib.make_eval_step(CONFIG, mesh)
+    data = batch(7)
+    results = {}
+    for kept in (16, 11):
+        weight = (np.arange(16) < kept).astype(np.float32)
+        inputs = jax.device_put({**data, "weight": weight}, step_lib.batch_sharding(mesh))
+        results[kept] = jax.device_get(eval_step(current.params, current.batch_stats, inputs))
+    assert (results[16]["count"], results[11]["count"]) == (16, 11)
+    assert results[11]["loss"] < results[16]["loss"]
+    assert results[16]["correct"] <= results[16]["correct_top5"] <= 16
+
+
+@pytest.mark.parametrize(("batch_size", "fitting"), [(18, "16 or 20"), (3, "4")])
+def test_batch_must_divide_over_the_devices(batch_size, fitting):
+    with pytest.raises(UserError, match=rf"batch_size={batch_size}: .* 4 devices; {fitting} would"):
+        step_lib.make_mesh(dataclasses.replace(CONFIG, batch_size=batch_size))
