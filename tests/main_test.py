@@ -1,0 +1,91 @@
+"""The command line, as a shell runs it."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+SMALL = (
+    "--config.num_steps=4",
+    "--config.batch_size=8",
+    "--config.model.width=4",
+    "--config.model.stem_features=4",
+)
+
+
+@pytest.fixture
+def run(repository, tmp_path):
+    """Runs the program on one device from a directory of its own; returns status, output, errors."""
+
+    def run_command(config, *arguments):
+        path = config if os.path.isabs(config) else str(repository / "configs" / config)
+        result = subprocess.run(
+            [sys.executable, "-m", "ftbnn_jax.main", f"--config={path}", *arguments],
+            env={**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(repository)},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        return result.returncode, result.stdout, result.stderr
+
+    return run_command
+
+
+@pytest.mark.parametrize(
+    ("config", "arguments", "words"),
+    [
+        ("quickstart.py", ["--config.lerning_rate=1"], ["config.lerning_rate", "config.learning_rate"]),
+        ("quickstart.py", ["--config.model.widht=1"], ["config.model.widht", "config.model.width"]),
+        ("quickstart.py", ["--config.batch_size=many"], ["config.batch_size", "many"]),
+        ("quickstart.py", ["--config.schedule=cosin"], ["config.schedule='cosin'", "cosine"]),
+        ("quickstart.py", ["--config.model.groups=33"], ["model.groups=33", "1 to 32"]),
+        ("quickstart.py", ["--config.dataset=digitz"], ["config.dataset='digitz'", "'digits'"]),
+        ("quickstart.py", ["--workdir=/dev/null/run"], ["--workdir=/dev/null/run", "cannot be written"]),
+        ("quickstart.py", ["--mode=trian"], ["--mode=trian", "train"]),
+        ("quickstart.py", ["--mode=export"], ["--workdir=run", "no checkpoints"]),
+        ("quickstart.py", ["train"], ["train", "--name=value"]),
+        ("quickstrat.py", [], ["quickstrat.py", "quickstart.py"]),
+        ("derived44_g5.py:90", [], ["derived44_g5.py:90", "44 layers at 135"]),
+    ],
+)
+def test_mistake_is_one_line(run, tmp_path, config, arguments, words):
+    status, output, errors = run(config, "--workdir=run", *arguments)
+    assert status == 2
+    assert output == ""
+    assert errors.startswith("error: ")
+    assert errors.count("\n") == 1
+    for word in words:
+        assert word in errors
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_from_training_to_a_verified_packed_net(run, tmp_path):
+    """Every mode, on the groups and reductions of the derived nets, from another directory."""
+    arguments = (*SMALL, "--config.dataset=fake", "--config.image_size=32", "--workdir=run")
+    arguments += ("--config.model.blocks=(1,2,1,1)", "--config.model.groups=3", "--config.num_classes=7")
+    status, output, errors = run("derived44_g5.py", *arguments)
+    assert (status, errors) == (0, "")
+    assert "Trained" in output
+    status, output, _ = run("derived44_g5.py", *arguments, "--config.num_steps=6")
+    assert status == 0
+    assert "resuming from step 4" in output
+    for mode, words in (
+        ("evaluate", ["test images", "64"]),
+        ("export", ["times smaller", "model.safetensors"]),
+        ("verify", ["bridge", "block2_1", "64 of 64 images"]),
+    ):
+        status, output, errors = run("derived44_g5.py", *arguments, f"--mode={mode}")
+        assert (status, errors) == (0, "")
+        for word in words:
+            assert word in output
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+    # The config of another network is refused in every mode.
+    for mode in ("train", "evaluate", "verify"):
+        status, _, errors = run(
+            "derived44_g5.py", *arguments, "--config.model.groups=2", f"--mode={mode}"
+        )
+        assert status == 2
+        assert "config.model.groups=3 there, 2 here" in errors
