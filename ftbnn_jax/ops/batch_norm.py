@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ftbnn_jax.ops.marks import BATCH_NORM, mark
+
 
 def fold(
     scale: jax.Array, bias: jax.Array, mean: jax.Array, variance: jax.Array, epsilon: float
@@ -33,7 +35,7 @@ def fold(
 
 def apply_folded(x: jax.Array, multiplier: jax.Array, offset: jax.Array) -> jax.Array:
     """Returns `x * multiplier + offset`, float32; `x` is `[..., C]`, the others `[C]`."""
-    return x.astype(jnp.float32) * multiplier + offset
+    return mark(x.astype(jnp.float32) * multiplier + offset, BATCH_NORM)
 
 
 def normalize(
@@ -58,4 +60,5 @@ def normalize(
     mean = jnp.mean(x, axes)
     # One pass over x instead of two; rounding can leave a tiny negative, hence the maximum.
     variance = jnp.maximum(jnp.mean(jnp.square(x), axes) - jnp.square(mean), 0)
-    return (x - mean) * (scale / jnp.sqrt(variance + epsilon)) + bias, mean, variance
+    y = (x - mean) * (scale / jnp.sqrt(variance + epsilon)) + bias
+    return mark(y, BATCH_NORM), mean, variance
