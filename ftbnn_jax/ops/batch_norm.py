@@ -12,7 +12,12 @@ from ftbnn_jax.ops.marks import BATCH_NORM, mark
 
 
 def fold(
-    scale: jax.Array, bias: jax.Array, mean: jax.Array, variance: jax.Array, epsilon: float
+    scale: jax.Array,
+    bias: jax.Array,
+    mean: jax.Array,
+    variance: jax.Array,
+    epsilon: float,
+    input_scale: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Turns trained batch normalisation into one multiplication and one addition per channel.
 
@@ -22,15 +27,20 @@ def fold(
       mean: running mean.
       variance: running variance.
       epsilon: added to the variance.
+      input_scale: `[C]`, what the input would be multiplied with before the norm; folded in as well.
 
     Returns:
-      `(a, b)`, float32 `[C]` each, with `a = scale / sqrt(variance + epsilon)`, `b = bias - mean * a`.
+      `(a, b)`, float32 `[C]` each, with `a = scale / sqrt(variance + epsilon)`, `b = bias - mean * a`;
+      `a * input_scale` in the place of the former where an input scale is given.
     """
     multiplier = scale / jnp.sqrt(variance + epsilon)
     # The barriers keep the compiler from fusing product and difference, or these numbers into what
     # uses them: either would round differently from program to program.
     shift = lax.optimization_barrier(mean * multiplier)
-    return lax.optimization_barrier((multiplier, bias - shift))
+    offset = bias - shift
+    if input_scale is not None:
+        multiplier = multiplier * input_scale
+    return lax.optimization_barrier((multiplier, offset))
 
 
 def apply_folded(x: jax.Array, multiplier: jax.Array, offset: jax.Array) -> jax.Array:
