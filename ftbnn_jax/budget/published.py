@@ -89,3 +89,9 @@ def bridge_bops(model: ResNetSpec) -> float:
     if model.groups == 1:
         return 0.0
     return 9 * 56 * 56 * model.width**2 / -(-model.width // 64) / 1e6
+
+
+def total_macs_specs() -> dict[ResNetSpec, str]:
+    """Returns the nets of `TOTAL_MACS` with their names."""
+    builders = {"baseline": spec.baseline, "bireal18": spec.bireal18, "bireal34": spec.bireal34}
+    return {builders[name](): name for name in TOTAL_MACS}
