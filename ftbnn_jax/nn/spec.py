@@ -93,6 +93,8 @@ class ResNetSpec:
                 raise UserError(f"model.{field}={value!r}: must be one of {', '.join(allowed)}")
         for field in ("width", "groups", "stem_features", "stem_stride"):
             _require_positive(field, getattr(self, field))
+        if not isinstance(self.blocks, tuple):
+            raise UserError(f"model.blocks={self.blocks!r}: must be a tuple, one number a stage")
         if not self.blocks:
             raise UserError("model.blocks=(): needs the number of blocks of at least one stage")
         for count in self.blocks:
@@ -159,7 +161,7 @@ class ResNetSpec:
         for name in fields:
             if name not in known:
                 raise UserError(f"model.{name}: no such field; there are {', '.join(sorted(known))}")
-        return cls(**{k: tuple(v) if k == "blocks" else v for k, v in fields.items()})
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
 
     def _bridge_plan(self) -> tuple[BinaryConvPlan, ...]:
         if not self.bridge:
@@ -219,10 +221,8 @@ class ResNetSpec:
 def _require_positive(field: str, value: int, shown: object = None) -> None:
     # A bool is an int in Python, and `width=True` is a mistake all the same.
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        whole = "whole numbers" if shown is not None else "a whole number"
-        raise UserError(
-            f"model.{field}={value if shown is None else shown!r}: must be {whole} from 1 on"
-        )
+        found, kind = (value, "a whole number") if shown is None else (shown, "whole numbers")
+        raise UserError(f"model.{field}={found!r}: must be {kind}, at least 1")
 
 
 # Width of the first stage by (budget in M, layers) and groups: the widths with which the counting
