@@ -11,10 +11,14 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 # Longer lists of possible numbers are of no use: the question is whether they are -1, 0 and 1.
 _MAX_NUMBERS = 8
+
+# A larger constant is a table or a mask, and not worth a look at every element.
+_MAX_ELEMENTS = 4096
 
 _SIGNS = frozenset({-1.0, 0.0, 1.0})
 
@@ -55,9 +59,8 @@ class Value:
 def constant(array: Any) -> Value:
     """Returns what is known of an array that stands in the program as such."""
     array = np.asarray(array)
-    if array.dtype.kind not in "biuf" or array.size == 0:
-        return Value()
-    if array.size > 4096:  # a table or a mask: looking at every element is not worth it
+    real = jnp.issubdtype(array.dtype, jnp.number) or array.dtype == np.bool_
+    if not real or not 0 < array.size <= _MAX_ELEMENTS:
         return Value()
     unique = np.unique(array.astype(np.float64))
     numbers = frozenset(unique.tolist()) if len(unique) <= _MAX_NUMBERS else None
