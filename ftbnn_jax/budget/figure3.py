@@ -114,7 +114,7 @@ def _bars(figure: Any, nets: dict[str, dict[str, float]]) -> None:
         range(len(nets)),
         [f"{title}\n{sum(parts.values()):.0f}M" for title, parts in nets.items()],
     )
-    axes.invert_yaxis()
+    axes.set_ylim(len(nets) - 0.55, -0.45)
     axes.set_xlim(0, 100)
     axes.set_xlabel("share of the budget, FLOPs + binary multiply-adds / 64 (%)")
     axes.spines[["top", "right"]].set_visible(False)
