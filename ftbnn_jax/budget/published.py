@@ -1,6 +1,7 @@
 """The numbers that the paper prints: the one place that holds them."""
 
 import dataclasses
+import functools
 
 from ftbnn_jax.nn import spec
 from ftbnn_jax.nn.spec import ResNetSpec
@@ -61,16 +62,13 @@ TABLE4 = {
 # alone, nothing doubled (`Budget.total_macs`).
 TOTAL_MACS = {"baseline": 163.0, "bireal18": 163.0, "bireal34": 193.0}
 
-# Share of the binary operations in the budget, in % (Fig. 3, right). Both numbers come out with the
-# binary operations of every convolution counted once (`Budget.binary_macs`).
-FIGURE3_SHARE = {"original": 15.0, "purified": 77.0}
-
 
 def derived_name(budget: int, layers: int, groups: int) -> str:
     """Returns the name of a derived net, as the files in `configs/` have it."""
     return f"derived{layers}_g{groups}" + (f":{budget}" if budget != 135 else "")
 
 
+@functools.cache
 def table4_specs() -> dict[ResNetSpec, tuple[int, int, int]]:
     """Returns the nets of Table 4 with their keys in `TABLE4`."""
     return {
@@ -91,6 +89,7 @@ def bridge_bops(model: ResNetSpec) -> float:
     return 9 * 56 * 56 * model.width**2 / -(-model.width // 64) / 1e6
 
 
+@functools.cache
 def total_macs_specs() -> dict[ResNetSpec, str]:
     """Returns the nets of `TOTAL_MACS` with their names."""
     builders = {"baseline": spec.baseline, "bireal18": spec.bireal18, "bireal34": spec.bireal34}
