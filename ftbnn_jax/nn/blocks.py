@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ftbnn_jax.nn import activations
-from ftbnn_jax.nn.spec import BinaryConvPlan, ResNetSpec
+from ftbnn_jax.nn.plan import BinaryConvPlan, RealBlockPlan
+from ftbnn_jax.nn.spec import ResNetSpec
 from ftbnn_jax.ops import batch_norm, binary, convolution, pooling
 
 
@@ -52,6 +53,7 @@ class BinaryConv(nn.Module):
     bound: float = binary.STE_BOUND
     two_valued: bool = False
     compute_dtype: jnp.dtype = jnp.float32
+    gradient: str = "clipped"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -70,8 +72,14 @@ class BinaryConv(nn.Module):
             padding=self.padding,
             bound=self.bound,
             two_valued=self.two_valued,
+            gradient=self.gradient,
             compute_dtype=self.compute_dtype,
         )
+
+    def weight_scale(self) -> jax.Array:
+        """Returns the mean |w| of each output channel, `[features]`, once the module has been called."""
+        kernels = [self.get_variable("params", f"kernel_{g}") for g in range(self.groups)]
+        return binary.weight_scale(kernels)
 
 
 class BatchNorm(nn.Module):
@@ -79,22 +87,25 @@ class BatchNorm(nn.Module):
 
     In training, the statistics are those of the whole batch, over every device it is spread on.
     Otherwise the running statistics are folded into one multiplication and one addition, the very
-    ones of the packed runtime.
+    ones of the packed runtime. An input scale, `[C]`, is multiplied with the input first.
     """
 
     momentum: float = 0.9
     epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool, input_scale: jax.Array | None = None) -> jax.Array:
         shape = x.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, shape)
         bias = self.param("bias", nn.initializers.zeros, shape)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape)
         if not train:
-            folded = batch_norm.fold(scale, bias, running_mean.value, running_var.value, self.epsilon)
+            statistics = running_mean.value, running_var.value
+            folded = batch_norm.fold(scale, bias, *statistics, self.epsilon, input_scale)
             return batch_norm.apply_folded(x, *folded)
+        if input_scale is not None:
+            x = x * input_scale
         y, mean, var = batch_norm.normalize(x, scale, bias, self.epsilon)
         if not self.is_initializing():
             keep = self.momentum
@@ -156,17 +167,47 @@ class BinaryBlock(nn.Module):
             shortcut = _batch_norm(s, "shortcut_bn")(shortcut, train)
         else:
             shortcut = x if p.shortcut == "identity" else None
-        y = BinaryConv(
+        conv = BinaryConv(
             p.features,
             p.groups,
             stride=p.stride,
             bound=s.ste_bound,
             two_valued=s.two_valued_sign(p),
             compute_dtype=self.compute_dtype,
+            gradient=s.activation_gradient,
             name="conv",
-        )(x)
-        y = _batch_norm(s, "bn")(y, train)
+        )
+        y = conv(x)
+        scale = conv.weight_scale() if s.scaling == "mean_abs" else None
+        y = _batch_norm(s, "bn")(y, train, scale)
         if shortcut is not None:
             y = y + shortcut.astype(jnp.float32)
         y = y.astype(stream_dtype(self.compute_dtype))
         return activations.MODULES[p.activation](name="act")(y)
+
+
+class RealBlock(nn.Module):
+    """`act(BN(conv(act(BN(conv(x))))) + shortcut(x))`: the basic block in full precision.
+
+    Takes `[N, H, W, C]` and returns `[N, H', W', plan.features]`, with H' and W' halved and rounded up
+    where the stride is 2.
+    """
+
+    spec: ResNetSpec
+    plan: RealBlockPlan
+    compute_dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        s, p = self.spec, self.plan
+        stream = stream_dtype(self.compute_dtype)
+        y = Conv(p.features, 3, p.stride, 1, self.compute_dtype, name="conv1")(x)
+        y = _batch_norm(s, "bn1")(y, train).astype(stream)
+        y = activations.MODULES[p.inner_activation](name="act1")(y)
+        y = Conv(p.features, 3, 1, 1, self.compute_dtype, name="conv2")(y)
+        y = _batch_norm(s, "bn2")(y, train)
+        if p.shortcut == "conv":
+            x = Conv(p.features, 1, p.stride, 0, self.compute_dtype, name="shortcut_conv")(x)
+            x = _batch_norm(s, "shortcut_bn")(x, train)
+        y = (y + x.astype(jnp.float32)).astype(stream)
+        return activations.MODULES[p.activation](name="act2")(y)

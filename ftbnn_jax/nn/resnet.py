@@ -10,7 +10,7 @@ from ftbnn_jax.ops import pooling
 
 
 class ResNet(nn.Module):
-    """Stem, bridge, binary blocks, global average pool and a real classifier.
+    """Stem, bridge, binary or real blocks, global average pool and a real classifier.
 
     Variables are the collections `params` and `batch_stats`, float32 throughout.
 
@@ -30,5 +30,7 @@ class ResNet(nn.Module):
         x = blocks.Stem(self.spec, self.compute_dtype, name="stem")(x, train)
         for plan in self.spec.plan():
             x = blocks.BinaryBlock(self.spec, plan, self.compute_dtype, name=plan.name)(x, train)
+        for plan in self.spec.real_plan():
+            x = blocks.RealBlock(self.spec, plan, self.compute_dtype, name=plan.name)(x, train)
         x = pooling.global_avg_pool(x.astype(jnp.float32))
         return nn.Dense(self.num_classes, name="head")(x)

@@ -6,56 +6,30 @@ neither flax nor an accelerator.
 """
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 from ftbnn_jax.errors import UserError
+from ftbnn_jax.nn.plan import BinaryConvPlan, RealBlockPlan
 
 ACTIVATIONS = ("none", "relu", "prelu", "fprelu")
 DOWNSAMPLES = ("conv", "duplicate")
 SIGNS = ("three_valued", "two_valued")
-
-
-@dataclasses.dataclass(frozen=True)
-class BinaryConvPlan:
-    """One binary convolution and the batch norm, shortcut and activation around it.
-
-    Attributes:
-      name: name of the flax module, and prefix of the tensors in an artifact.
-      in_features: channels of the block's input.
-      features: channels of its output.
-      groups: groups of the binary convolution.
-      stride: of the binary convolution, and of the shortcut.
-      shortcut: "identity"; "conv" (2x2 mean, real 1x1 convolution, batch norm); "duplicate" (the
-        input twice along channels, 3x3 mean; the convolution reads the duplicated input as well); or
-        "none".
-      activation: one of `ACTIVATIONS`.
-      after_relu: whether the input can only be 0 or positive, so that its signs are 0 and 1.
-    """
-
-    name: str
-    in_features: int
-    features: int
-    groups: int
-    stride: int
-    shortcut: str
-    activation: str
-    after_relu: bool
-
-    @property
-    def conv_in_features(self) -> int:
-        """Channels that the binary convolution reads."""
-        return 2 * self.in_features if self.shortcut == "duplicate" else self.in_features
+ACTIVATION_GRADIENTS = ("clipped", "piecewise_quadratic")
+SCALINGS = ("none", "mean_abs")
+BLOCKS = ("binary", "real")
 
 
 @dataclasses.dataclass(frozen=True)
 class ResNetSpec:
-    """A 1-bit residual network: stem, optional bridge, stages of binary blocks, classifier.
+    """A residual network: stem, optional bridge, stages of blocks, classifier.
 
-    Every block is `y = act(BN(bconv(sign(x))) + shortcut(x))` (Fig. 1b). Stage `s` (from 0) has
+    A binary block is `y = act(BN(bconv(sign(x))) + shortcut(x))` (Fig. 1b), a real one
+    `y = act(BN(conv(act(BN(conv(x))))) + shortcut(x))` (He et al., 2016). Stage `s` (from 0) has
     `2**s * width` channels; the first block of every later stage halves the resolution.
 
     Attributes:
-      blocks: binary convolutions in each stage.
+      blocks: blocks in each stage.
       width: channels of the first stage.
       groups: groups of each binary convolution but the bridge; uneven where they do not divide the
         channels. A "duplicate" reduction block takes at least 2 (Fig. 4e).
@@ -70,6 +44,11 @@ class ResNetSpec:
       stage_end_activation: after the last block of each stage.
       sign: "three_valued" keeps an exact 0 among activations; "two_valued" maps it to -1 wherever the
         input is not the output of a ReLU (Eq. 2).
+      activation_gradient: of the activations' sign, "clipped" (straight through inside `ste_bound`) or
+        "piecewise_quadratic" (`2 - 2|x|` inside [-1, 1]; Bi-Real Net).
+      scaling: "none", or "mean_abs": the output of each binary convolution is multiplied with the mean
+        |w| of its channel's latent weights (Bi-Real Net). Batch norm absorbs it in deployment.
+      block: "binary" (one binary convolution to a shortcut) or "real" (two real ones; full precision).
       ste_bound: where the straight-through gradients end, inclusive.
       batch_norm_momentum: share of the old running statistics kept in each step.
       batch_norm_epsilon: added to the variance.
@@ -91,6 +70,9 @@ class ResNetSpec:
     activation: str = "fprelu"
     stage_end_activation: str = "relu"
     sign: str = "three_valued"
+    activation_gradient: str = "clipped"
+    scaling: str = "none"
+    block: str = "binary"
     ste_bound: float = 1.2
     batch_norm_momentum: float = 0.9
     batch_norm_epsilon: float = 1e-5
@@ -102,12 +84,17 @@ class ResNetSpec:
             ("stage_end_activation", ACTIVATIONS),
             ("downsample", DOWNSAMPLES),
             ("sign", SIGNS),
+            ("activation_gradient", ACTIVATION_GRADIENTS),
+            ("scaling", SCALINGS),
+            ("block", BLOCKS),
         ):
             value = getattr(self, field)
             if value not in allowed:
                 raise UserError(f"model.{field}={value!r}: must be one of {', '.join(allowed)}")
         for field in ("width", "groups", "stem_features", "stem_stride"):
             _require_positive(field, getattr(self, field))
+        if not isinstance(self.blocks, tuple):
+            raise UserError(f"model.blocks={self.blocks!r}: must be a tuple, one number a stage")
         if not self.blocks:
             raise UserError("model.blocks=(): needs the number of blocks of at least one stage")
         for count in self.blocks:
@@ -119,12 +106,15 @@ class ResNetSpec:
                 f"model.stem_features={self.stem_features}: without a bridge the stem must give "
                 f"model.width={self.width} channels"
             )
-        narrowest = min(min(p.conv_in_features, p.features) for p in self._blocks_plan())
-        if self.groups > narrowest:
-            raise UserError(
-                f"model.groups={self.groups}: larger than the {narrowest} channels of the narrowest "
-                f"binary convolution; 1 to {narrowest} would do"
-            )
+        if self.block == "real":
+            self._require_no_binary_options()
+        else:
+            narrowest = min(min(p.conv_in_features, p.features) for p in self._blocks_plan())
+            if self.groups > narrowest:
+                raise UserError(
+                    f"model.groups={self.groups}: larger than the {narrowest} channels of the narrowest "
+                    f"binary convolution; 1 to {narrowest} would do"
+                )
         if not 0 <= self.batch_norm_momentum < 1:
             raise UserError(f"model.batch_norm_momentum={self.batch_norm_momentum}: must be in [0, 1)")
         if not self.ste_bound > 0 or not self.batch_norm_epsilon > 0:
@@ -138,7 +128,23 @@ class ResNetSpec:
 
     def plan(self) -> tuple[BinaryConvPlan, ...]:
         """Returns every binary convolution of the network in order, the bridge first."""
-        return (*self._bridge_plan(), *self._blocks_plan())
+        return (*self._bridge_plan(), *self._blocks_plan()) if self.block == "binary" else ()
+
+    def real_plan(self) -> tuple[RealBlockPlan, ...]:
+        """Returns every block of real convolutions in order; there are none in a binary network."""
+        if self.block != "real":
+            return ()
+        return tuple(
+            RealBlockPlan(
+                name=name,
+                features=features,
+                stride=2 if reduction else 1,
+                shortcut="conv" if reduction else "identity",
+                inner_activation=self.activation,
+                activation=activation,
+            )
+            for name, features, reduction, activation in self._block_places()
+        )
 
     def two_valued_sign(self, conv: BinaryConvPlan) -> bool:
         """Whether exact zeros in the input of `conv` become -1 before the convolution."""
@@ -155,7 +161,7 @@ class ResNetSpec:
         for name in fields:
             if name not in known:
                 raise UserError(f"model.{name}: no such field; there are {', '.join(sorted(known))}")
-        return cls(**{k: tuple(v) if k == "blocks" else v for k, v in fields.items()})
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
 
     def _bridge_plan(self) -> tuple[BinaryConvPlan, ...]:
         if not self.bridge:
@@ -167,36 +173,56 @@ class ResNetSpec:
             ),
         )
 
-    def _blocks_plan(self) -> tuple[BinaryConvPlan, ...]:
-        plan = []
-        features = self.width
-        previous = self.activation if self.bridge else self.stem_activation
+    def _block_places(self) -> Iterator[tuple[str, int, bool, str]]:
+        """Yields name, channels, whether it halves the resolution, and activation of each block."""
         for stage, count in enumerate(self.blocks):
             for index in range(count):
+                activation = self.stage_end_activation if index == count - 1 else self.activation
                 reduction = stage > 0 and index == 0
-                in_features, features = features, features * (2 if reduction else 1)
-                shortcut = self.downsample if reduction else "identity"
-                last = index == count - 1
-                activation = self.stage_end_activation if last else self.activation
-                plan.append(
-                    BinaryConvPlan(
-                        name=f"block{stage + 1}_{index + 1}",
-                        in_features=in_features,
-                        features=features,
-                        groups=max(2, self.groups) if shortcut == "duplicate" else self.groups,
-                        stride=2 if reduction else 1,
-                        shortcut=shortcut,
-                        activation=activation,
-                        after_relu=previous == "relu",
-                    )
+                yield f"block{stage + 1}_{index + 1}", self.width * 2**stage, reduction, activation
+
+    def _blocks_plan(self) -> tuple[BinaryConvPlan, ...]:
+        plan = []
+        in_features = self.width
+        previous = self.activation if self.bridge else self.stem_activation
+        for name, features, reduction, activation in self._block_places():
+            shortcut = self.downsample if reduction else "identity"
+            plan.append(
+                BinaryConvPlan(
+                    name=name,
+                    in_features=in_features,
+                    features=features,
+                    groups=max(2, self.groups) if shortcut == "duplicate" else self.groups,
+                    stride=2 if reduction else 1,
+                    shortcut=shortcut,
+                    activation=activation,
+                    after_relu=previous == "relu",
                 )
-                previous = activation
+            )
+            in_features, previous = features, activation
         return tuple(plan)
+
+    def _require_no_binary_options(self) -> None:
+        for field, value in (
+            ("groups", 1),
+            ("bridge", False),
+            ("downsample", "conv"),
+            ("sign", "three_valued"),
+            ("activation_gradient", "clipped"),
+            ("scaling", "none"),
+        ):
+            if getattr(self, field) != value:
+                raise UserError(
+                    f"model.{field}={getattr(self, field)!r}: is for binary convolutions, and "
+                    f"model.block='real' has none; {value!r} would do"
+                )
 
 
 def _require_positive(field: str, value: int, shown: object = None) -> None:
-    if value < 1:
-        raise UserError(f"model.{field}={value if shown is None else shown}: must be at least 1")
+    # A bool is an int in Python, and `width=True` is a mistake all the same.
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        found, kind = (value, "a whole number") if shown is None else (shown, "whole numbers")
+        raise UserError(f"model.{field}={found!r}: must be {kind}, at least 1")
 
 
 # Width of the first stage by (budget in M, layers) and groups: the widths with which the counting
@@ -214,6 +240,36 @@ LAYER_BLOCKS = {18: (4, 4, 4, 4), 34: (6, 8, 12, 6), 44: (8, 10, 14, 10)}
 def baseline() -> ResNetSpec:
     """FTBNN ResNet-18, the paper's baseline: 60.2% top-1 at a budget of about 163M (Table 3)."""
     return ResNetSpec()
+
+
+def bireal18() -> ResNetSpec:
+    """Bi-Real Net-18 (Liu et al., 2018), the structure that the baseline grew from (Fig. 1a).
+
+    Its weights' gradient ends at 1, as in its own paper, not at the 1.2 of this one.
+    """
+    return ResNetSpec(
+        activation="none",
+        stage_end_activation="none",
+        activation_gradient="piecewise_quadratic",
+        scaling="mean_abs",
+        ste_bound=1.0,
+    )
+
+
+def bireal34() -> ResNetSpec:
+    """Bi-Real Net-34 (Liu et al., 2018): 62.2% top-1 at a budget of 193M (Table 4)."""
+    return dataclasses.replace(bireal18(), blocks=LAYER_BLOCKS[34])
+
+
+def resnet18() -> ResNetSpec:
+    """ResNet-18 in full precision (He et al., 2016): 69.8% top-1 (Table 3)."""
+    return ResNetSpec(
+        blocks=(2, 2, 2, 2),
+        block="real",
+        stem_activation="relu",
+        activation="relu",
+        stage_end_activation="relu",
+    )
 
 
 def derived(layers: int, groups: int, budget: int = 135) -> ResNetSpec:

@@ -7,6 +7,8 @@ sums over every position of a batch, would be accumulated in bfloat16, which sto
 import jax
 import jax.numpy as jnp
 
+from ftbnn_jax.ops.marks import ACTIVATION, mark
+
 
 def relu(x: jax.Array) -> jax.Array:
     """`max(x, 0)`; the gradient at exactly 0 is 0."""
@@ -23,7 +25,7 @@ def prelu(x: jax.Array, negative_slope: jax.Array) -> jax.Array:
     Returns:
       An array of the shape and dtype of `x`.
     """
-    return jnp.where(x > 0, x, (x * negative_slope).astype(x.dtype))
+    return mark(jnp.where(x > 0, x, (x * negative_slope).astype(x.dtype)), ACTIVATION)
 
 
 def fprelu(x: jax.Array, negative_slope: jax.Array, positive_slope: jax.Array) -> jax.Array:
@@ -39,4 +41,4 @@ def fprelu(x: jax.Array, negative_slope: jax.Array, positive_slope: jax.Array) -
     Returns:
       An array of the shape and dtype of `x`.
     """
-    return (x * jnp.where(x > 0, positive_slope, negative_slope)).astype(x.dtype)
+    return mark((x * jnp.where(x > 0, positive_slope, negative_slope)).astype(x.dtype), ACTIVATION)

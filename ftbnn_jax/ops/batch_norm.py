@@ -8,9 +8,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ftbnn_jax.ops.marks import BATCH_NORM, mark
+
 
 def fold(
-    scale: jax.Array, bias: jax.Array, mean: jax.Array, variance: jax.Array, epsilon: float
+    scale: jax.Array,
+    bias: jax.Array,
+    mean: jax.Array,
+    variance: jax.Array,
+    epsilon: float,
+    input_scale: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Turns trained batch normalisation into one multiplication and one addition per channel.
 
@@ -20,20 +27,25 @@ def fold(
       mean: running mean.
       variance: running variance.
       epsilon: added to the variance.
+      input_scale: `[C]`, what the input would be multiplied with before the norm; folded in as well.
 
     Returns:
-      `(a, b)`, float32 `[C]` each, with `a = scale / sqrt(variance + epsilon)`, `b = bias - mean * a`.
+      `(a, b)`, float32 `[C]` each, with `a = scale / sqrt(variance + epsilon)`, `b = bias - mean * a`;
+      `a * input_scale` in the place of the former where an input scale is given.
     """
     multiplier = scale / jnp.sqrt(variance + epsilon)
     # The barriers keep the compiler from fusing product and difference, or these numbers into what
     # uses them: either would round differently from program to program.
     shift = lax.optimization_barrier(mean * multiplier)
-    return lax.optimization_barrier((multiplier, bias - shift))
+    offset = bias - shift
+    if input_scale is not None:
+        multiplier = multiplier * input_scale
+    return lax.optimization_barrier((multiplier, offset))
 
 
 def apply_folded(x: jax.Array, multiplier: jax.Array, offset: jax.Array) -> jax.Array:
     """Returns `x * multiplier + offset`, float32; `x` is `[..., C]`, the others `[C]`."""
-    return x.astype(jnp.float32) * multiplier + offset
+    return mark(x.astype(jnp.float32) * multiplier + offset, BATCH_NORM)
 
 
 def normalize(
@@ -58,4 +70,5 @@ def normalize(
     mean = jnp.mean(x, axes)
     # One pass over x instead of two; rounding can leave a tiny negative, hence the maximum.
     variance = jnp.maximum(jnp.mean(jnp.square(x), axes) - jnp.square(mean), 0)
-    return (x - mean) * (scale / jnp.sqrt(variance + epsilon)) + bias, mean, variance
+    y = (x - mean) * (scale / jnp.sqrt(variance + epsilon)) + bias
+    return mark(y, BATCH_NORM), mean, variance

@@ -14,17 +14,21 @@ from ftbnn_jax.ops import convolution
 STE_BOUND = 1.2
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def sign_activation(x: jax.Array, bound: float = STE_BOUND, two_valued: bool = False) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def sign_activation(
+    x: jax.Array, bound: float = STE_BOUND, two_valued: bool = False, gradient: str = "clipped"
+) -> jax.Array:
     """Binarises activations.
 
     Forward:   `y = -1, 0, +1` for `x < 0, x == 0, x > 0`; with `two_valued` (Eq. 2), 0 maps to -1.
-    Backward:  `dx = dy` where `-bound <= x <= bound`, else 0.
+    Backward:  `dx = dy` where `-bound <= x <= bound`, else 0; with the piecewise quadratic gradient of
+               Bi-Real Net (Liu et al., 2018), `dx = max(2 - 2|x|, 0) * dy`, and `bound` plays no part.
 
     Args:
       x: any shape, floating point. -0.0 counts as 0.
       bound: where the straight-through gradient ends, inclusive.
       two_valued: whether an exact 0 becomes -1 instead of staying 0.
+      gradient: "clipped" or "piecewise_quadratic".
 
     Returns:
       The signs, in the shape and dtype of `x`.
@@ -56,18 +60,38 @@ def _clipped_straight_through(x, bound):
     return jnp.abs(x) <= jnp.asarray(bound, x.dtype)
 
 
-def _sign_activation_fwd(x, bound, two_valued):
-    return sign_activation(x, bound, two_valued), _clipped_straight_through(x, bound)
+def _sign_activation_fwd(x, bound, two_valued, gradient):
+    y = sign_activation(x, bound, two_valued, gradient)
+    if gradient == "piecewise_quadratic":
+        return y, jnp.maximum(2 - 2 * jnp.abs(x), 0)
+    return y, _clipped_straight_through(x, bound)
+
+
+def _sign_activation_bwd(bound, two_valued, gradient, residual, g):
+    return (g * residual if gradient == "piecewise_quadratic" else jnp.where(residual, g, 0),)
 
 
 def _sign_weight_fwd(w, bound):
     return sign_weight(w, bound), _clipped_straight_through(w, bound)
 
 
-sign_activation.defvjp(
-    _sign_activation_fwd, lambda bound, two_valued, inside, g: (jnp.where(inside, g, 0),)
-)
+sign_activation.defvjp(_sign_activation_fwd, _sign_activation_bwd)
 sign_weight.defvjp(_sign_weight_fwd, lambda bound, inside, g: (jnp.where(inside, g, 0),))
+
+
+def weight_scale(kernels: Sequence[jax.Array]) -> jax.Array:
+    """Explicit scaling factors of a binary convolution: the mean |w| of each output channel.
+
+    They are constants to the gradient, as in Bi-Real Net (Liu et al., 2018).
+
+    Args:
+      kernels: real latent weights, one `[K, K, I_g, O_g]` a group.
+
+    Returns:
+      `[sum(O_g)]`.
+    """
+    scales = [jnp.mean(jnp.abs(kernel), axis=(0, 1, 2)) for kernel in kernels]
+    return jax.lax.stop_gradient(jnp.concatenate(scales))
 
 
 def group_sizes(channels: int, groups: int) -> tuple[int, ...]:
@@ -126,6 +150,7 @@ def binary_conv2d(
     padding: int = 1,
     bound: float = STE_BOUND,
     two_valued: bool = False,
+    gradient: str = "clipped",
     compute_dtype: jnp.dtype = jnp.float32,
 ) -> jax.Array:
     """Binarises activations and latent weights and convolves them, group by group.
@@ -137,11 +162,12 @@ def binary_conv2d(
       padding: zeros added on each side after binarisation; a padded position adds nothing to a sum.
       bound: where the straight-through gradients end, inclusive.
       two_valued: whether an exact 0 among the activations becomes -1 instead of staying 0.
+      gradient: of the activations' sign, "clipped" or "piecewise_quadratic".
       compute_dtype: dtype of the signs; the sums are the same integers in every one.
 
     Returns:
       float32 `[N, H', W', O]`, every element an integer.
     """
-    signs = sign_activation(x, bound, two_valued)
+    signs = sign_activation(x, bound, two_valued, gradient)
     signed_kernels = [sign_weight(kernel, bound) for kernel in kernels]
     return grouped_conv2d(signs, signed_kernels, stride, padding, compute_dtype)

@@ -43,10 +43,15 @@ def _shapes(net, num_classes, size, channels):
 def _expected_shapes(net, num_classes, channels):
     shapes = {}
 
-    def norm_and_activation(prefix, features, activation):
+    def norm_and_activation(prefix, features, activation, number=""):
         slopes = {"prelu": ["negative"], "fprelu": ["negative", "positive"]}.get(activation, [])
-        names = ["bn/scale", "bn/bias", *(f"act/{side}_slope" for side in slopes)]
+        names = [f"bn{number}/scale", f"bn{number}/bias"]
+        names += [f"act{number}/{side}_slope" for side in slopes]
         shapes.update({f"{prefix}/{name}": (features,) for name in names})
+
+    def shortcut(prefix, ins, features):
+        shapes[f"{prefix}/shortcut_conv/kernel"] = (1, 1, ins, features)
+        shapes.update({f"{prefix}/shortcut_bn/{name}": (features,) for name in ("scale", "bias")})
 
     shapes["stem/conv/kernel"] = (net.stem_kernel, net.stem_kernel, channels, net.stem_features)
     norm_and_activation("stem", net.stem_features, net.stem_activation)
@@ -60,9 +65,20 @@ def _expected_shapes(net, num_classes, channels):
             shapes[f"{p.name}/conv/kernel_{g}"] = (3, 3, i, o)
         norm_and_activation(p.name, p.features, p.activation)
         if p.shortcut == "conv":
-            shapes[f"{p.name}/shortcut_conv/kernel"] = (1, 1, p.in_features, p.features)
-            shapes[f"{p.name}/shortcut_bn/scale"] = (p.features,)
-            shapes[f"{p.name}/shortcut_bn/bias"] = (p.features,)
+            shortcut(p.name, p.in_features, p.features)
+    ins = net.width
+    for p in net.real_plan():
+        for number, activation in ((1, p.inner_activation), (2, p.activation)):
+            shapes[f"{p.name}/conv{number}/kernel"] = (
+                3,
+                3,
+                ins if number == 1 else p.features,
+                p.features,
+            )
+            norm_and_activation(p.name, p.features, activation, number)
+        if p.shortcut == "conv":
+            shortcut(p.name, ins, p.features)
+        ins = p.features
     shapes["head/kernel"] = (net.features, num_classes)
     shapes["head/bias"] = (num_classes,)
     return shapes

@@ -1,0 +1,14 @@
+"""Bi-Real Net-18 (Liu et al., 2018) on ImageNet: published top-1 56.4%, top-5 79.5% (Table 3).
+
+    python -m ftbnn_jax.main --config=configs/bireal18.py --workdir=DIR
+
+256 epochs in one step, as Table 1 has it; the paper does not say the rest of its recipe, so this one
+is the baseline's. With 60 epochs (configs/ablation.py:bireal) the published top-1 is 52.3%.
+"""
+
+from ftbnn_jax import config
+from ftbnn_jax.nn import spec
+
+
+def get_config():
+    return config.make(spec.bireal18(), schedule="multistep", num_epochs=256)

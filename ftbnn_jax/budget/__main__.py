@@ -1,0 +1,111 @@
+"""Command line: `python -m ftbnn_jax.budget configs/X.py ...`, `--table4` or `--figure3`."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import jax
+
+from ftbnn_jax import config
+from ftbnn_jax.budget import figure3, published, records, tables
+from ftbnn_jax.errors import UserError
+from ftbnn_jax.nn import spec
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help lists the arguments")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m ftbnn_jax.budget",
+        description="Count parameters, FLOPs, BOPs, bytes and activation memory of networks, from the "
+        "traced program; no weights are made.",
+    )
+    parser.add_argument(
+        "configs", nargs="*", metavar="CONFIG", help="config files, as in configs/X.py:ARG"
+    )
+    parser.add_argument("--table4", action="store_true", help="all 20 nets of Table 4")
+    parser.add_argument(
+        "--figure3", action="store_true", help="draw the budget distribution of Figure 3"
+    )
+    parser.add_argument("--output", metavar="FILE", help="figure to write (default: figure3.png)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    parser.add_argument("--layers", action="store_true", help="list the layers too")
+    parser.add_argument("--image-size", type=_positive, metavar="N", help="instead of the config's own")
+    parser.add_argument(
+        "--channels", type=_positive, metavar="N", help="of the images (default: one per pixel mean)"
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _name(path: str) -> str:
+    file, colon, argument = path.partition(":")
+    return os.path.splitext(os.path.basename(file))[0] + colon + argument
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Does what the command line says.
+
+    Raises:
+      UserError: an argument or a config is wrong.
+    """
+    flags = _parser().parse_args(arguments)
+    chosen = [bool(flags.configs), flags.table4, flags.figure3]
+    if sum(chosen) != 1:
+        raise UserError("give config files, --table4 or --figure3, and one of these alone")
+    if flags.output and not flags.figure3:
+        raise UserError(f"--output {flags.output}: is for --figure3 alone")
+    if flags.figure3:
+        print(figure3.draw(flags.output or "figure3.png"))
+        return
+    if flags.table4:
+        configs = [
+            (
+                published.derived_name(budget, layers, groups),
+                config.TrainConfig(spec.derived(layers=layers, groups=groups, budget=budget)),
+            )
+            for budget, layers, groups in published.TABLE4
+        ]
+    else:
+        configs = [(_name(path), config.load(path)) for path in flags.configs]
+    # The whole of Table 4 in seconds: tracing for activation memory takes as long as all the rest.
+    counted = records.count_configs(configs, flags.image_size, flags.channels, memory=not flags.table4)
+    if flags.json:
+        print(json.dumps([records.to_json(r, flags.layers) for r in counted], indent=2))
+        return
+    for table in (
+        *([] if flags.table4 else [tables.budgets(counted)]),
+        tables.comparison(counted),
+        tables.totals(counted),
+        *([tables.layers(r) for r in counted] if flags.layers else []),
+    ):
+        if table is not None:
+            tables.show(table)
+
+
+def main() -> int:
+    """Runs the command line; returns the exit status, 2 for a user's mistake."""
+    # Only shapes are traced: leave accelerators to those who need them.
+    if not os.environ.get("JAX_PLATFORMS"):
+        jax.config.update("jax_platforms", "cpu")
+    try:
+        run(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""The numbers that the paper prints: the one place that holds them."""
+
+import dataclasses
+import functools
+
+from ftbnn_jax.nn import spec
+from ftbnn_jax.nn.spec import ResNetSpec
+
+IMAGE_SIZE = 224
+NUM_CLASSES = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A net in the left half of Table 4.
+
+    Attributes:
+      flops: in M.
+      bops: in M.
+      params: in M, 32 binary ones counting as one.
+      top1_train: accuracy on the training images, %.
+      top1: accuracy on the validation images, %.
+    """
+
+    flops: float
+    bops: float
+    params: float
+    top1_train: float
+    top1: float
+
+    @property
+    def total(self) -> float:
+        """Total budget in M, 64 BOPs being one FLOP."""
+        return self.flops + self.bops / 64
+
+
+# (budget in M, layers, groups)
+TABLE4 = {
+    (90, 18, 1): Row(19.0, 4516, 1.66, 61.0, 61.9),
+    (90, 18, 3): Row(23.1, 4580, 2.06, 61.6, 61.9),
+    (90, 18, 5): Row(25.8, 4301, 2.28, 62.2, 61.9),
+    (90, 18, 8): Row(28.7, 3988, 2.55, 61.5, 61.1),
+    (90, 34, 1): Row(19.3, 4176, 1.32, 58.8, 61.0),
+    (90, 34, 3): Row(23.8, 4005, 1.59, 60.6, 62.0),
+    (90, 34, 5): Row(27.0, 3829, 1.79, 61.8, 62.5),
+    (90, 34, 8): Row(30.1, 3577, 1.97, 61.9, 62.0),
+    (135, 18, 1): Row(21.1, 7399, 2.42, 66.1, 64.8),
+    (135, 18, 3): Row(26.2, 7285, 2.88, 66.6, 64.5),
+    (135, 18, 5): Row(29.9, 7031, 3.22, 67.2, 64.2),
+    (135, 18, 8): Row(34.0, 6717, 3.60, 66.4, 63.4),
+    (135, 34, 1): Row(21.6, 6994, 1.99, 63.5, 64.5),
+    (135, 34, 3): Row(27.4, 6639, 2.31, 65.8, 65.3),
+    (135, 34, 5): Row(31.5, 6412, 2.56, 66.8, 65.5),
+    (135, 34, 8): Row(36.0, 6090, 2.83, 67.3, 65.0),
+    (135, 44, 1): Row(22.1, 6847, 2.07, 62.4, 63.3),
+    (135, 44, 3): Row(28.5, 6512, 2.33, 65.3, 64.8),
+    (135, 44, 5): Row(32.9, 6251, 2.55, 66.4, 65.3),
+    (135, 44, 8): Row(37.5, 5947, 2.76, 66.9, 65.3),
+}
+
+# Right half of Table 4, in M. These nets are counted there as Liu et al. (2018) count: multiply-adds
+# alone, nothing doubled (`Budget.total_macs`).
+TOTAL_MACS = {"baseline": 163.0, "bireal18": 163.0, "bireal34": 193.0}
+
+
+def derived_name(budget: int, layers: int, groups: int) -> str:
+    """Returns the name of a derived net, as the files in `configs/` have it."""
+    return f"derived{layers}_g{groups}" + (f":{budget}" if budget != 135 else "")
+
+
+@functools.cache
+def table4_specs() -> dict[ResNetSpec, tuple[int, int, int]]:
+    """Returns the nets of Table 4 with their keys in `TABLE4`."""
+    return {
+        spec.derived(layers=layers, groups=groups, budget=budget): (budget, layers, groups)
+        for budget, layers, groups in TABLE4
+    }
+
+
+def bridge_bops(model: ResNetSpec) -> float:
+    """BOPs in M that the published numbers hold for the bridge.
+
+    0 for one group, `9 * 56 * 56 * C * C / ceil(C / 64)` for more, where C is the width of the first
+    stage. Found by fitting all 20 rows; it follows from no bridge that the text describes, whose
+    `9 * 56 * 56 * 32 * C` is what we count.
+    """
+    if model.groups == 1:
+        return 0.0
+    return 9 * 56 * 56 * model.width**2 / -(-model.width // 64) / 1e6
+
+
+@functools.cache
+def total_macs_specs() -> dict[ResNetSpec, str]:
+    """Returns the nets of `TOTAL_MACS` with their names."""
+    builders = {"baseline": spec.baseline, "bireal18": spec.bireal18, "bireal34": spec.bireal34}
+    return {builders[name](): name for name in TOTAL_MACS}

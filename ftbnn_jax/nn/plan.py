@@ -1,0 +1,56 @@
+"""The parts that a `ResNetSpec` comes down to, one record each; plain data."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class BinaryConvPlan:
+    """One binary convolution and the batch norm, shortcut and activation around it.
+
+    Attributes:
+      name: name of the flax module, and prefix of the tensors in an artifact.
+      in_features: channels of the block's input.
+      features: channels of its output.
+      groups: groups of the binary convolution.
+      stride: of the binary convolution, and of the shortcut.
+      shortcut: "identity"; "conv" (2x2 mean, real 1x1 convolution, batch norm); "duplicate" (the
+        input twice along channels, 3x3 mean; the convolution reads the duplicated input as well); or
+        "none".
+      activation: one of `spec.ACTIVATIONS`.
+      after_relu: whether the input can only be 0 or positive, so that its signs are 0 and 1.
+    """
+
+    name: str
+    in_features: int
+    features: int
+    groups: int
+    stride: int
+    shortcut: str
+    activation: str
+    after_relu: bool
+
+    @property
+    def conv_in_features(self) -> int:
+        """Channels that the binary convolution reads."""
+        return 2 * self.in_features if self.shortcut == "duplicate" else self.in_features
+
+
+@dataclasses.dataclass(frozen=True)
+class RealBlockPlan:
+    """Two real 3x3 convolutions and the shortcut around them (He et al., 2016).
+
+    Attributes:
+      name: name of the flax module.
+      features: channels of its output.
+      stride: of the first convolution, and of the shortcut.
+      shortcut: "identity", or "conv" (real 1x1 convolution of this stride, batch norm).
+      inner_activation: between the convolutions, one of `spec.ACTIVATIONS`.
+      activation: after the sum.
+    """
+
+    name: str
+    features: int
+    stride: int
+    shortcut: str
+    inner_activation: str
+    activation: str
