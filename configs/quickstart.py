@@ -12,18 +12,20 @@ from ftbnn_jax.nn import spec
 
 def get_config():
     return config.make(
-        spec.small(blocks=(2, 2), width=32),
+        spec.small(blocks=(2, 2), width=48),
         dataset="digits",
         image_size=8,
         num_classes=10,
         batch_size=64,
         num_epochs=60,
-        eval_every=210,
-        checkpoint_every=210,
-        log_every=21,
+        eval_every=421,
+        checkpoint_every=421,
+        log_every=50,
+        weight_decay=1e-4,
+        label_smoothing=0.1,
         augment="pad_crop",
         crop_padding=1,
         flip=False,
-        pixel_mean=(77.0,),
-        pixel_std=(95.0,),
+        pixel_mean=(73.0,),
+        pixel_std=(90.0,),
     )
