@@ -1,6 +1,7 @@
 """Command line: `python -m ftbnn_jax.main --config=configs/X.py --workdir=DIR [--mode=...]`."""
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -96,6 +97,10 @@ def run() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        # Outside the training loop, which answers Ctrl-C itself, there is nothing to save.
+        print("interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 if __name__ == "__main__":
