@@ -33,8 +33,7 @@ class Conv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.he_normal(), shape)
-        x, kernel = x.astype(self.compute_dtype), kernel.astype(self.compute_dtype)
-        return convolution.conv2d(x, kernel, self.stride, self.padding)
+        return convolution.conv2d(x, kernel, self.stride, self.padding, self.compute_dtype)
 
 
 class BinaryConv(nn.Module):

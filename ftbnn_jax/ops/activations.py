@@ -1,4 +1,8 @@
-"""The activation functions of the paper, on `[..., C]` arrays with one slope per channel."""
+"""The activation functions of the paper, on `[..., C]` arrays with one slope per channel.
+
+Slopes are float32 and meet `x` in float32, whatever its dtype. Cast to bfloat16 first, their gradients,
+sums over every position of a batch, would be accumulated in bfloat16, which stops growing early.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +18,12 @@ def prelu(x: jax.Array, negative_slope: jax.Array) -> jax.Array:
 
     Args:
       x: `[..., C]`.
-      negative_slope: `[C]`.
+      negative_slope: float32 `[C]`.
 
     Returns:
       An array of the shape and dtype of `x`.
     """
-    return jnp.where(x > 0, x, x * negative_slope.astype(x.dtype))
+    return jnp.where(x > 0, x, (x * negative_slope).astype(x.dtype))
 
 
 def fprelu(x: jax.Array, negative_slope: jax.Array, positive_slope: jax.Array) -> jax.Array:
@@ -29,11 +33,10 @@ def fprelu(x: jax.Array, negative_slope: jax.Array, positive_slope: jax.Array) -
 
     Args:
       x: `[..., C]`.
-      negative_slope: `[C]`.
-      positive_slope: `[C]`.
+      negative_slope: float32 `[C]`.
+      positive_slope: float32 `[C]`.
 
     Returns:
       An array of the shape and dtype of `x`.
     """
-    slope = jnp.where(x > 0, positive_slope.astype(x.dtype), negative_slope.astype(x.dtype))
-    return x * slope
+    return (x * jnp.where(x > 0, positive_slope, negative_slope)).astype(x.dtype)

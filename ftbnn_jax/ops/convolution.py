@@ -30,34 +30,53 @@ def _conv(x, kernel, stride, padding, out_dtype):
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def conv2d(
+    x: jax.Array,
+    kernel: jax.Array,
+    stride: int = 1,
+    padding: int = 0,
+    compute_dtype: jnp.dtype | None = None,
+) -> jax.Array:
     """Convolves `x` with `kernel` and accumulates in float32.
 
     Sums of products of signs are integers; float32 holds them exactly up to 2^24, whatever the
     operands' dtype, so the result of a binary convolution is exact in every compute dtype.
 
-    The gradients are computed in the operands' dtype, except that float16 operands get bfloat16
-    gradients: float16 has too small a range for them without loss scaling.
+    The gradients are computed in `compute_dtype`, except that float16 gets bfloat16 gradients: its
+    range is too small for them without loss scaling. For the same reason it is this function that
+    casts to float16: a gradient has the dtype of its argument, and that must not be float16.
 
     Args:
-      x: `[N, H, W, I]`, float32, bfloat16 or float16.
-      kernel: `[KH, KW, I, O]`, of the dtype of `x`.
+      x: `[N, H, W, I]`, float32 or bfloat16.
+      kernel: `[KH, KW, I, O]`, likewise.
       stride: step in both directions.
       padding: zeros added on each of the four sides.
+      compute_dtype: what both operands are cast to: float32, bfloat16 or float16; None for the dtype
+        of `x`.
 
     Returns:
       float32 `[N, H', W', O]` with `H' = (H + 2 * padding - KH) // stride + 1`.
     """
+    x, kernel = _cast(x, kernel, compute_dtype)
     return _conv(x, kernel, stride, padding, jnp.float32)
 
 
-def _conv2d_fwd(x, kernel, stride, padding):
-    return conv2d(x, kernel, stride, padding), (x, kernel)
+def _cast(x, kernel, compute_dtype):
+    dtype = x.dtype if compute_dtype is None else compute_dtype
+    return x.astype(dtype), kernel.astype(dtype)
 
 
-def _conv2d_bwd(stride, padding, residuals, g):
-    x, kernel = residuals
+def _conv2d_fwd(x, kernel, stride, padding, compute_dtype):
+    # A residual can be an array but not a dtype, so two empty arrays carry the arguments' dtypes.
+    dtypes = jnp.zeros(0, x.dtype), jnp.zeros(0, kernel.dtype)
+    residuals = (*_cast(x, kernel, compute_dtype), *dtypes)
+    return conv2d(x, kernel, stride, padding, compute_dtype), residuals
+
+
+def _conv2d_bwd(stride, padding, compute_dtype, residuals, g):
+    del compute_dtype  # The operands among the residuals are cast already.
+    x, kernel, like_x, like_kernel = residuals
     dtype = jnp.bfloat16 if x.dtype == jnp.float16 else x.dtype
     x_, kernel_, g_ = x.astype(dtype), kernel.astype(dtype), g.astype(dtype)
     # Transposing wants operands and result of one dtype, hence no float32 accumulator type here.
@@ -66,7 +85,7 @@ def _conv2d_bwd(stride, padding, residuals, g):
         dkernel = _kernel_gradient_by_taps(x_, g_, kernel.shape, stride, padding)
     else:
         (dkernel,) = jax.linear_transpose(lambda k: _conv(x_, k, stride, padding, None), kernel_)(g_)
-    return dx.astype(x.dtype), dkernel.astype(kernel.dtype)
+    return dx.astype(like_x.dtype), dkernel.astype(like_kernel.dtype)
 
 
 conv2d.defvjp(_conv2d_fwd, _conv2d_bwd)

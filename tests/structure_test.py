@@ -1,0 +1,194 @@
+"""Reads every module's imports and keeps the arrows of the package pointing one way."""
+
+import ast
+import pathlib
+
+import pytest
+
+import ftbnn_jax
+
+_PACKAGE = "ftbnn_jax"
+_ROOT = pathlib.Path(ftbnn_jax.__file__).parent
+
+# Lowest first; a module may import from its own layer and from lower ones. A name stands for a module
+# or for a package with all that is in it. `nn.spec` is below `nn`, since the packed runtime needs it.
+_LAYERS = (
+    ("errors",),
+    ("ops",),
+    ("nn.spec",),
+    ("nn",),
+    ("config",),
+    ("budget",),
+    ("train", "deploy"),
+    ("figures",),
+    ("main",),
+)
+# Neighbours in a layer that must not know each other.
+_APART = (("train", "deploy"), ("deploy", "train"))
+
+_FRAMEWORKS = {"flax", "optax", "orbax", "tensorflow", "tensorflow_datasets", "ml_collections"}
+# Module, and the third-party packages that neither it nor anything it imports here may need.
+_WITHOUT = {
+    "errors": _FRAMEWORKS | {"jax"},
+    "ops": _FRAMEWORKS,
+    "nn.spec": _FRAMEWORKS | {"jax"},
+    "nn": _FRAMEWORKS - {"flax"},
+    # What a device or a server loads an artifact with.
+    "deploy.runtime": _FRAMEWORKS,
+}
+_MAY_MENTION_CONFIG_DICT = {"main", "config", "train.loop"}
+
+
+def _is_in(module: str, name: str) -> bool:
+    return module == name or module.startswith(f"{name}.")
+
+
+def _layer(module: str) -> int:
+    """The layer of the longest name that `module` is or is in; -1 if there is none."""
+    matches = [(len(n), i) for i, names in enumerate(_LAYERS) for n in names if _is_in(module, n)]
+    return max(matches)[1] if matches else -1
+
+
+def _read_modules() -> dict[str, str]:
+    """Sources by name within the package; the package's own `__init__` is ""."""
+    sources = {}
+    for path in sorted(_ROOT.rglob("*.py")):
+        parts = path.relative_to(_ROOT).with_suffix("").parts
+        sources[".".join(p for p in parts if p != "__init__")] = path.read_text()
+    return sources
+
+
+def _imports(module: str, source: str, modules) -> tuple[set[str], set[str]]:
+    """Modules of the package that `source` imports, and other top-level packages, lazy ones included."""
+    own, foreign = set(), set()
+    names = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: a relative import in line {node.lineno}"
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    for name in names:
+        top, _, rest = name.partition(".")
+        if top != _PACKAGE:
+            foreign.add(top)
+        elif rest in modules:
+            own.add(rest)
+        else:  # `from ftbnn_jax.errors import UserError`: the name's last part is no module.
+            own.add(rest.rpartition(".")[0])
+    return own, foreign
+
+
+def _violations(sources: dict[str, str]) -> list[str]:
+    """One line for each broken rule."""
+    imports = {m: _imports(m, source, sources) for m, source in sources.items()}
+    found = []
+    for module, (own, foreign) in imports.items():
+        for other in sorted(own):
+            upwards = _layer(other) > _layer(module)
+            apart = any(_is_in(module, a) and _is_in(other, b) for a, b in _APART)
+            if other and (upwards or apart):
+                found.append(f"{module} must not import {other}")
+        if "configs" in foreign:
+            found.append(f"{module} must not import configs")
+        if module and _layer(module) < 0:
+            found.append(f"{module} stands in no layer")
+        if module not in _MAY_MENTION_CONFIG_DICT and _mentions_config_dict(sources[module]):
+            found.append(f"{module} must not mention ConfigDict")
+    for name, forbidden in _WITHOUT.items():
+        for module in (m for m in imports if _is_in(m, name)):
+            if name == "nn" and module == "nn.spec":
+                continue
+            needed = _needed(module, imports)
+            found += [f"{module} must not need {package}" for package in sorted(needed & forbidden)]
+    return found
+
+
+def _needed(module, imports):
+    """Third-party packages that importing `module` imports, through the package's modules as well."""
+    todo, seen, needed = [module], set(), set()
+    while todo:
+        current = todo.pop()
+        if current in seen or current not in imports:
+            continue
+        seen.add(current)
+        own, foreign = imports[current]
+        needed |= foreign
+        # Importing a.b runs the `__init__` of a first.
+        todo += [*own, current.rpartition(".")[0]]
+    return needed
+
+
+def _mentions_config_dict(source: str) -> bool:
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute):
+            names.add(node.attr)
+        elif isinstance(node, ast.Name):
+            names.add(node.id)
+        elif isinstance(node, ast.alias):
+            names.add(node.name)
+    return bool(names & {"ConfigDict", "FrozenConfigDict", "config_dict"})
+
+
+def test_the_package_keeps_its_arrows():
+    sources = _read_modules()
+    assert {"ops.binary", "nn.spec", "nn.resnet", "config", "errors"} <= set(sources)
+    assert _violations(sources) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "expected"),
+    [
+        ("ops.new", "from ftbnn_jax.nn import spec", "ops.new must not import nn.spec"),
+        ("ops.new", "import ftbnn_jax.nn.blocks", "ops.new must not import nn.blocks"),
+        ("ops.new", "def f():\n  from flax import linen", "ops.new must not need flax"),
+        ("ops.new", "import tensorflow as tf", "ops.new must not need tensorflow"),
+        ("nn.spec", "from flax import struct", "nn.spec must not need flax"),
+        ("nn.spec", "from ftbnn_jax.nn import blocks", "nn.spec must not import nn.blocks"),
+        ("nn.new", "from ftbnn_jax import config", "nn.new must not import config"),
+        ("nn.new", "import optax", "nn.new must not need optax"),
+        ("errors", "from ftbnn_jax.ops import binary", "errors must not import ops.binary"),
+        ("config", "from ftbnn_jax import budget", "config must not import budget"),
+        ("budget", "from ftbnn_jax.train import loop", "budget must not import train.loop"),
+        ("train.new", "from ftbnn_jax.deploy import export", "train.new must not import deploy.export"),
+        ("deploy.new", "from ftbnn_jax.train.loop import f", "deploy.new must not import train.loop"),
+        ("deploy.new", "from ftbnn_jax import main", "deploy.new must not import main"),
+        ("deploy.runtime", "from ftbnn_jax.nn import resnet", "deploy.runtime must not need flax"),
+        (
+            "deploy.runtime",
+            "from ftbnn_jax import config",
+            "deploy.runtime must not need ml_collections",
+        ),
+        ("train.new", "from configs import baseline", "train.new must not import configs"),
+        (
+            "train.new",
+            "import ml_collections as m\nm.ConfigDict()",
+            "train.new must not mention ConfigDict",
+        ),
+        ("helpers", "import jax", "helpers stands in no layer"),
+    ],
+)
+def test_a_module_that_breaks_a_rule_is_found(module, source, expected):
+    stubs = dict.fromkeys(("budget", "main", "train.loop", "deploy.export"), "")
+    sources = {**stubs, **_read_modules(), module: source}
+    assert expected in _violations(sources)
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("budget", "from ftbnn_jax.nn.resnet import ResNet\nfrom ftbnn_jax import config"),
+        ("train.loop", "import ml_collections\nfrom ftbnn_jax import budget\nml_collections.ConfigDict"),
+        ("deploy.runtime", "import jax\nfrom ftbnn_jax.nn.spec import ResNetSpec\nimport safetensors"),
+        (
+            "deploy.export",
+            "from ftbnn_jax.deploy import runtime\nfrom ftbnn_jax.errors import UserError",
+        ),
+        ("main", "from ftbnn_jax.train import loop\nfrom ftbnn_jax.deploy import export"),
+        ("nn.new", '"""Not a ConfigDict."""\nimport flax'),
+    ],
+)
+def test_a_module_that_keeps_the_rules_is_not_accused(module, source):
+    stubs = dict.fromkeys(("budget", "main", "train.loop", "deploy.export", "deploy.runtime"), "")
+    assert _violations({**_read_modules(), **stubs, module: source}) == []
