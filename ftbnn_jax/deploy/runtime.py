@@ -10,7 +10,7 @@ import numpy as np
 from ftbnn_jax.deploy import artifact as artifact_lib
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn.spec import BinaryConvPlan, ResNetSpec
-from ftbnn_jax.ops import activations, batch_norm, binary, bitpack, convolution, image, pooling
+from ftbnn_jax.ops import activations, batch_norm, binary, bitpack, convolution, image, pooling, popcount
 
 Tensors = dict[str, Any]
 
@@ -67,16 +67,10 @@ def _prepare(artifact: artifact_lib.Artifact) -> Tensors:
     for name, tensor in artifact.tensors.items():
         *path, leaf = name.split("/")
         functools.reduce(lambda node, key: node.setdefault(key, {}), path, nested)[leaf] = tensor
-    for plan in artifact.spec.plan():
+    for plan, size in zip(artifact.spec.plan(), _input_sizes(artifact), strict=True):
         name = f"{plan.name}/conv/bits"
-        shapes = [
-            (3, 3, i, o)
-            for i, o in zip(
-                binary.group_sizes(plan.conv_in_features, plan.groups),
-                binary.group_sizes(plan.features, plan.groups),
-                strict=True,
-            )
-        ]
+        conv = packed_conv(artifact.spec, plan)
+        shapes = [(3, 3, i, o) for i, o in zip(conv.in_features, conv.out_features, strict=True)]
         sizes = [int(np.prod(shape)) for shape in shapes]
         words = artifact.tensors.get(name)
         expected = (bitpack.words_for(sum(sizes)),)
@@ -84,11 +78,39 @@ def _prepare(artifact: artifact_lib.Artifact) -> Tensors:
             found = "missing" if words is None else f"{words.dtype} {list(words.shape)}"
             raise UserError(f"tensor {name!r}: expected uint32 {list(expected)}, found {found}")
         bits = np.split(bitpack.unpack_stream(words, sum(sizes)), np.cumsum(sizes)[:-1])
-        nested[plan.name]["conv"] = [
-            bitpack.pack_kernel(jnp.asarray(b.reshape(shape)))
-            for b, shape in zip(bits, shapes, strict=True)
-        ]
+        kernels = [b.reshape(shape) for b, shape in zip(bits, shapes, strict=True)]
+        nested[plan.name]["conv"] = conv.prepare(kernels, size, size)
     return jax.tree.map(jnp.asarray, nested)
+
+
+def packed_conv(spec: ResNetSpec, plan: BinaryConvPlan) -> popcount.PackedConv:
+    """Returns the binary convolution of `plan` in the form that what reaches its input allows.
+
+    A ReLU before it leaves no negative input. A two-valued sign leaves no 0. Anything else can be
+    exactly 0 now and then, behind an FPReLU as well.
+    """
+    form = "xnor" if spec.two_valued_sign(plan) else "and" if plan.after_relu else "ternary"
+    return popcount.PackedConv(
+        binary.group_sizes(plan.conv_in_features, plan.groups),
+        binary.group_sizes(plan.features, plan.groups),
+        form,
+        stride=plan.stride,
+    )
+
+
+def _input_sizes(artifact: artifact_lib.Artifact) -> list[int]:
+    """Height, and width, of the input of each binary convolution."""
+    spec = artifact.spec
+    size = convolution.output_size(
+        artifact.image_size, spec.stem_kernel, spec.stem_stride, spec.stem_kernel // 2
+    )
+    if spec.stem_pool:
+        size = convolution.output_size(size, 3, 2, 1)
+    sizes = []
+    for plan in spec.plan():
+        sizes.append(size)
+        size = convolution.output_size(size, 3, plan.stride, 1)
+    return sizes
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
@@ -122,13 +144,7 @@ def _block(tensors: Tensors, spec: ResNetSpec, plan: BinaryConvPlan, x: jax.Arra
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _binary_conv(kernels, spec: ResNetSpec, plan: BinaryConvPlan, x: jax.Array) -> jax.Array:
-    return bitpack.binary_conv2d(
-        x,
-        kernels,
-        binary.group_sizes(plan.conv_in_features, plan.groups),
-        stride=plan.stride,
-        two_valued=spec.two_valued_sign(plan),
-    )
+    return packed_conv(spec, plan)(kernels, x)
 
 
 def _batch_norm(tensors: Tensors, x: jax.Array) -> jax.Array:

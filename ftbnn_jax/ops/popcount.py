@@ -1,0 +1,306 @@
+"""Binary convolution by population count, in three forms.
+
+With `a` and `w` the sign bits of a window and of a kernel, and `m` set where the window holds no 0:
+
+    form     inputs      sum
+    xnor     -1, +1      K - 2 * popcount(a ^ w)
+    and      0, +1       2 * popcount(a & w) - popcount(a)                 (Eq. 6, after ReLU)
+    ternary  -1, 0, +1   popcount(m) - 2 * popcount(m & (a ^ w))
+
+Zero padding is one more 0: right by itself in the last two forms, put right in the first by a table
+that is computed beforehand.
+
+How a group's window becomes words: for each kernel position, row by row, the whole words of its
+channels; then, without a gap, what is left of every position (`channels % 32` bits each). So 35 channels
+under a 3x3 kernel take 10 words, not 18.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from ftbnn_jax.ops import binary, bitpack, convolution
+
+FORMS = ("xnor", "and", "ternary")
+COUNTINGS = ("words", "adders")
+
+# Words that one fused expression takes; more are cut into chunks, each a pass over the output. Of
+# chunks shorter than these, XLA's CPU compiler makes scalar code.
+_MOST_WORDS = 36
+_CHUNKS = range(17, 25)
+
+Weights = list[dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Band:
+    """A run of neighbouring groups of one width: convolved at once, the groups being an axis."""
+
+    start: int
+    groups: int
+    in_features: int
+    out_features: int
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedConv:
+    """A binary convolution of fixed geometry: packs kernels beforehand, then convolves activations.
+
+    The packed counterpart of `ops.binary.binary_conv2d`: the same integers.
+
+    Attributes:
+      in_features: input channels of each group.
+      out_features: output channels of each group.
+      form: "xnor" where an input that is no positive number counts as -1; "and" where no input is
+        negative; "ternary" for any input.
+      kernel_size: height and width of the kernels.
+      stride: step in both directions.
+      padding: zeros added on each side after binarisation.
+      counting: "words" counts the bits of every word; "adders" first sums words, bit by bit, in a tree
+        of carry-save adders; "" for what suits this machine. The integers are the same.
+    """
+
+    in_features: tuple[int, ...]
+    out_features: tuple[int, ...]
+    form: str = "ternary"
+    kernel_size: int = 3
+    stride: int = 1
+    padding: int = 1
+    counting: str = ""
+
+    def __post_init__(self):
+        if self.form not in FORMS:
+            raise ValueError(f"form={self.form!r}: must be one of {', '.join(FORMS)}")
+        if self.counting not in ("", *COUNTINGS):
+            raise ValueError(f"counting={self.counting!r}: must be one of {', '.join(COUNTINGS)}")
+        if len(self.in_features) != len(self.out_features):
+            raise ValueError(f"{len(self.in_features)} groups in, {len(self.out_features)} groups out")
+
+    def prepare(self, kernels: Sequence[np.ndarray], height: int, width: int) -> Weights:
+        """Packs kernels for inputs of one size.
+
+        Args:
+          kernels: booleans `[K, K, I_g, O_g]`, one array a group, True for a weight of +1.
+          height: of the inputs.
+          width: of the inputs.
+
+        Returns:
+          One entry a run of groups of equal width: `words`, uint32 `[words of a window, groups, O_g]`,
+          and for "xnor" `border`, int32 `[H', W', groups, O_g]`, the sum that a window without any bit
+          set would have to give to be right at the border.
+        """
+        prepared = []
+        first = 0
+        for band in self._bands():
+            stacked = np.stack(kernels[first : first + band.groups])
+            first += band.groups
+            entry = {"words": _pack_kernels(stacked)}
+            if self.form == "xnor":
+                entry["border"] = self._border(stacked, height, width)
+            prepared.append(entry)
+        return prepared
+
+    def __call__(self, weights: Weights, x: jax.Array) -> jax.Array:
+        """Binarises and convolves.
+
+        Args:
+          weights: from `prepare`.
+          x: real activations `[N, H, W, sum(in_features)]`.
+
+        Returns:
+          int32 `[N, H', W', sum(out_features)]`.
+        """
+        outputs = []
+        for band, entry in zip(self._bands(), weights, strict=True):
+            part = x[..., band.start : band.start + band.groups * band.in_features]
+            part = part.reshape(*x.shape[:-1], band.groups, band.in_features)
+            sums = self._convolve(band, entry, part)
+            outputs.append(sums.reshape(*sums.shape[:-2], -1))
+        return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=-1)
+
+    def _bands(self) -> list[_Band]:
+        bands: list[_Band] = []
+        for start, i, o in zip(
+            np.cumsum((0, *self.in_features)).tolist(), self.in_features, self.out_features, strict=False
+        ):
+            if bands and (bands[-1].in_features, bands[-1].out_features) == (i, o):
+                bands[-1] = dataclasses.replace(bands[-1], groups=bands[-1].groups + 1)
+            else:
+                bands.append(_Band(start, 1, i, o))
+        return bands
+
+    def _border(self, kernels: np.ndarray, height: int, width: int) -> np.ndarray:
+        """Where a window hangs over the edge, its zero bits count as -1; the table takes that back."""
+        size = self.kernel_size
+
+        def inside(length: int) -> np.ndarray:
+            out = convolution.output_size(length, size, self.stride, self.padding)
+            position = np.arange(out)[:, None] * self.stride + np.arange(size) - self.padding
+            return (position >= 0) & (position < length)
+
+        valid = inside(height)[:, None, :, None] & inside(width)[None, :, None, :]
+        valid = valid.reshape(*valid.shape[:2], -1).astype(np.int64)  # [H', W', K * K]
+        groups, features = kernels.shape[0], kernels.shape[3]
+        positive = kernels.sum(axis=3, dtype=np.int64).reshape(groups, size * size, -1)
+        positive = np.transpose(positive, (1, 0, 2))  # [K * K, groups, out]
+        counted = np.tensordot(1 - valid, positive, axes=1)
+        return (valid.sum(-1)[..., None, None] * features + 2 * counted).astype(np.int32)
+
+    def _convolve(self, band: _Band, weights: dict[str, Any], x: jax.Array) -> jax.Array:
+        """`[N, H, W, groups, I]` to int32 `[N, H', W', groups, O]`."""
+        planes = [binary.is_positive(x)]
+        if self.form == "ternary":
+            planes.append(binary.is_positive(jnp.abs(x)))
+        windows = [
+            _windows(words, band.in_features, self.kernel_size, self.stride, self.padding)
+            for words in bitpack.pack_channels(*planes)
+        ]
+        # Without the barrier the windows would be gathered again for each output channel.
+        windows = lax.optimization_barrier(windows)
+        kernel = weights["words"]
+        count = functools.partial(_count, self.counting or counting_here())
+        if self.form == "xnor":
+            return weights["border"] - 2 * count(lambda w, a: a ^ w, kernel, windows)
+        # The windows' own bits are the same for each output channel.
+        own = jnp.sum(lax.population_count(windows[-1]), axis=-1, dtype=jnp.int32)
+        own = lax.optimization_barrier(own)[..., None]
+        if self.form == "and":
+            return 2 * count(lambda w, a: a & w, kernel, windows) - own
+        return own - 2 * count(lambda w, a, m: m & (a ^ w), kernel, windows)
+
+
+def _pack_kernels(positive: np.ndarray) -> np.ndarray:
+    """Packs booleans `[groups, K, K, I, O]` into uint32 `[words of a window, groups, O]`."""
+    groups, size, _, features, outputs = positive.shape
+    bits = np.transpose(positive, (4, 0, 1, 2, 3)).reshape(outputs, groups, size * size, features)
+    whole = features - features % bitpack.WORD_BITS
+    parts = [
+        bits[..., :whole].reshape(outputs, groups, -1),
+        bits[..., whole:].reshape(outputs, groups, -1),
+    ]
+    words = np.concatenate([bitpack.pack_rows(part) for part in parts], axis=-1)
+    return np.ascontiguousarray(np.transpose(words, (2, 1, 0)))
+
+
+def _windows(words: jax.Array, features: int, kernel_size: int, stride: int, padding: int) -> jax.Array:
+    """Gathers the words of every window.
+
+    Args:
+      words: `[N, H, W, groups, words_for(features)]`.
+      features: bits used of each position.
+      kernel_size: height and width of a window.
+      stride: between windows.
+      padding: positions without a bit added on each side.
+
+    Returns:
+      uint32 `[N, H', W', groups, words of a window]`, in the order that the module's text gives.
+    """
+    _, height, width, _, _ = words.shape
+    out_h = convolution.output_size(height, kernel_size, stride, padding)
+    out_w = convolution.output_size(width, kernel_size, stride, padding)
+    words = jnp.pad(words, ((0, 0), (padding, padding), (padding, padding), (0, 0), (0, 0)))
+    views = [
+        words[:, i : i + stride * (out_h - 1) + 1 : stride, j : j + stride * (out_w - 1) + 1 : stride]
+        for i in range(kernel_size)
+        for j in range(kernel_size)
+    ]
+    whole, rest = divmod(features, bitpack.WORD_BITS)
+    gathered = [view[..., :whole] for view in views] if whole else []
+    if rest:
+        gathered += _join([view[..., whole:] for view in views], rest)
+    return jnp.concatenate(gathered, axis=-1)
+
+
+def _join(pieces: list[jax.Array], width: int) -> list[jax.Array]:
+    """Puts the lowest `width` bits of each piece one after the other into as few words as hold them."""
+    words: list[list[jax.Array]] = [[] for _ in range(bitpack.words_for(len(pieces) * width))]
+    for i, piece in enumerate(pieces):
+        word, shift = divmod(i * width, bitpack.WORD_BITS)
+        words[word].append(piece << np.uint32(shift))
+        if shift + width > bitpack.WORD_BITS:
+            words[word + 1].append(piece >> np.uint32(bitpack.WORD_BITS - shift))
+    return [functools.reduce(jnp.bitwise_or, parts) for parts in words]
+
+
+def _count(
+    counting: str,
+    combine: Callable[..., jax.Array],
+    kernel: jax.Array,
+    windows: Sequence[jax.Array],
+) -> jax.Array:
+    """Counts the bits of `combine(kernel, *windows)`.
+
+    Args:
+      counting: one of `COUNTINGS`.
+      combine: of a word of the kernel and one of each window; no bit set where none is in any of them.
+      kernel: uint32 `[K, groups, O]`.
+      windows: uint32 `[N, H', W', groups, K]` each.
+
+    Returns:
+      int32 `[N, H', W', groups, O]`.
+    """
+    bits = _bits_by_words if counting == "words" else _bits_by_adders
+
+    def count(kernel, windows):
+        return bits([combine(w, *(x[..., k, None] for x in windows)) for k, w in enumerate(kernel)])
+
+    total = len(kernel)
+    if total <= _MOST_WORDS:
+        return count(kernel, windows)
+    length = min(_CHUNKS, key=lambda c: (-total % c, abs(c - 18)))
+    chunks = -(-total // length)
+    missing = chunks * length - total
+    kernel = jnp.pad(kernel, ((0, missing), (0, 0), (0, 0))).reshape(chunks, length, *kernel.shape[1:])
+    windows = [jnp.pad(x, [(0, 0)] * 4 + [(0, missing)]) for x in windows]
+    windows = [jnp.moveaxis(x.reshape(*x.shape[:-1], chunks, length), -2, 0) for x in windows]
+    zeros = jnp.zeros((*windows[0].shape[1:-1], kernel.shape[-1]), jnp.int32)
+    result, _ = lax.scan(lambda sums, chunk: (sums + count(*chunk), None), zeros, (kernel, windows))
+    return result
+
+
+def _bits_by_words(words: list[jax.Array]) -> jax.Array:
+    """Sum of the words' population counts, int32."""
+    return functools.reduce(jnp.add, map(lax.population_count, words)).astype(jnp.int32)
+
+
+def _bits_by_adders(words: list[jax.Array]) -> jax.Array:
+    """Sum of the words' population counts by carry-save addition, int32.
+
+    A full adder turns three words of one weight into one of that weight and a carry of twice the weight,
+    until one word a weight is left to be counted.
+    """
+    total = jnp.int32(0)
+    weight = 0
+    while words:
+        carries = []
+        while len(words) > 1:
+            a, b, *words = words
+            differ = a ^ b
+            if words:
+                c, *words = words
+                carries.append(a & b | c & differ)
+                words = [*words, differ ^ c]
+            else:
+                carries.append(a & b)
+                words = [differ]
+        total += lax.population_count(words[0]).astype(jnp.int32) << weight
+        words, weight = carries, weight + 1
+    return total
+
+
+@functools.cache
+def counting_here() -> str:
+    """Returns which of `COUNTINGS` suits this machine: "words" where vectors of words are counted."""
+    if jax.default_backend() != "cpu":
+        return "words"
+    try:
+        return "words" if "avx512_vpopcntdq" in pathlib.Path("/proc/cpuinfo").read_text() else "adders"
+    except OSError:
+        return "adders"
