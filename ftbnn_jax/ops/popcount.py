@@ -37,6 +37,7 @@ _MOST_WORDS = 36
 _CHUNKS = range(17, 25)
 
 Weights = list[dict[str, Any]]
+_Windows = tuple[jax.Array, list[jax.Array]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +124,9 @@ class PackedConv:
             part = part.reshape(*x.shape[:-1], band.groups, band.in_features)
             sums = self._convolve(band, entry, part)
             outputs.append(sums.reshape(*sums.shape[:-2], -1))
-        return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=-1)
+        if len(outputs) == 1:
+            return outputs[0]
+        return jnp.concatenate(outputs, axis=-1)
 
     def _bands(self) -> list[_Band]:
         bands: list[_Band] = []
@@ -155,25 +158,50 @@ class PackedConv:
 
     def _convolve(self, band: _Band, weights: dict[str, Any], x: jax.Array) -> jax.Array:
         """`[N, H, W, groups, I]` to int32 `[N, H', W', groups, O]`."""
+        edge = (self.padding, self.padding)
+        x = jnp.pad(x, ((0, 0), edge, edge, (0, 0), (0, 0)))
         planes = [binary.is_positive(x)]
         if self.form == "ternary":
             planes.append(binary.is_positive(jnp.abs(x)))
-        windows = [
-            _windows(words, band.in_features, self.kernel_size, self.stride, self.padding)
-            for words in bitpack.pack_channels(*planes)
-        ]
-        # Without the barrier the windows would be gathered again for each output channel.
-        windows = lax.optimization_barrier(windows)
-        kernel = weights["words"]
-        count = functools.partial(_count, self.counting or counting_here())
+        packed = bitpack.pack_channels(*planes)
+
+        def gather(packed):
+            return [_windows(words, band.in_features, self.kernel_size, self.stride) for words in packed]
+
+        if band.groups == 1:
+            return self._sums(weights, _materialized(gather, packed))
+        # Merged with the axis of outputs before they are in memory, groups would be computed one
+        # output at a time.
+        return _materialized(lambda operand: self._sums(*operand), (weights, gather(packed)))
+
+    def _sums(self, weights: dict[str, Any], windows: list[_Windows]) -> jax.Array:
+        """The formula of the form, int32 `[N, H', W', groups, O]`."""
+        accumulate = functools.partial(
+            _accumulate, self.counting or counting_here(), kernel=weights["words"], windows=windows
+        )
         if self.form == "xnor":
-            return weights["border"] - 2 * count(lambda w, a: a ^ w, kernel, windows)
+            return accumulate(lambda w, a: a ^ w, start=weights["border"], factor=-2)
         # The windows' own bits are the same for each output channel.
-        own = jnp.sum(lax.population_count(windows[-1]), axis=-1, dtype=jnp.int32)
-        own = lax.optimization_barrier(own)[..., None]
+        whole, rest = windows[-1]
+        own = [jnp.sum(lax.population_count(whole), axis=-1)] + [lax.population_count(r) for r in rest]
+        own = functools.reduce(jnp.add, own).astype(jnp.int32)[..., None]
         if self.form == "and":
-            return 2 * count(lambda w, a: a & w, kernel, windows) - own
-        return own - 2 * count(lambda w, a, m: m & (a ^ w), kernel, windows)
+            return accumulate(lambda w, a: a & w, start=-own, factor=2)
+        return accumulate(lambda w, a, m: m & (a ^ w), start=own, factor=-2)
+
+
+def _materialized(function: Callable[[Any], Any], operand: Any) -> Any:
+    """Returns `function(operand)`, computed once and kept in memory.
+
+    Left to itself the compiler gathers windows anew for every output channel, and it drops
+    `lax.optimization_barrier` before it decides that. It does not look into a conditional whose
+    condition it cannot work out; this one always holds.
+    """
+    first = jax.tree.leaves(operand)[0]
+    always = lax.population_count(first[(0,) * first.ndim]) <= bitpack.WORD_BITS
+    shapes = jax.eval_shape(function, operand)
+    nothing = lambda _: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)  # noqa: E731
+    return lax.cond(always, function, nothing, operand)
 
 
 def _pack_kernels(positive: np.ndarray) -> np.ndarray:
@@ -189,33 +217,41 @@ def _pack_kernels(positive: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.transpose(words, (2, 1, 0)))
 
 
-def _windows(words: jax.Array, features: int, kernel_size: int, stride: int, padding: int) -> jax.Array:
+def _windows(words: jax.Array, features: int, kernel_size: int, stride: int) -> _Windows:
     """Gathers the words of every window.
 
     Args:
-      words: `[N, H, W, groups, words_for(features)]`.
+      words: uint32 `[N, H, W, groups, words_for(features)]`, padded with positions of no bits.
       features: bits used of each position.
       kernel_size: height and width of a window.
       stride: between windows.
-      padding: positions without a bit added on each side.
 
     Returns:
-      uint32 `[N, H', W', groups, words of a window]`, in the order that the module's text gives.
+      The whole words, uint32 `[N, H', W', groups, words]`, and the joined ones, `[N, H', W', groups]`
+      each, in the order that the module's text gives.
     """
     _, height, width, _, _ = words.shape
-    out_h = convolution.output_size(height, kernel_size, stride, padding)
-    out_w = convolution.output_size(width, kernel_size, stride, padding)
-    words = jnp.pad(words, ((0, 0), (padding, padding), (padding, padding), (0, 0), (0, 0)))
-    views = [
-        words[:, i : i + stride * (out_h - 1) + 1 : stride, j : j + stride * (out_w - 1) + 1 : stride]
-        for i in range(kernel_size)
-        for j in range(kernel_size)
-    ]
+    out_h = convolution.output_size(height, kernel_size, stride, 0)
+    out_w = convolution.output_size(width, kernel_size, stride, 0)
+
+    def shifted(x: jax.Array, axis: int, first: int, count: int) -> jax.Array:
+        return lax.slice_in_dim(x, first, first + stride * (count - 1) + 1, stride, axis)
+
     whole, rest = divmod(features, bitpack.WORD_BITS)
-    gathered = [view[..., :whole] for view in views] if whole else []
+    # Two steps, columns before rows, copy fewer and longer pieces than one.
+    columns = [shifted(words[..., :whole], 2, j, out_w) for j in range(kernel_size)]
+    rows = jnp.concatenate(columns, axis=-1)
+    gathered = jnp.concatenate([shifted(rows, 1, i, out_h) for i in range(kernel_size)], axis=-1)
+    joined = []
     if rest:
-        gathered += _join([view[..., whole:] for view in views], rest)
-    return jnp.concatenate(gathered, axis=-1)
+        last = words[..., -1]
+        pieces = [
+            shifted(shifted(last, 1, i, out_h), 2, j, out_w)
+            for i in range(kernel_size)
+            for j in range(kernel_size)
+        ]
+        joined = _join(pieces, rest)
+    return gathered, joined
 
 
 def _join(pieces: list[jax.Array], width: int) -> list[jax.Array]:
@@ -229,39 +265,58 @@ def _join(pieces: list[jax.Array], width: int) -> list[jax.Array]:
     return [functools.reduce(jnp.bitwise_or, parts) for parts in words]
 
 
-def _count(
+def _accumulate(
     counting: str,
     combine: Callable[..., jax.Array],
+    *,
     kernel: jax.Array,
-    windows: Sequence[jax.Array],
+    windows: Sequence[_Windows],
+    start: jax.Array,
+    factor: int,
 ) -> jax.Array:
-    """Counts the bits of `combine(kernel, *windows)`.
+    """Returns `start + factor * number of bits in combine(kernel, *windows)`.
 
     Args:
       counting: one of `COUNTINGS`.
       combine: of a word of the kernel and one of each window; no bit set where none is in any of them.
-      kernel: uint32 `[K, groups, O]`.
-      windows: uint32 `[N, H', W', groups, K]` each.
+      kernel: uint32 `[words of a window, groups, O]`.
+      windows: from `_windows`.
+      start: int32, of a shape that broadcasts to the result's.
+      factor: of the count.
 
     Returns:
       int32 `[N, H', W', groups, O]`.
     """
     bits = _bits_by_words if counting == "words" else _bits_by_adders
 
-    def count(kernel, windows):
-        return bits([combine(w, *(x[..., k, None] for x in windows)) for k, w in enumerate(kernel)])
+    def columns(windows):
+        return [[w[..., k] for k in range(w.shape[-1])] for w in windows]
 
-    total = len(kernel)
-    if total <= _MOST_WORDS:
-        return count(kernel, windows)
+    def add(sums, kernel, columns):
+        words = [
+            combine(w, *(c[..., None] for c in column))
+            for w, column in zip(kernel, zip(*columns, strict=True), strict=True)
+        ]
+        return sums + factor * bits(words)
+
+    whole = [gathered for gathered, _ in windows]
+    joined = [rest for _, rest in windows]
+    total = whole[0].shape[-1]
+    if len(kernel) <= _MOST_WORDS:
+        return add(start, kernel, [w + r for w, r in zip(columns(whole), joined, strict=True)])
+    if len(kernel) > total:
+        start = add(start, kernel[total:], joined)
+    start = jnp.broadcast_to(start, (*whole[0].shape[:-1], kernel.shape[-1]))
     length = min(_CHUNKS, key=lambda c: (-total % c, abs(c - 18)))
     chunks = -(-total // length)
     missing = chunks * length - total
-    kernel = jnp.pad(kernel, ((0, missing), (0, 0), (0, 0))).reshape(chunks, length, *kernel.shape[1:])
-    windows = [jnp.pad(x, [(0, 0)] * 4 + [(0, missing)]) for x in windows]
-    windows = [jnp.moveaxis(x.reshape(*x.shape[:-1], chunks, length), -2, 0) for x in windows]
-    zeros = jnp.zeros((*windows[0].shape[1:-1], kernel.shape[-1]), jnp.int32)
-    result, _ = lax.scan(lambda sums, chunk: (sums + count(*chunk), None), zeros, (kernel, windows))
+    kernel = jnp.pad(kernel[:total], ((0, missing), (0, 0), (0, 0)))
+    kernel = kernel.reshape(chunks, length, *kernel.shape[1:])
+    whole = [jnp.pad(w, [(0, 0)] * 4 + [(0, missing)]) for w in whole]
+    whole = [jnp.moveaxis(w.reshape(*w.shape[:-1], chunks, length), -2, 0) for w in whole]
+    result, _ = lax.scan(
+        lambda sums, chunk: (add(sums, chunk[0], columns(chunk[1])), None), start, (kernel, whole)
+    )
     return result
 
 
