@@ -1,6 +1,7 @@
 """Runs an artifact: every binary convolution on bits, the rest in float32. Needs numpy and jax alone."""
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ftbnn_jax.deploy import artifact as artifact_lib
+from ftbnn_jax.deploy import layout
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn.spec import BinaryConvPlan, ResNetSpec
 from ftbnn_jax.ops import activations, batch_norm, binary, bitpack, convolution, image, pooling, popcount
@@ -19,10 +21,7 @@ class Runtime:
     """A packed network, ready to run.
 
     Args:
-      artifact: what to run.
-
-    Raises:
-      UserError: a tensor is missing or has another shape than the spec asks for.
+      artifact: what to run; from `artifact.load`, or with the tensors that `layout` names.
     """
 
     def __init__(self, artifact: artifact_lib.Artifact):
@@ -68,18 +67,12 @@ def _prepare(artifact: artifact_lib.Artifact) -> Tensors:
         *path, leaf = name.split("/")
         functools.reduce(lambda node, key: node.setdefault(key, {}), path, nested)[leaf] = tensor
     for plan, size in zip(artifact.spec.plan(), _input_sizes(artifact), strict=True):
-        name = f"{plan.name}/conv/bits"
-        conv = packed_conv(artifact.spec, plan)
-        shapes = [(3, 3, i, o) for i, o in zip(conv.in_features, conv.out_features, strict=True)]
-        sizes = [int(np.prod(shape)) for shape in shapes]
-        words = artifact.tensors.get(name)
-        expected = (bitpack.words_for(sum(sizes)),)
-        if words is None or words.shape != expected or words.dtype != np.uint32:
-            found = "missing" if words is None else f"{words.dtype} {list(words.shape)}"
-            raise UserError(f"tensor {name!r}: expected uint32 {list(expected)}, found {found}")
+        shapes = layout.kernel_shapes(plan)
+        sizes = [math.prod(shape) for shape in shapes]
+        words = artifact.tensors[f"{plan.name}/conv/bits"]
         bits = np.split(bitpack.unpack_stream(words, sum(sizes)), np.cumsum(sizes)[:-1])
         kernels = [b.reshape(shape) for b, shape in zip(bits, shapes, strict=True)]
-        nested[plan.name]["conv"] = conv.prepare(kernels, size, size)
+        nested[plan.name]["conv"] = packed_conv(artifact.spec, plan).prepare(kernels, size, size)
     return jax.tree.map(jnp.asarray, nested)
 
 
