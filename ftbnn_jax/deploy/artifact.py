@@ -100,6 +100,8 @@ def load(path: str) -> Artifact:
         raise UserError(f"{path}: damaged: the SHA-256 of its header does not match")
     try:
         artifact = _parse(metadata, tensors)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{path}: impossible metadata: {type(error).__name__}: {error}") from error
     _check_tensors(path, artifact)

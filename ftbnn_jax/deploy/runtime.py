@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 
@@ -15,6 +16,8 @@ from ftbnn_jax.nn.spec import BinaryConvPlan, ResNetSpec
 from ftbnn_jax.ops import activations, batch_norm, binary, bitpack, convolution, image, pooling, popcount
 
 Tensors = dict[str, Any]
+
+_SLICE = 64
 
 
 class Runtime:
@@ -44,8 +47,31 @@ class Runtime:
         return _logits(self._tensors, images, a.spec, a.image_size, a.pixel_mean, a.pixel_std)
 
     def predict(self, images: Any) -> np.ndarray:
-        """Returns the most likely class of each image, int32 `[N]`."""
-        return np.asarray(jnp.argmax(self.logits(images), axis=-1))
+        """Returns the most likely class of each image, int32 `[N]`, for any number of images.
+
+        They run in slices of at most 64, the last one filled up to a power of two, so that few programs
+        are compiled and memory stays bounded.
+        """
+        classes = [np.zeros(0, np.int32)]
+        for start in range(0, len(images), _SLICE):
+            part = images[start : start + _SLICE]
+            missing = (1 << (len(part) - 1).bit_length()) - len(part)
+            filled = np.concatenate([part, np.zeros((missing, *part.shape[1:]), part.dtype)])
+            classes.append(np.asarray(jnp.argmax(self.logits(filled), axis=-1))[: len(part)])
+        return np.concatenate(classes)
+
+    def to_stablehlo(self) -> bytes:
+        """Returns the whole network with its weights as a serialised `jax.export` program.
+
+        It maps uint8 images `[N, image_size, image_size, channels]`, for any N, to float32 logits, and
+        needs JAX alone: `jax.export.deserialize(content).call(images)`.
+        """
+        a = self.artifact
+        (batch,) = jax.export.symbolic_shape("batch")
+        shape = (batch, a.image_size, a.image_size, a.channels)
+        program = jax.jit(self.logits)
+        exported = jax.export.export(program)(jax.ShapeDtypeStruct(shape, np.uint8))
+        return bytes(exported.serialize())
 
     def binary_conv(self, plan: BinaryConvPlan, x: jax.Array) -> jax.Array:
         """Runs one binary convolution alone.

@@ -163,16 +163,11 @@ class PackedConv:
         planes = [binary.is_positive(x)]
         if self.form == "ternary":
             planes.append(binary.is_positive(jnp.abs(x)))
-        packed = bitpack.pack_channels(*planes)
-
-        def gather(packed):
-            return [_windows(words, band.in_features, self.kernel_size, self.stride) for words in packed]
-
-        if band.groups == 1:
-            return self._sums(weights, _materialized(gather, packed))
-        # Merged with the axis of outputs before they are in memory, groups would be computed one
-        # output at a time.
-        return _materialized(lambda operand: self._sums(*operand), (weights, gather(packed)))
+        windows = [
+            _windows(words, band.in_features, self.kernel_size, self.stride)
+            for words in bitpack.pack_channels(*planes)
+        ]
+        return _materialized(lambda operand: self._sums(*operand), (weights, windows))
 
     def _sums(self, weights: dict[str, Any], windows: list[_Windows]) -> jax.Array:
         """The formula of the form, int32 `[N, H', W', groups, O]`."""
@@ -191,13 +186,14 @@ class PackedConv:
 
 
 def _materialized(function: Callable[[Any], Any], operand: Any) -> Any:
-    """Returns `function(operand)`, computed once and kept in memory.
+    """Returns `function(operand)`, with operand and result computed once and kept in memory.
 
-    Left to itself the compiler gathers windows anew for every output channel, and it drops
-    `lax.optimization_barrier` before it decides that. It does not look into a conditional whose
-    condition it cannot work out; this one always holds.
+    Left to itself the compiler gathers windows anew for every output channel, computes the sums again
+    for everything that reads them, one by one where groups and outputs are merged into one axis, and
+    it drops `lax.optimization_barrier` before it decides that. It does not look into a conditional
+    whose condition it cannot work out; this one always holds.
     """
-    first = jax.tree.leaves(operand)[0]
+    first = next(leaf for leaf in jax.tree.leaves(operand) if leaf.dtype == jnp.uint32)
     always = lax.population_count(first[(0,) * first.ndim]) <= bitpack.WORD_BITS
     shapes = jax.eval_shape(function, operand)
     nothing = lambda _: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)  # noqa: E731
