@@ -1,25 +1,23 @@
 """The packed file: one `.safetensors` with bits for binary kernels and float32 for the rest.
 
-Its metadata holds one JSON object under the key `ftbnn_jax`: see `Artifact`. Reading runs no code from
-the file. This module needs numpy and safetensors alone.
+`container` says how the file is laid out and protected, `layout` which tensors it holds. Reading runs no
+code from the file.
 """
 
+import contextlib
 import dataclasses
 import hashlib
-import json
 import os
 import pathlib
 from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 
+from ftbnn_jax.deploy import container, layout
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn.spec import ResNetSpec
 
 SCHEMA_VERSION = 1
-_METADATA_KEY = "ftbnn_jax"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,51 +67,51 @@ def save(path: str, artifact: Artifact) -> int:
     }
     temporary = pathlib.Path(f"{path}.tmp")
     try:
-        safetensors.numpy.save_file(
-            artifact.tensors, temporary, metadata={_METADATA_KEY: json.dumps(metadata, sort_keys=True)}
-        )
+        temporary.write_bytes(container.to_bytes(artifact.tensors, metadata))
         os.replace(temporary, path)
-    except (OSError, safetensors.SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written: {error}") from error
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
     return os.path.getsize(path)
 
 
 def load(path: str) -> Artifact:
-    """Reads an artifact and checks the SHA-256 of every tensor.
+    """Reads an artifact and checks it: its SHA-256, and that its tensors are those of its network.
 
     Raises:
       UserError: there is no such file, it is no artifact, of an unknown schema, or damaged.
     """
     if not os.path.isfile(path):
         raise UserError(f"{path}: no such file; --mode=export writes it")
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            metadata = (file.metadata() or {}).get(_METADATA_KEY)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path}: not a readable safetensors file: {error}") from error
-    if metadata is None:
-        raise UserError(f"{path}: not written by ftbnn_jax: no metadata {_METADATA_KEY!r}")
-    try:
-        return _parse(path, json.loads(metadata), tensors)
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: damaged metadata: {type(error).__name__}: {error}") from error
-
-
-def _parse(path: str, metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> Artifact:
-    version = metadata["schema_version"]
+    tensors, metadata, intact = container.read(path)
+    version = metadata.get("schema_version")
     if version != SCHEMA_VERSION:
         raise UserError(
-            f"{path}: schema version {version}; this version of ftbnn_jax reads {SCHEMA_VERSION}"
+            f"{path}: schema version {version!r}; this version of ftbnn_jax reads {SCHEMA_VERSION}"
         )
-    digests = metadata["sha256"]
-    if digests.keys() != tensors.keys():
-        odd = sorted(digests.keys() ^ tensors.keys())
-        raise UserError(f"{path}: damaged: tensor {odd[0]!r} is missing or not listed")
+    digests = metadata.get("sha256")
+    if not isinstance(digests, dict) or digests.keys() != tensors.keys():
+        raise UserError(f"{path}: damaged: its tensors are not those that its metadata lists")
     for name, tensor in tensors.items():
         if _digest(tensor) != digests[name]:
             raise UserError(f"{path}: damaged: the SHA-256 of tensor {name!r} does not match")
+    if not intact:
+        raise UserError(f"{path}: damaged: the SHA-256 of its header does not match")
+    try:
+        artifact = _parse(metadata, tensors)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"{path}: impossible metadata: {type(error).__name__}: {error}") from error
+    _check_tensors(path, artifact)
+    return artifact
+
+
+def _parse(metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> Artifact:
+    # Every block has a tensor: a list of blocks that is longer must not be built.
+    if sum(metadata["spec"]["blocks"]) > len(tensors):
+        raise ValueError("more blocks than tensors")
     return Artifact(
         spec=ResNetSpec.from_dict(metadata["spec"]),
         num_classes=metadata["num_classes"],
@@ -126,6 +124,26 @@ def _parse(path: str, metadata: dict[str, Any], tensors: dict[str, np.ndarray]) 
         versions=metadata["versions"],
         tensors=tensors,
     )
+
+
+def _check_tensors(path: str, artifact: Artifact) -> None:
+    """Raises a UserError naming the first tensor that is missing, unknown or of a wrong kind."""
+    expected = layout.tensors(artifact.spec, artifact.channels, artifact.num_classes)
+    for name in sorted(expected.keys() | artifact.tensors.keys()):
+        tensor = artifact.tensors.get(name)
+        found = "none" if tensor is None else f"{tensor.dtype.name} {list(tensor.shape)}"
+        if name not in expected:
+            raise UserError(f"{path}: tensor {name!r}: the network has no such tensor")
+        dtype, shape = expected[name]
+        if tensor is None or tensor.dtype != dtype or tensor.shape != shape:
+            raise UserError(
+                f"{path}: tensor {name!r}: expected {dtype.name} {list(shape)}, found {found}"
+            )
+    for plan in artifact.spec.plan():
+        words = artifact.tensors[f"{plan.name}/conv/bits"]
+        spare = 32 * len(words) - layout.kernel_bits(plan)
+        if spare and int(words[-1]) >> (32 - spare):
+            raise UserError(f"{path}: tensor '{plan.name}/conv/bits': its padding bits are not all 0")
 
 
 def _digest(tensor: np.ndarray) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import ftbnn_jax
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.deploy import artifact
-from ftbnn_jax.ops import batch_norm, bitpack
+from ftbnn_jax.ops import batch_norm, binary, bitpack
 from ftbnn_jax.report import print_table
 
 
@@ -51,7 +51,7 @@ def _pack(params, stats, epsilon, prefix, tensors) -> None:
     if "kernel_0" in params:
         kernels = [np.asarray(params[f"kernel_{g}"]) for g in range(len(params))]
         tensors[f"{prefix}bits"] = bitpack.pack_stream(
-            np.concatenate([(kernel > 0).reshape(-1) for kernel in kernels])
+            np.concatenate([np.asarray(binary.is_positive(kernel)).reshape(-1) for kernel in kernels])
         )
         return
     for name, value in params.items():

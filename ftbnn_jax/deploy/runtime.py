@@ -1,28 +1,30 @@
 """Runs an artifact: every binary convolution on bits, the rest in float32. Needs numpy and jax alone."""
 
 import functools
+import math
 from typing import Any
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 
 from ftbnn_jax.deploy import artifact as artifact_lib
+from ftbnn_jax.deploy import layout
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn.spec import BinaryConvPlan, ResNetSpec
-from ftbnn_jax.ops import activations, batch_norm, binary, bitpack, convolution, image, pooling
+from ftbnn_jax.ops import activations, batch_norm, binary, bitpack, convolution, image, pooling, popcount
 
 Tensors = dict[str, Any]
+
+_SLICE = 64
 
 
 class Runtime:
     """A packed network, ready to run.
 
     Args:
-      artifact: what to run.
-
-    Raises:
-      UserError: a tensor is missing or has another shape than the spec asks for.
+      artifact: what to run; from `artifact.load`, or with the tensors that `layout` names.
     """
 
     def __init__(self, artifact: artifact_lib.Artifact):
@@ -45,8 +47,31 @@ class Runtime:
         return _logits(self._tensors, images, a.spec, a.image_size, a.pixel_mean, a.pixel_std)
 
     def predict(self, images: Any) -> np.ndarray:
-        """Returns the most likely class of each image, int32 `[N]`."""
-        return np.asarray(jnp.argmax(self.logits(images), axis=-1))
+        """Returns the most likely class of each image, int32 `[N]`, for any number of images.
+
+        They run in slices of at most 64, the last one filled up to a power of two, so that few programs
+        are compiled and memory stays bounded.
+        """
+        classes = [np.zeros(0, np.int32)]
+        for start in range(0, len(images), _SLICE):
+            part = images[start : start + _SLICE]
+            missing = (1 << (len(part) - 1).bit_length()) - len(part)
+            filled = np.concatenate([part, np.zeros((missing, *part.shape[1:]), part.dtype)])
+            classes.append(np.asarray(jnp.argmax(self.logits(filled), axis=-1))[: len(part)])
+        return np.concatenate(classes)
+
+    def to_stablehlo(self) -> bytes:
+        """Returns the whole network with its weights as a serialised `jax.export` program.
+
+        It maps uint8 images `[N, image_size, image_size, channels]`, for any N, to float32 logits, and
+        needs JAX alone: `jax.export.deserialize(content).call(images)`.
+        """
+        a = self.artifact
+        (batch,) = jax.export.symbolic_shape("batch")
+        shape = (batch, a.image_size, a.image_size, a.channels)
+        program = jax.jit(self.logits)
+        exported = jax.export.export(program)(jax.ShapeDtypeStruct(shape, np.uint8))
+        return bytes(exported.serialize())
 
     def binary_conv(self, plan: BinaryConvPlan, x: jax.Array) -> jax.Array:
         """Runs one binary convolution alone.
@@ -67,28 +92,44 @@ def _prepare(artifact: artifact_lib.Artifact) -> Tensors:
     for name, tensor in artifact.tensors.items():
         *path, leaf = name.split("/")
         functools.reduce(lambda node, key: node.setdefault(key, {}), path, nested)[leaf] = tensor
-    for plan in artifact.spec.plan():
-        name = f"{plan.name}/conv/bits"
-        shapes = [
-            (3, 3, i, o)
-            for i, o in zip(
-                binary.group_sizes(plan.conv_in_features, plan.groups),
-                binary.group_sizes(plan.features, plan.groups),
-                strict=True,
-            )
-        ]
-        sizes = [int(np.prod(shape)) for shape in shapes]
-        words = artifact.tensors.get(name)
-        expected = (bitpack.words_for(sum(sizes)),)
-        if words is None or words.shape != expected or words.dtype != np.uint32:
-            found = "missing" if words is None else f"{words.dtype} {list(words.shape)}"
-            raise UserError(f"tensor {name!r}: expected uint32 {list(expected)}, found {found}")
+    for plan, size in zip(artifact.spec.plan(), _input_sizes(artifact), strict=True):
+        shapes = layout.kernel_shapes(plan)
+        sizes = [math.prod(shape) for shape in shapes]
+        words = artifact.tensors[f"{plan.name}/conv/bits"]
         bits = np.split(bitpack.unpack_stream(words, sum(sizes)), np.cumsum(sizes)[:-1])
-        nested[plan.name]["conv"] = [
-            bitpack.pack_kernel(jnp.asarray(b.reshape(shape)))
-            for b, shape in zip(bits, shapes, strict=True)
-        ]
+        kernels = [b.reshape(shape) for b, shape in zip(bits, shapes, strict=True)]
+        nested[plan.name]["conv"] = packed_conv(artifact.spec, plan).prepare(kernels, size, size)
     return jax.tree.map(jnp.asarray, nested)
+
+
+def packed_conv(spec: ResNetSpec, plan: BinaryConvPlan) -> popcount.PackedConv:
+    """Returns the binary convolution of `plan` in the form that what reaches its input allows.
+
+    A ReLU before it leaves no negative input. A two-valued sign leaves no 0. Anything else can be
+    exactly 0 now and then, behind an FPReLU as well.
+    """
+    form = "xnor" if spec.two_valued_sign(plan) else "and" if plan.after_relu else "ternary"
+    return popcount.PackedConv(
+        binary.group_sizes(plan.conv_in_features, plan.groups),
+        binary.group_sizes(plan.features, plan.groups),
+        form,
+        stride=plan.stride,
+    )
+
+
+def _input_sizes(artifact: artifact_lib.Artifact) -> list[int]:
+    """Height, and width, of the input of each binary convolution."""
+    spec = artifact.spec
+    size = convolution.output_size(
+        artifact.image_size, spec.stem_kernel, spec.stem_stride, spec.stem_kernel // 2
+    )
+    if spec.stem_pool:
+        size = convolution.output_size(size, 3, 2, 1)
+    sizes = []
+    for plan in spec.plan():
+        sizes.append(size)
+        size = convolution.output_size(size, 3, plan.stride, 1)
+    return sizes
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
@@ -122,13 +163,7 @@ def _block(tensors: Tensors, spec: ResNetSpec, plan: BinaryConvPlan, x: jax.Arra
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _binary_conv(kernels, spec: ResNetSpec, plan: BinaryConvPlan, x: jax.Array) -> jax.Array:
-    return bitpack.binary_conv2d(
-        x,
-        kernels,
-        binary.group_sizes(plan.conv_in_features, plan.groups),
-        stride=plan.stride,
-        two_valued=spec.two_valued_sign(plan),
-    )
+    return packed_conv(spec, plan)(kernels, x)
 
 
 def _batch_norm(tensors: Tensors, x: jax.Array) -> jax.Array:

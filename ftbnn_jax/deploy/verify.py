@@ -5,6 +5,8 @@ reached the training graph's convolution, and every integer is compared. Then en
 """
 
 import dataclasses
+import json
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -29,6 +31,7 @@ class LayerResult:
 
     Attributes:
       name: of the layer.
+      form: of the packed convolution, one of `ops.popcount.FORMS`.
       compared: integers compared.
       differing: integers that differ.
       inputs: activations that entered the convolution.
@@ -36,6 +39,7 @@ class LayerResult:
     """
 
     name: str
+    form: str
     compared: int = 0
     differing: int = 0
     inputs: int = 0
@@ -62,6 +66,10 @@ class Result:
     def differing(self) -> int:
         """Integers that differ, over all layers."""
         return sum(layer.differing for layer in self.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns all of it as values that JSON can hold."""
+        return {**dataclasses.asdict(self), "differing": self.differing}
 
 
 def compare(
@@ -96,7 +104,9 @@ def compare(
         return logits, convolutions
 
     plans = runtime.artifact.spec.plan()
-    result = Result([LayerResult(plan.name) for plan in plans])
+    result = Result(
+        [LayerResult(plan.name, runtime_lib.packed_conv(config.model, plan).form) for plan in plans]
+    )
     for batch in batches:
         images = batch["image"][batch["weight"] > 0]
         logits, convolutions = training_graph(images)
@@ -122,8 +132,16 @@ def run(
     config: TrainConfig,
     variables: dict[str, Any],
     batches: Iterable[dict[str, np.ndarray]],
+    as_json: bool = False,
 ) -> int:
-    """Verifies the artifact at `path`, prints a table, and returns 1 if any integer differs, else 0.
+    """Verifies the artifact at `path`, prints a report, and returns 1 if any integer differs, else 0.
+
+    Args:
+      path: of the artifact.
+      config: of the run.
+      variables: `params` and `batch_stats` of the training graph.
+      batches: as for `compare`.
+      as_json: prints one JSON object instead of the table.
 
     Raises:
       UserError: the artifact is missing, damaged, or of another network.
@@ -132,22 +150,38 @@ def run(
     if runtime.artifact.spec != config.model or runtime.artifact.num_classes != config.num_classes:
         raise UserError(f"{path}: packed from another network than the config's; --mode=export anew")
     result = compare(config, variables, runtime, batches)
+    if as_json:
+        print(json.dumps(result.to_dict()))
+    else:
+        _print(result)
+    for layer in result.layers:
+        if layer.differing:
+            print(
+                f"error: {path}: {layer.name}: {layer.differing:,} of {layer.compared:,} integers "
+                "differ from the training graph's",
+                file=sys.stderr,
+            )
+    return 1 if result.differing else 0
+
+
+def _print(result: Result) -> None:
     table = rich.table.Table(title=f"Verified on {result.images:,} test images", title_justify="left")
-    for header in ("binary convolution", "inputs that are 0", "integers compared", "differing"):
-        table.add_column(header, justify="left" if header == "binary convolution" else "right")
+    for header in ("binary convolution", "form", "inputs that are 0", "integers compared", "differing"):
+        left = header in ("binary convolution", "form")
+        table.add_column(header, justify="left" if left else "right")
     for layer in result.layers:
         table.add_row(
             layer.name,
-            f"{layer.zeros / layer.inputs:.2%}",
+            layer.form,
+            f"{layer.zeros / max(1, layer.inputs):.2%}",
             f"{layer.compared:,}",
             f"{layer.differing:,}",
         )
     compared = sum(layer.compared for layer in result.layers)
     table.add_section()
-    table.add_row("all", "", f"{compared:,}", f"{result.differing:,}")
+    table.add_row("all", "", "", f"{compared:,}", f"{result.differing:,}")
     console.print(table)
     console.print(
         f"end to end: top-1 agrees on {result.agreeing:,} of {result.images:,} images, largest relative "
         f"logit difference {result.logit_error:.1e}"
     )
-    return 1 if result.differing else 0

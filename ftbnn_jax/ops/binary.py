@@ -14,6 +14,15 @@ from ftbnn_jax.ops import convolution
 STE_BOUND = 1.2
 
 
+def is_positive(x: jax.Array) -> jax.Array:
+    """Whether the sign of a floating point number is +1: True from the smallest normal number on.
+
+    A subnormal number counts as 0, on every machine: some processors and compiler settings take it
+    for 0 in a comparison and some do not.
+    """
+    return x >= jnp.finfo(x.dtype).tiny
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def sign_activation(
     x: jax.Array, bound: float = STE_BOUND, two_valued: bool = False, gradient: str = "clipped"
@@ -25,7 +34,7 @@ def sign_activation(
                Bi-Real Net (Liu et al., 2018), `dx = max(2 - 2|x|, 0) * dy`, and `bound` plays no part.
 
     Args:
-      x: any shape, floating point. -0.0 counts as 0.
+      x: any shape, floating point. -0.0 counts as 0, and so does a subnormal number.
       bound: where the straight-through gradient ends, inclusive.
       two_valued: whether an exact 0 becomes -1 instead of staying 0.
       gradient: "clipped" or "piecewise_quadratic".
@@ -36,14 +45,14 @@ def sign_activation(
     if two_valued:
         return sign_weight(x, bound)
     # `x + 0` would not do: jnp.sign keeps the sign of -0.0, harmless in sums but not in bit patterns.
-    return (x > 0).astype(x.dtype) - (x < 0).astype(x.dtype)
+    return is_positive(x).astype(x.dtype) - is_positive(-x).astype(x.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def sign_weight(w: jax.Array, bound: float = STE_BOUND) -> jax.Array:
     """Binarises latent weights, so that each becomes one bit.
 
-    Forward:   `y = +1` for `w > 0`, else -1 (Eq. 2).
+    Forward:   `y = +1` for `w > 0`, else -1 (Eq. 2); a subnormal `w` counts as 0.
     Backward:  `dw = dy` where `-bound <= w <= bound`, else 0.
 
     Args:
@@ -53,7 +62,7 @@ def sign_weight(w: jax.Array, bound: float = STE_BOUND) -> jax.Array:
     Returns:
       -1 and +1, in the shape and dtype of `w`.
     """
-    return jnp.where(w > 0, jnp.ones_like(w), -jnp.ones_like(w))
+    return jnp.where(is_positive(w), jnp.ones_like(w), -jnp.ones_like(w))
 
 
 def _clipped_straight_through(x, bound):

@@ -1,0 +1,130 @@
+"""The file around an artifact: safetensors, read with every size checked before memory is taken.
+
+A safetensors file is 8 bytes of little-endian length, a JSON header of that length, and the tensors'
+bytes. The header's `__metadata__` holds two strings: `ftbnn_jax`, a JSON object with all that is no
+tensor, and `file_sha256`, the SHA-256 of the whole file with these 64 digits as zeros. So no bit of
+the file can change unnoticed.
+"""
+
+import hashlib
+import json
+import math
+import os
+from typing import Any, BinaryIO
+
+import numpy as np
+import safetensors.numpy
+
+from ftbnn_jax.errors import UserError
+
+_METADATA = "ftbnn_jax"
+_DIGEST = "file_sha256"
+_NO_DIGEST = "0" * 64
+_DIGEST_FIELD = f'"{_DIGEST}":"'.encode()
+_LONGEST_HEADER = 16 * 2**20
+_DTYPES = {"F32": np.dtype("<f4"), "U32": np.dtype("<u4")}
+
+
+def to_bytes(tensors: dict[str, np.ndarray], metadata: dict[str, Any]) -> bytes:
+    """Returns the file for float32 and uint32 tensors and for metadata that JSON can hold."""
+    strings = {_METADATA: json.dumps(metadata, sort_keys=True), _DIGEST: _NO_DIGEST}
+    content = bytearray(safetensors.numpy.save(tensors, metadata=strings))
+    start = _digest_position(content)
+    content[start : start + 64] = hashlib.sha256(content).hexdigest().encode()
+    return bytes(content)
+
+
+def read(path: str) -> tuple[dict[str, np.ndarray], dict[str, Any], bool]:
+    """Reads a file that `to_bytes` made.
+
+    Args:
+      path: of the file.
+
+    Returns:
+      Tensors, metadata, and whether the file's SHA-256 is right. If it is not, a caller must refuse the
+      file; what has been read can serve to say what is wrong with it.
+
+    Raises:
+      UserError: it cannot be read, or it is no such file.
+    """
+    try:
+        with open(path, "rb") as file:
+            return _read(file, os.fstat(file.fileno()).st_size)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _read(file: BinaryIO, size: int) -> tuple[dict[str, np.ndarray], dict[str, Any], bool]:
+    head = file.read(8)
+    length = int.from_bytes(head, "little")
+    if len(head) < 8 or length > min(size - 8, _LONGEST_HEADER):
+        raise ValueError("damaged, or not a safetensors file: its header does not fit into it")
+    header = file.read(length)
+    try:
+        entries = json.loads(header)
+    except (ValueError, RecursionError) as error:
+        raise ValueError("damaged, or not a safetensors file: its header is not JSON") from error
+    metadata = _metadata(entries)
+    offsets = _offsets(entries, size - 8 - length)
+
+    digest = hashlib.sha256(head)
+    start = _digest_position(header)
+    digest.update(header[:start] + _NO_DIGEST.encode() + header[start + 64 :])
+    tensors = {}
+    for name, (dtype, shape) in offsets.items():
+        content = file.read(4 * math.prod(shape))
+        digest.update(content)
+        tensors[name] = np.frombuffer(content, dtype).reshape(shape)
+    return tensors, metadata, header[start : start + 64] == digest.hexdigest().encode()
+
+
+def _digest_position(content: bytes | bytearray) -> int:
+    start = content.find(_DIGEST_FIELD)
+    if start < 0:
+        raise ValueError("damaged: it holds no checksum of itself")
+    return start + len(_DIGEST_FIELD)
+
+
+def _metadata(entries: Any) -> dict[str, Any]:
+    strings = entries.get("__metadata__") if isinstance(entries, dict) else None
+    if not isinstance(strings, dict) or not isinstance(strings.get(_METADATA), str):
+        raise ValueError(f"not written by ftbnn_jax: its metadata holds no {_METADATA!r}")
+    try:
+        metadata = json.loads(strings[_METADATA])
+    except (ValueError, RecursionError) as error:
+        raise ValueError("damaged: its metadata is not JSON") from error
+    if not isinstance(metadata, dict):
+        raise ValueError("damaged: its metadata is not a JSON object")
+    return metadata
+
+
+def _offsets(entries: dict[str, Any], size: int) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+    """Returns dtype and shape of each tensor in the order of their bytes, which must leave no gap."""
+    found = {}
+    for name, entry in entries.items():
+        if name == "__metadata__":
+            continue
+        if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+            raise ValueError(f"damaged: tensor {name!r} is not described as safetensors does it")
+        dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if dtype not in _DTYPES:
+            raise ValueError(f"tensor {name!r}: dtype {dtype!r}; F32 or U32 expected")
+        if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2 or len(shape) > 4:
+            raise ValueError(f"damaged: tensor {name!r} has no possible shape and offsets")
+        if 4 * math.prod(shape) != offsets[1] - offsets[0]:
+            raise ValueError(f"damaged: tensor {name!r}: its shape and its bytes do not match")
+        found[name] = (offsets[0], dtype, shape)
+    end = 0
+    ordered = {}
+    for name, (begin, dtype, shape) in sorted(found.items(), key=lambda item: item[1][0]):
+        if begin != end:
+            raise ValueError(f"damaged: tensor {name!r} begins at {begin}, expected {end}")
+        end += 4 * math.prod(shape)
+        ordered[name] = (_DTYPES[dtype], tuple(shape))
+    if end != size:
+        raise ValueError(f"damaged: it holds {size:,} bytes of tensors, its header describes {end:,}")
+    return ordered
+
+
+def _are_sizes(values: Any) -> bool:
+    return isinstance(values, list) and all(type(v) is int and 0 <= v < 2**48 for v in values)

@@ -1,0 +1,66 @@
+"""Which tensors an artifact of a network holds."""
+
+import math
+
+import numpy as np
+
+from ftbnn_jax.nn.spec import BinaryConvPlan, ResNetSpec
+from ftbnn_jax.ops import binary, bitpack
+
+FLOAT = np.dtype("<f4")
+BITS = np.dtype("<u4")
+
+_SLOPES = {
+    "none": (),
+    "relu": (),
+    "prelu": ("negative_slope",),
+    "fprelu": ("negative_slope", "positive_slope"),
+}
+
+
+def kernel_shapes(plan: BinaryConvPlan) -> list[tuple[int, int, int, int]]:
+    """Returns `(3, 3, I_g, O_g)` for each group of a binary convolution."""
+    ins = binary.group_sizes(plan.conv_in_features, plan.groups)
+    outs = binary.group_sizes(plan.features, plan.groups)
+    return [(3, 3, i, o) for i, o in zip(ins, outs, strict=True)]
+
+
+def kernel_bits(plan: BinaryConvPlan) -> int:
+    """Returns the number of weights of a binary convolution."""
+    return sum(math.prod(shape) for shape in kernel_shapes(plan))
+
+
+def tensors(
+    spec: ResNetSpec, channels: int, num_classes: int
+) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+    """Returns dtype and shape of every tensor, by name.
+
+    Args:
+      spec: the network.
+      channels: of the input images.
+      num_classes: number of logits.
+    """
+    found: dict[str, tuple[np.dtype, tuple[int, ...]]] = {}
+
+    def norm(name: str, features: int) -> None:
+        for part in ("multiplier", "offset"):
+            found[f"{name}/{part}"] = (FLOAT, (features,))
+
+    def activation(name: str, kind: str, features: int) -> None:
+        for slope in _SLOPES[kind]:
+            found[f"{name}/act/{slope}"] = (FLOAT, (features,))
+
+    k, stem = spec.stem_kernel, spec.stem_features
+    found["stem/conv/kernel"] = (FLOAT, (k, k, channels, stem))
+    norm("stem/bn", stem)
+    activation("stem", spec.stem_activation, stem)
+    for plan in spec.plan():
+        found[f"{plan.name}/conv/bits"] = (BITS, (bitpack.words_for(kernel_bits(plan)),))
+        norm(f"{plan.name}/bn", plan.features)
+        activation(plan.name, plan.activation, plan.features)
+        if plan.shortcut == "conv":
+            found[f"{plan.name}/shortcut_conv/kernel"] = (FLOAT, (1, 1, plan.in_features, plan.features))
+            norm(f"{plan.name}/shortcut_bn", plan.features)
+    found["head/kernel"] = (FLOAT, (spec.features, num_classes))
+    found["head/bias"] = (FLOAT, (num_classes,))
+    return found

@@ -1,0 +1,357 @@
+"""Binary convolution by population count, in three forms.
+
+With `a` and `w` the sign bits of a window and of a kernel, and `m` set where the window holds no 0:
+
+    form     inputs      sum
+    xnor     -1, +1      K - 2 * popcount(a ^ w)
+    and      0, +1       2 * popcount(a & w) - popcount(a)                 (Eq. 6, after ReLU)
+    ternary  -1, 0, +1   popcount(m) - 2 * popcount(m & (a ^ w))
+
+Zero padding is one more 0: right by itself in the last two forms, put right in the first by a table
+that is computed beforehand.
+
+How a group's window becomes words: for each kernel position, row by row, the whole words of its
+channels; then, without a gap, what is left of every position (`channels % 32` bits each). So 35 channels
+under a 3x3 kernel take 10 words, not 18.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from ftbnn_jax.ops import binary, bitpack, convolution
+
+FORMS = ("xnor", "and", "ternary")
+COUNTINGS = ("words", "adders")
+
+# Words that one fused expression takes; more are cut into chunks, each a pass over the output. Of
+# chunks shorter than these, XLA's CPU compiler makes scalar code.
+_MOST_WORDS = 36
+_CHUNKS = range(17, 25)
+
+Weights = list[dict[str, Any]]
+_Windows = tuple[jax.Array, list[jax.Array]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Band:
+    """A run of neighbouring groups of one width: convolved at once, the groups being an axis."""
+
+    start: int
+    groups: int
+    in_features: int
+    out_features: int
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedConv:
+    """A binary convolution of fixed geometry: packs kernels beforehand, then convolves activations.
+
+    The packed counterpart of `ops.binary.binary_conv2d`: the same integers.
+
+    Attributes:
+      in_features: input channels of each group.
+      out_features: output channels of each group.
+      form: "xnor" where an input that is no positive number counts as -1; "and" where no input is
+        negative; "ternary" for any input.
+      kernel_size: height and width of the kernels.
+      stride: step in both directions.
+      padding: zeros added on each side after binarisation.
+      counting: "words" counts the bits of every word; "adders" first sums words, bit by bit, in a tree
+        of carry-save adders; "" for what suits this machine. The integers are the same.
+    """
+
+    in_features: tuple[int, ...]
+    out_features: tuple[int, ...]
+    form: str = "ternary"
+    kernel_size: int = 3
+    stride: int = 1
+    padding: int = 1
+    counting: str = ""
+
+    def __post_init__(self):
+        if self.form not in FORMS:
+            raise ValueError(f"form={self.form!r}: must be one of {', '.join(FORMS)}")
+        if self.counting not in ("", *COUNTINGS):
+            raise ValueError(f"counting={self.counting!r}: must be one of {', '.join(COUNTINGS)}")
+        if len(self.in_features) != len(self.out_features):
+            raise ValueError(f"{len(self.in_features)} groups in, {len(self.out_features)} groups out")
+
+    def prepare(self, kernels: Sequence[np.ndarray], height: int, width: int) -> Weights:
+        """Packs kernels for inputs of one size.
+
+        Args:
+          kernels: booleans `[K, K, I_g, O_g]`, one array a group, True for a weight of +1.
+          height: of the inputs.
+          width: of the inputs.
+
+        Returns:
+          One entry a run of groups of equal width: `words`, uint32 `[words of a window, groups, O_g]`,
+          and for "xnor" `border`, int32 `[H', W', groups, O_g]`, the sum that a window without any bit
+          set would have to give to be right at the border.
+        """
+        prepared = []
+        first = 0
+        for band in self._bands():
+            stacked = np.stack(kernels[first : first + band.groups])
+            first += band.groups
+            entry = {"words": _pack_kernels(stacked)}
+            if self.form == "xnor":
+                entry["border"] = self._border(stacked, height, width)
+            prepared.append(entry)
+        return prepared
+
+    def __call__(self, weights: Weights, x: jax.Array) -> jax.Array:
+        """Binarises and convolves.
+
+        Args:
+          weights: from `prepare`.
+          x: real activations `[N, H, W, sum(in_features)]`.
+
+        Returns:
+          int32 `[N, H', W', sum(out_features)]`.
+        """
+        outputs = []
+        for band, entry in zip(self._bands(), weights, strict=True):
+            part = x[..., band.start : band.start + band.groups * band.in_features]
+            part = part.reshape(*x.shape[:-1], band.groups, band.in_features)
+            sums = self._convolve(band, entry, part)
+            outputs.append(sums.reshape(*sums.shape[:-2], -1))
+        if len(outputs) == 1:
+            return outputs[0]
+        return jnp.concatenate(outputs, axis=-1)
+
+    def _bands(self) -> list[_Band]:
+        bands: list[_Band] = []
+        for start, i, o in zip(
+            np.cumsum((0, *self.in_features)).tolist(), self.in_features, self.out_features, strict=False
+        ):
+            if bands and (bands[-1].in_features, bands[-1].out_features) == (i, o):
+                bands[-1] = dataclasses.replace(bands[-1], groups=bands[-1].groups + 1)
+            else:
+                bands.append(_Band(start, 1, i, o))
+        return bands
+
+    def _border(self, kernels: np.ndarray, height: int, width: int) -> np.ndarray:
+        """Where a window hangs over the edge, its zero bits count as -1; the table takes that back."""
+        size = self.kernel_size
+
+        def inside(length: int) -> np.ndarray:
+            out = convolution.output_size(length, size, self.stride, self.padding)
+            position = np.arange(out)[:, None] * self.stride + np.arange(size) - self.padding
+            return (position >= 0) & (position < length)
+
+        valid = inside(height)[:, None, :, None] & inside(width)[None, :, None, :]
+        valid = valid.reshape(*valid.shape[:2], -1).astype(np.int64)  # [H', W', K * K]
+        groups, features = kernels.shape[0], kernels.shape[3]
+        positive = kernels.sum(axis=3, dtype=np.int64).reshape(groups, size * size, -1)
+        positive = np.transpose(positive, (1, 0, 2))  # [K * K, groups, out]
+        counted = np.tensordot(1 - valid, positive, axes=1)
+        return (valid.sum(-1)[..., None, None] * features + 2 * counted).astype(np.int32)
+
+    def _convolve(self, band: _Band, weights: dict[str, Any], x: jax.Array) -> jax.Array:
+        """`[N, H, W, groups, I]` to int32 `[N, H', W', groups, O]`."""
+        edge = (self.padding, self.padding)
+        x = jnp.pad(x, ((0, 0), edge, edge, (0, 0), (0, 0)))
+        planes = [binary.is_positive(x)]
+        if self.form == "ternary":
+            planes.append(binary.is_positive(jnp.abs(x)))
+        windows = [
+            _windows(words, band.in_features, self.kernel_size, self.stride)
+            for words in bitpack.pack_channels(*planes)
+        ]
+        return _materialized(lambda operand: self._sums(*operand), (weights, windows))
+
+    def _sums(self, weights: dict[str, Any], windows: list[_Windows]) -> jax.Array:
+        """The formula of the form, int32 `[N, H', W', groups, O]`."""
+        accumulate = functools.partial(
+            _accumulate, self.counting or counting_here(), kernel=weights["words"], windows=windows
+        )
+        if self.form == "xnor":
+            return accumulate(lambda w, a: a ^ w, start=weights["border"], factor=-2)
+        # The windows' own bits are the same for each output channel.
+        whole, rest = windows[-1]
+        own = [jnp.sum(lax.population_count(whole), axis=-1)] + [lax.population_count(r) for r in rest]
+        own = functools.reduce(jnp.add, own).astype(jnp.int32)[..., None]
+        if self.form == "and":
+            return accumulate(lambda w, a: a & w, start=-own, factor=2)
+        return accumulate(lambda w, a, m: m & (a ^ w), start=own, factor=-2)
+
+
+def _materialized(function: Callable[[Any], Any], operand: Any) -> Any:
+    """Returns `function(operand)`, with operand and result computed once and kept in memory.
+
+    Left to itself the compiler gathers windows anew for every output channel, computes the sums again
+    for everything that reads them, one by one where groups and outputs are merged into one axis, and
+    it drops `lax.optimization_barrier` before it decides that. It does not look into a conditional
+    whose condition it cannot work out; this one always holds.
+    """
+    first = next(leaf for leaf in jax.tree.leaves(operand) if leaf.dtype == jnp.uint32)
+    always = lax.population_count(first[(0,) * first.ndim]) <= bitpack.WORD_BITS
+    shapes = jax.eval_shape(function, operand)
+    nothing = lambda _: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)  # noqa: E731
+    return lax.cond(always, function, nothing, operand)
+
+
+def _pack_kernels(positive: np.ndarray) -> np.ndarray:
+    """Packs booleans `[groups, K, K, I, O]` into uint32 `[words of a window, groups, O]`."""
+    groups, size, _, features, outputs = positive.shape
+    bits = np.transpose(positive, (4, 0, 1, 2, 3)).reshape(outputs, groups, size * size, features)
+    whole = features - features % bitpack.WORD_BITS
+    parts = [
+        bits[..., :whole].reshape(outputs, groups, -1),
+        bits[..., whole:].reshape(outputs, groups, -1),
+    ]
+    words = np.concatenate([bitpack.pack_rows(part) for part in parts], axis=-1)
+    return np.ascontiguousarray(np.transpose(words, (2, 1, 0)))
+
+
+def _windows(words: jax.Array, features: int, kernel_size: int, stride: int) -> _Windows:
+    """Gathers the words of every window.
+
+    Args:
+      words: uint32 `[N, H, W, groups, words_for(features)]`, padded with positions of no bits.
+      features: bits used of each position.
+      kernel_size: height and width of a window.
+      stride: between windows.
+
+    Returns:
+      The whole words, uint32 `[N, H', W', groups, words]`, and the joined ones, `[N, H', W', groups]`
+      each, in the order that the module's text gives.
+    """
+    _, height, width, _, _ = words.shape
+    out_h = convolution.output_size(height, kernel_size, stride, 0)
+    out_w = convolution.output_size(width, kernel_size, stride, 0)
+
+    def shifted(x: jax.Array, axis: int, first: int, count: int) -> jax.Array:
+        return lax.slice_in_dim(x, first, first + stride * (count - 1) + 1, stride, axis)
+
+    whole, rest = divmod(features, bitpack.WORD_BITS)
+    # Two steps, columns before rows, copy fewer and longer pieces than one.
+    columns = [shifted(words[..., :whole], 2, j, out_w) for j in range(kernel_size)]
+    rows = jnp.concatenate(columns, axis=-1)
+    gathered = jnp.concatenate([shifted(rows, 1, i, out_h) for i in range(kernel_size)], axis=-1)
+    joined = []
+    if rest:
+        last = words[..., -1]
+        pieces = [
+            shifted(shifted(last, 1, i, out_h), 2, j, out_w)
+            for i in range(kernel_size)
+            for j in range(kernel_size)
+        ]
+        joined = _join(pieces, rest)
+    return gathered, joined
+
+
+def _join(pieces: list[jax.Array], width: int) -> list[jax.Array]:
+    """Puts the lowest `width` bits of each piece one after the other into as few words as hold them."""
+    words: list[list[jax.Array]] = [[] for _ in range(bitpack.words_for(len(pieces) * width))]
+    for i, piece in enumerate(pieces):
+        word, shift = divmod(i * width, bitpack.WORD_BITS)
+        words[word].append(piece << np.uint32(shift))
+        if shift + width > bitpack.WORD_BITS:
+            words[word + 1].append(piece >> np.uint32(bitpack.WORD_BITS - shift))
+    return [functools.reduce(jnp.bitwise_or, parts) for parts in words]
+
+
+def _accumulate(
+    counting: str,
+    combine: Callable[..., jax.Array],
+    *,
+    kernel: jax.Array,
+    windows: Sequence[_Windows],
+    start: jax.Array,
+    factor: int,
+) -> jax.Array:
+    """Returns `start + factor * number of bits in combine(kernel, *windows)`.
+
+    Args:
+      counting: one of `COUNTINGS`.
+      combine: of a word of the kernel and one of each window; no bit set where none is in any of them.
+      kernel: uint32 `[words of a window, groups, O]`.
+      windows: from `_windows`.
+      start: int32, of a shape that broadcasts to the result's.
+      factor: of the count.
+
+    Returns:
+      int32 `[N, H', W', groups, O]`.
+    """
+    bits = _bits_by_words if counting == "words" else _bits_by_adders
+
+    def columns(windows):
+        return [[w[..., k] for k in range(w.shape[-1])] for w in windows]
+
+    def add(sums, kernel, columns):
+        words = [
+            combine(w, *(c[..., None] for c in column))
+            for w, column in zip(kernel, zip(*columns, strict=True), strict=True)
+        ]
+        return sums + factor * bits(words)
+
+    whole = [gathered for gathered, _ in windows]
+    joined = [rest for _, rest in windows]
+    total = whole[0].shape[-1]
+    if len(kernel) <= _MOST_WORDS:
+        return add(start, kernel, [w + r for w, r in zip(columns(whole), joined, strict=True)])
+    if len(kernel) > total:
+        start = add(start, kernel[total:], joined)
+    start = jnp.broadcast_to(start, (*whole[0].shape[:-1], kernel.shape[-1]))
+    length = min(_CHUNKS, key=lambda c: (-total % c, abs(c - 18)))
+    chunks = -(-total // length)
+    missing = chunks * length - total
+    kernel = jnp.pad(kernel[:total], ((0, missing), (0, 0), (0, 0)))
+    kernel = kernel.reshape(chunks, length, *kernel.shape[1:])
+    whole = [jnp.pad(w, [(0, 0)] * 4 + [(0, missing)]) for w in whole]
+    whole = [jnp.moveaxis(w.reshape(*w.shape[:-1], chunks, length), -2, 0) for w in whole]
+    result, _ = lax.scan(
+        lambda sums, chunk: (add(sums, chunk[0], columns(chunk[1])), None), start, (kernel, whole)
+    )
+    return result
+
+
+def _bits_by_words(words: list[jax.Array]) -> jax.Array:
+    """Sum of the words' population counts, int32."""
+    return functools.reduce(jnp.add, map(lax.population_count, words)).astype(jnp.int32)
+
+
+def _bits_by_adders(words: list[jax.Array]) -> jax.Array:
+    """Sum of the words' population counts by carry-save addition, int32.
+
+    A full adder turns three words of one weight into one of that weight and a carry of twice the weight,
+    until one word a weight is left to be counted.
+    """
+    total = jnp.int32(0)
+    weight = 0
+    while words:
+        carries = []
+        while len(words) > 1:
+            a, b, *words = words
+            differ = a ^ b
+            if words:
+                c, *words = words
+                carries.append(a & b | c & differ)
+                words = [*words, differ ^ c]
+            else:
+                carries.append(a & b)
+                words = [differ]
+        total += lax.population_count(words[0]).astype(jnp.int32) << weight
+        words, weight = carries, weight + 1
+    return total
+
+
+@functools.cache
+def counting_here() -> str:
+    """Returns which of `COUNTINGS` suits this machine: "words" where vectors of words are counted."""
+    if jax.default_backend() != "cpu":
+        return "words"
+    try:
+        return "words" if "avx512_vpopcntdq" in pathlib.Path("/proc/cpuinfo").read_text() else "adders"
+    except OSError:
+        return "adders"

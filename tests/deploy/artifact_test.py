@@ -1,0 +1,217 @@
+"""The packed file: what it holds, and that nothing damaged is ever read."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+import tracemalloc
+
+import networks
+import numpy as np
+import pytest
+import safetensors
+
+from ftbnn_jax.deploy import artifact as artifact_lib
+from ftbnn_jax.deploy import container, layout
+from ftbnn_jax.errors import UserError
+from ftbnn_jax.nn import spec as spec_lib
+from ftbnn_jax.ops import bitpack
+
+_MUTATIONS = 10_000 if os.environ.get("HYPOTHESIS_PROFILE") == "nightly" else 300
+
+
+@pytest.fixture(scope="module")
+def built():
+    spec = spec_lib.small((1, 1), 11, groups=3, downsample="conv", stage_end_activation="prelu")
+    return networks.build(spec, 8)
+
+
+@pytest.fixture
+def path(built, tmp_path):
+    path = str(tmp_path / "model.safetensors")
+    artifact_lib.save(path, built[2])
+    return path
+
+
+def test_a_round_trip_changes_nothing(built, path):
+    _, _, artifact = built
+    loaded = artifact_lib.load(path)
+    for field in dataclasses.fields(artifact):
+        if field.name != "tensors":
+            assert getattr(loaded, field.name) == getattr(artifact, field.name), field.name
+    assert loaded.tensors.keys() == artifact.tensors.keys()
+    for name, tensor in artifact.tensors.items():
+        assert loaded.tensors[name].dtype == tensor.dtype
+        np.testing.assert_array_equal(loaded.tensors[name], tensor)
+
+
+def test_other_software_can_read_the_file(built, path):
+    with safetensors.safe_open(path, framework="numpy") as file:
+        assert set(file.keys()) == built[2].tensors.keys()
+
+
+def test_the_bits_are_the_signs_and_nothing_else_of_a_binary_kernel(built, path):
+    config, variables, _ = built
+    tensors = artifact_lib.load(path).tensors
+    tiny = np.finfo(np.float32).tiny
+    for plan in config.model.plan():
+        conv = variables["params"][plan.name]["conv"]
+        latent = np.concatenate([conv[f"kernel_{g}"].reshape(-1) for g in range(plan.groups)])
+        bits = bitpack.unpack_stream(tensors[f"{plan.name}/conv/bits"], latent.size)
+        # A zero of either sign and a subnormal number are -1.
+        np.testing.assert_array_equal(bits, latent >= tiny)
+        assert [n for n in tensors if n.startswith(f"{plan.name}/conv/")] == [f"{plan.name}/conv/bits"]
+    floats = {n for n, t in tensors.items() if t.dtype == np.float32 and "kernel" in n}
+    assert floats == {"stem/conv/kernel", "head/kernel", "block2_1/shortcut_conv/kernel"}
+
+
+@pytest.mark.parametrize("name", ["baseline", "derived"])
+def test_a_file_is_as_small_as_its_bits(name, tmp_path):
+    spec = spec_lib.baseline() if name == "baseline" else spec_lib.derived(44, 5)
+    tensors = {n: np.zeros(shape, dtype) for n, (dtype, shape) in layout.tensors(spec, 3, 1000).items()}
+    size = len(container.to_bytes(tensors, {"sha256": dict.fromkeys(tensors, "0" * 64)}))
+    bits = sum(layout.kernel_bits(plan) for plan in spec.plan())
+    real = sum(t.size for t in tensors.values() if t.dtype == np.float32)
+    assert size <= 1.02 * (bits / 8 + 4 * real) + 64 * 2**10
+    if name == "derived":
+        # Half of this file is its classifier, 1232 x 1000 float32.
+        assert size * 15 <= 4 * bits
+
+
+def _mutate(content: bytes, rng: np.random.Generator) -> bytes:
+    """Damages a file in one of the ways in which files get damaged, or are damaged on purpose."""
+    data = bytearray(content)
+    length = int.from_bytes(content[:8], "little")
+    kind = rng.integers(9)
+    where = int(rng.integers(len(data)))
+    if kind == 0:
+        data[where] ^= 1 << int(rng.integers(8))
+    elif kind == 1:
+        data[int(rng.integers(8 + length))] ^= 1 << int(rng.integers(8))
+    elif kind == 2:
+        del data[where:]
+    elif kind == 3:
+        data += rng.bytes(int(rng.integers(1, 64)))
+    elif kind == 4:
+        data[:8] = int(rng.integers(2**62)).to_bytes(8, "little")
+    elif kind == 5:
+        del data[where : where + int(rng.integers(1, 64))]
+    elif kind == 6:
+        other = int(rng.integers(len(data) - 32))
+        where = min(where, len(data) - 32)
+        data[where : where + 32], data[other : other + 32] = (
+            data[other : other + 32],
+            data[where : where + 32],
+        )
+    elif kind == 7:
+        pairs = [(b'"F32"', b'"U32"'), (b'"F32"', b'"F64"'), (b'"U32"', b'"I32"'), (b"[11]", b"[10]")]
+        pairs += [(b"[11]", b"[-1]"), (b"bn/offset", b"bn/offsat"), (b'"shape":[', b'"shape":{')]
+        old, new = pairs[int(rng.integers(len(pairs)))]
+        at = data.find(old, int(rng.integers(8 + length)))
+        at = data.find(old) if at < 0 else at
+        data[at : at + len(old)] = new
+    else:
+        data[where : where + 16] = rng.bytes(16)
+    return bytes(data)
+
+
+def test_every_mutation_is_refused_in_one_line_and_without_much_memory(path, tmp_path):
+    with open(path, "rb") as file:
+        content = file.read()
+    rng = np.random.default_rng(0)
+    target = str(tmp_path / "mutated.safetensors")
+    tracemalloc.start()
+    tried = 0
+    while tried < _MUTATIONS:
+        mutated = _mutate(content, rng)
+        if mutated == content:
+            continue
+        tried += 1
+        with open(target, "wb") as file:
+            file.write(mutated)
+        with pytest.raises(UserError) as caught:
+            artifact_lib.load(target)
+        message = str(caught.value)
+        assert message.startswith(target) and "\n" not in message, (tried, message)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 50 * len(content)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: f.pop("num_classes"), "num_classes"),
+        (lambda f: f["spec"].update(width=12), "model.stem_features=11"),
+        (lambda f: f["spec"].update(groups=2), "expected uint32 .18., found uint32"),
+        (lambda f: f["spec"].update(blocks=[10**9]), "more blocks than tensors"),
+        (lambda f: f["spec"].update(colour=1), "colour"),
+        (lambda f: f.update(schema_version=99), "schema version 99; this version of ftbnn_jax reads 1"),
+        (lambda f: f["sha256"].popitem(), "tensors are not those"),
+        (lambda f: f["sha256"].update({"head/bias": "0" * 64}), "'head/bias'"),
+    ],
+)
+def test_metadata_that_is_wrong_under_a_right_checksum_is_refused(path, change, message):
+    tensors, metadata, intact = container.read(path)
+    assert intact
+    change(metadata)
+    with open(path, "wb") as file:
+        file.write(container.to_bytes(tensors, metadata))
+    with pytest.raises(UserError, match=message):
+        artifact_lib.load(path)
+
+
+def _resized(tensors):
+    tensors["stem/bn/offset"] = np.zeros(12, np.float32)
+
+
+def _other_dtype(tensors):
+    tensors["stem/bn/offset"] = tensors["stem/bn/offset"].view(np.uint32)
+
+
+def _padding_bit(tensors):
+    words = tensors["block1_1/conv/bits"].copy()
+    words[-1] |= np.uint32(1 << 31)
+    tensors["block1_1/conv/bits"] = words
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_resized, "tensor 'stem/bn/offset': expected float32 .11., found float32 .12."),
+        (_other_dtype, "tensor 'stem/bn/offset': expected float32 .11., found uint32 .11."),
+        (lambda t: t.pop("head/bias"), "tensor 'head/bias': expected float32 .5., found none"),
+        (lambda t: t.update(spare=t["head/bias"]), "tensor 'spare': the network has no such tensor"),
+        (_padding_bit, "padding bits"),
+    ],
+)
+def test_tensors_that_are_not_the_networks_are_refused(built, path, change, message):
+    tensors = dict(built[2].tensors)
+    change(tensors)
+    artifact_lib.save(path, dataclasses.replace(built[2], tensors=tensors))
+    with pytest.raises(UserError, match=message):
+        artifact_lib.load(path)
+
+
+def test_a_missing_file_and_a_path_that_cannot_be_written(built, tmp_path):
+    with pytest.raises(UserError, match="no such file; --mode=export writes it"):
+        artifact_lib.load(str(tmp_path / "none.safetensors"))
+    with pytest.raises(UserError, match="cannot be written"):
+        artifact_lib.save(str(tmp_path / "no" / "such" / "directory"), built[2])
+
+
+def test_running_an_artifact_needs_no_training_software(path):
+    """In a fresh interpreter in which importing anything of the training half fails."""
+    program = f"""
+import sys
+for name in ("flax", "optax", "orbax", "tensorflow", "tensorflow_datasets", "ml_collections", "rich",
+             "absl", "sklearn", "safetensors.torch"):
+    sys.modules[name] = None
+import numpy as np
+from ftbnn_jax.deploy import runtime
+loaded = runtime.Runtime.load({path!r})
+print(loaded.predict(np.zeros((2, 8, 8, 3), np.uint8)).shape)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "(2,)"

@@ -1,0 +1,184 @@
+"""The packed runtime against the training graph: networks of every kind, and what verify must notice."""
+
+import dataclasses
+
+import jax
+import networks
+import numpy as np
+import pytest
+
+from ftbnn_jax.deploy import artifact as artifact_lib
+from ftbnn_jax.deploy import runtime as runtime_lib
+from ftbnn_jax.deploy import verify
+from ftbnn_jax.errors import UserError
+from ftbnn_jax.nn import spec as spec_lib
+
+
+def _small(**fields):
+    return spec_lib.small((1, 2), 12, **fields)
+
+
+_DERIVED = spec_lib.ResNetSpec(
+    blocks=(2, 1),
+    width=13,
+    groups=3,
+    stem_features=9,
+    stem_kernel=3,
+    stem_activation="prelu",
+    bridge=True,
+    downsample="duplicate",
+)
+_BASELINE = spec_lib.ResNetSpec(blocks=(2, 1), width=40, stem_features=40)
+
+# What, spec, image size, compute dtype, forms of the binary convolutions.
+_NETWORKS = {
+    "fprelu": (_small(), 9, "float32", "ternary and ternary"),
+    "relu": (_small(activation="relu"), 8, "float32", "ternary and and"),
+    "relu stem": (_small(stem_activation="relu"), 8, "float32", "and and ternary"),
+    "prelu": (
+        _small(activation="prelu", stage_end_activation="prelu"),
+        8,
+        "float32",
+        "ternary ternary ternary",
+    ),
+    "none": (
+        _small(activation="none", stage_end_activation="none"),
+        7,
+        "float32",
+        "ternary ternary ternary",
+    ),
+    "two-valued": (_small(sign="two_valued"), 9, "float32", "xnor and xnor"),
+    "two-valued groups": (_small(sign="two_valued", groups=5), 10, "float32", "xnor and xnor"),
+    "uneven groups": (_small(groups=5), 9, "float32", "ternary and ternary"),
+    "duplicate": (_small(downsample="duplicate", groups=1), 11, "float32", "ternary and ternary"),
+    "derived": (_DERIVED, 37, "float32", "ternary ternary ternary and"),
+    "baseline": (_BASELINE, 33, "float32", "ternary ternary and"),
+    "float16 signs": (_small(), 8, "float16", "ternary and ternary"),
+}
+
+
+def _batch(size, count=3):
+    # The last image is a repeated one that only fills up the batch.
+    weight = np.ones(count)
+    weight[-1] = 0
+    return {"image": networks.images(size, count), "weight": weight}
+
+
+@pytest.mark.parametrize("name", _NETWORKS)
+def test_no_integer_differs(name):
+    spec, size, dtype, forms = _NETWORKS[name]
+    config, variables, artifact = networks.build(spec, size, compute_dtype=dtype)
+    result = verify.compare(config, variables, runtime_lib.Runtime(artifact), [_batch(size)])
+    assert [layer.form for layer in result.layers] == forms.split()
+    assert all(layer.compared > 0 for layer in result.layers)
+    assert result.differing == 0
+    assert result.images == result.agreeing == 2
+    # With float32 everywhere the two are the same arithmetic in the same order.
+    assert result.logit_error <= (0 if dtype == "float32" else 0.05)
+
+
+def test_training_in_bfloat16_reaches_the_same_integers():
+    config, variables, artifact = networks.build(_small(), 8, compute_dtype="bfloat16")
+    result = verify.compare(config, variables, runtime_lib.Runtime(artifact), [_batch(8)])
+    assert result.differing == 0
+
+
+@pytest.fixture
+def exported(tmp_path):
+    config, variables, artifact = networks.build(_small(), 8)
+    path = str(tmp_path / "model.safetensors")
+    artifact_lib.save(path, artifact)
+    return path, config, variables, artifact
+
+
+def _flip(path, artifact, name):
+    words = artifact.tensors[name].copy()
+    words[0] ^= np.uint32(1)
+    artifact_lib.save(path, dataclasses.replace(artifact, tensors={**artifact.tensors, name: words}))
+
+
+def test_one_flipped_weight_bit_is_refused_by_its_checksum(exported):
+    path, config, variables, artifact = exported
+    with open(path, "rb") as file:
+        content = bytearray(file.read())
+    bits = artifact.tensors["block2_1/conv/bits"].tobytes()
+    position = bytes(content).index(bits)
+    content[position] ^= 1
+    with open(path, "wb") as file:
+        file.write(content)
+    with pytest.raises(UserError, match="SHA-256 of tensor 'block2_1/conv/bits' does not match"):
+        verify.run(path, config, variables, [_batch(8)])
+
+
+def test_one_flipped_weight_bit_under_a_right_checksum_fails_and_is_located(exported, capsys):
+    path, config, variables, artifact = exported
+    assert verify.run(path, config, variables, [_batch(8)]) == 0
+    _flip(path, artifact, "block2_1/conv/bits")
+    assert verify.run(path, config, variables, [_batch(8)]) == 1
+    assert "block2_1: " in capsys.readouterr().err
+    result = verify.compare(config, variables, runtime_lib.Runtime.load(path), [_batch(8)])
+    assert [layer.name for layer in result.layers if layer.differing] == ["block2_1"]
+
+
+def test_the_json_report_holds_what_the_table_shows(exported, tmp_path):
+    path, config, variables, artifact = exported
+    _flip(path, artifact, "block1_1/conv/bits")
+    result = verify.compare(config, variables, runtime_lib.Runtime.load(path), [_batch(8)])
+    report = result.to_dict()
+    assert report["differing"] == result.differing > 0
+    assert report["images"] == 2
+    assert [layer["name"] for layer in report["layers"]] == ["block1_1", "block2_1", "block2_2"]
+    assert report["layers"][0].keys() == {"name", "form", "compared", "differing", "inputs", "zeros"}
+
+
+def test_an_artifact_of_another_network_is_refused(exported):
+    path, config, variables, _ = exported
+    other = dataclasses.replace(config, num_classes=6)
+    with pytest.raises(UserError, match="another network"):
+        verify.run(path, other, variables, [_batch(8)])
+
+
+def test_predictions_for_a_batch_of_any_size_are_the_same(exported):
+    runtime = runtime_lib.Runtime.load(exported[0])
+    images = networks.images(8, 5)
+    logits = np.asarray(runtime.logits(images))
+    predicted = runtime.predict(images)
+    np.testing.assert_array_equal(predicted, logits.argmax(-1))
+    for count in (1, 2, 5):
+        np.testing.assert_array_equal(runtime.predict(images[:count]), predicted[:count])
+    assert runtime.predict(images[:0]).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        np.zeros((8, 8, 3), np.uint8),
+        np.zeros((1, 8, 8, 1), np.uint8),
+        np.zeros((1, 8, 8, 3), np.float32),
+    ],
+)
+def test_images_of_a_wrong_kind_are_a_users_mistake(exported, images):
+    with pytest.raises(UserError, match=r"uint8 .N, H, W, 3. expected, found"):
+        runtime_lib.Runtime.load(exported[0]).predict(images)
+
+
+def test_the_form_is_proved_from_the_spec_alone():
+    spec = spec_lib.derived(18, 5)
+    forms = [runtime_lib.packed_conv(spec, plan).form for plan in spec.plan()]
+    # The bridge, then four blocks a stage: only what follows a stage's ReLU is known to be 0 or 1.
+    assert forms == ["ternary", *["ternary"] * 4, *(["and"] + ["ternary"] * 3) * 3]
+    two_valued = dataclasses.replace(spec, sign="two_valued")
+    forms = [runtime_lib.packed_conv(two_valued, plan).form for plan in two_valued.plan()]
+    assert forms == ["xnor", *["xnor"] * 4, *(["and"] + ["xnor"] * 3) * 3]
+
+
+def test_jax_export_of_the_runtime_runs_any_batch(exported, tmp_path):
+    runtime = runtime_lib.Runtime.load(exported[0])
+    path = tmp_path / "model.stablehlo"
+    path.write_bytes(runtime.to_stablehlo())
+    loaded = jax.export.deserialize(path.read_bytes())
+    for count in (1, 4):
+        images = networks.images(8, count)
+        # Its weights are constants, folded by the compiler, so that the last bit can round differently.
+        expected = np.asarray(runtime.logits(images))
+        np.testing.assert_allclose(loaded.call(images), expected, atol=1e-5 * np.abs(expected).max())
