@@ -1,5 +1,6 @@
 """Command line: `python -m ftbnn_jax.main --config=configs/X.py --workdir=DIR [--mode=...]`."""
 
+import dataclasses
 import os
 import signal
 import sys
@@ -65,7 +66,9 @@ def main(argv: Sequence[str]) -> int:
     if _MODE.value == "export":
         return export.run(path, config, variables, experiment, step)
     split = datasets.open_split(config, train=False)
-    batches = input_pipeline.eval_batches(split, config, num_examples=_NUM_IMAGES.value)
+    # The activations of every layer are kept for comparison: as many images at a time as fit anywhere.
+    small = dataclasses.replace(config, batch_size=max(1, 128 * 32**2 // config.image_size**2))
+    batches = input_pipeline.eval_batches(split, small, num_examples=_NUM_IMAGES.value)
     return verify.run(path, config, variables, batches)
 
 

@@ -8,7 +8,9 @@ import numpy as np
 import ftbnn_jax
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.deploy import artifact
-from ftbnn_jax.ops import batch_norm, binary, bitpack
+from ftbnn_jax.errors import UserError
+from ftbnn_jax.nn import folding
+from ftbnn_jax.ops import binary, bitpack
 from ftbnn_jax.report import print_table
 
 
@@ -25,9 +27,16 @@ def to_artifact(
 
     Returns:
       The artifact; the latent weights of binary convolutions are not in it.
+
+    Raises:
+      UserError: the network has no binary convolution.
     """
+    if not config.model.plan():
+        raise UserError(
+            f"config.model.block={config.model.block!r}: nothing to pack; only 'binary' blocks can be"
+        )
     tensors: dict[str, np.ndarray] = {}
-    _pack(variables["params"], variables["batch_stats"], config.model.batch_norm_epsilon, "", tensors)
+    _pack(variables["params"], folding.fold_batch_norms(variables, config.model), "", tensors)
     return artifact.Artifact(
         spec=config.model,
         num_classes=config.num_classes,
@@ -42,23 +51,21 @@ def to_artifact(
     )
 
 
-def _pack(params, stats, epsilon, prefix, tensors) -> None:
-    """Walks the parameters: batch norms are folded, binary kernels packed, the rest is taken over."""
-    if "mean" in stats:
-        folded = batch_norm.fold(params["scale"], params["bias"], stats["mean"], stats["var"], epsilon)
-        tensors[f"{prefix}multiplier"], tensors[f"{prefix}offset"] = map(np.asarray, folded)
-        return
-    if "kernel_0" in params:
-        kernels = [np.asarray(params[f"kernel_{g}"]) for g in range(len(params))]
-        tensors[f"{prefix}bits"] = bitpack.pack_stream(
-            np.concatenate([np.asarray(binary.is_positive(kernel)).reshape(-1) for kernel in kernels])
-        )
-        return
+def _pack(params: Any, folded: Any, prefix: str, tensors: dict[str, np.ndarray]) -> None:
+    """Walks the parameters: batch norms are replaced by `folded`, binary kernels by their bits."""
     for name, value in params.items():
-        if isinstance(value, dict):
-            _pack(value, stats.get(name, {}), epsilon, f"{prefix}{name}/", tensors)
+        path = f"{prefix}{name}"
+        if not isinstance(value, dict):
+            tensors[path] = np.asarray(value, np.float32)
+        elif "multiplier" in folded.get(name, {}):
+            for part, tensor in folded[name].items():
+                tensors[f"{path}/{part}"] = tensor
+        elif "kernel_0" in value:
+            kernels = [value[f"kernel_{group}"] for group in range(len(value))]
+            bits = [np.asarray(binary.is_positive(kernel)).reshape(-1) for kernel in kernels]
+            tensors[f"{path}/bits"] = bitpack.pack_stream(np.concatenate(bits))
         else:
-            tensors[f"{prefix}{name}"] = np.asarray(value, np.float32)
+            _pack(value, folded.get(name, {}), f"{path}/", tensors)
 
 
 def run(

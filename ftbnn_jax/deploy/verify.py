@@ -19,6 +19,7 @@ from flax import linen as nn
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.deploy import runtime as runtime_lib
 from ftbnn_jax.errors import UserError
+from ftbnn_jax.nn import folding
 from ftbnn_jax.nn.blocks import BinaryConv
 from ftbnn_jax.nn.resnet import ResNet
 from ftbnn_jax.ops import image
@@ -89,7 +90,7 @@ def compare(
     model = ResNet(config.model, config.num_classes, jnp.dtype(config.compute_dtype))
 
     @jax.jit
-    def training_graph(images):
+    def training_graph(variables, images):
         convolutions = {}
 
         def record(call, args, kwargs, context):
@@ -103,13 +104,14 @@ def compare(
             logits = model.apply(variables, x, train=False)
         return logits, convolutions
 
+    variables = {**variables, "folded": folding.fold_batch_norms(variables, config.model)}
     plans = runtime.artifact.spec.plan()
     result = Result(
         [LayerResult(plan.name, runtime_lib.packed_conv(config.model, plan).form) for plan in plans]
     )
     for batch in batches:
         images = batch["image"][batch["weight"] > 0]
-        logits, convolutions = training_graph(images)
+        logits, convolutions = training_graph(variables, images)
         for plan, layer in zip(plans, result.layers, strict=True):
             x, expected = convolutions[plan.name]
             integers = runtime.binary_conv(plan, x)

@@ -86,8 +86,8 @@ class BatchNorm(nn.Module):
     """Batch normalisation over all axes but the last; returns float32.
 
     In training, the statistics are those of the whole batch, over every device it is spread on.
-    Otherwise the running statistics are folded into one multiplication and one addition, the very
-    ones of the packed runtime. An input scale, `[C]`, is multiplied with the input first.
+    Otherwise the running statistics are folded into one multiplication and one addition, or those of
+    `nn.folding` are taken where they are given. An input scale, `[C]`, multiplies the input first.
     """
 
     momentum: float = 0.9
@@ -101,8 +101,11 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape)
         if not train:
-            statistics = running_mean.value, running_var.value
-            folded = batch_norm.fold(scale, bias, *statistics, self.epsilon, input_scale)
+            if self.has_variable("folded", "multiplier"):
+                folded = [self.get_variable("folded", part) for part in ("multiplier", "offset")]
+            else:
+                statistics = running_mean.value, running_var.value
+                folded = batch_norm.fold(scale, bias, *statistics, self.epsilon, input_scale)
             return batch_norm.apply_folded(x, *folded)
         if input_scale is not None:
             x = x * input_scale

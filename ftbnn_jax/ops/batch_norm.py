@@ -1,12 +1,11 @@
 """Batch normalisation over all axes but the last, in training form and folded for inference.
 
-Training graph and packed runtime share `fold` and `apply_folded`, so that the same numbers reach the
-next sign in both: a value that is exactly 0 in one is exactly 0 in the other.
+Training graph and packed runtime share `fold` and `apply_folded`; given the same folded numbers, a value
+that is exactly 0 in one is exactly 0 in the other.
 """
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from ftbnn_jax.ops.marks import BATCH_NORM, mark
 
@@ -34,13 +33,8 @@ def fold(
       `a * input_scale` in the place of the former where an input scale is given.
     """
     multiplier = scale / jnp.sqrt(variance + epsilon)
-    # The barriers keep the compiler from fusing product and difference, or these numbers into what
-    # uses them: either would round differently from program to program.
-    shift = lax.optimization_barrier(mean * multiplier)
-    offset = bias - shift
-    if input_scale is not None:
-        multiplier = multiplier * input_scale
-    return lax.optimization_barrier((multiplier, offset))
+    offset = bias - mean * multiplier
+    return (multiplier if input_scale is None else multiplier * input_scale), offset
 
 
 def apply_folded(x: jax.Array, multiplier: jax.Array, offset: jax.Array) -> jax.Array:

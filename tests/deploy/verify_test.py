@@ -53,6 +53,7 @@ _NETWORKS = {
     "duplicate": (_small(downsample="duplicate", groups=1), 11, "float32", "ternary and ternary"),
     "derived": (_DERIVED, 37, "float32", "ternary ternary ternary and"),
     "baseline": (_BASELINE, 33, "float32", "ternary ternary and"),
+    "scaled": (_small(scaling="mean_abs", groups=5), 9, "float32", "ternary and ternary"),
     "float16 signs": (_small(), 8, "float16", "ternary and ternary"),
 }
 
@@ -75,6 +76,12 @@ def test_no_integer_differs(name):
     assert result.images == result.agreeing == 2
     # With float32 everywhere the two are the same arithmetic in the same order.
     assert result.logit_error <= (0 if dtype == "float32" else 0.05)
+
+
+def test_a_network_without_binary_blocks_is_refused():
+    spec = dataclasses.replace(spec_lib.resnet18(), blocks=(1,), width=4, stem_features=4)
+    with pytest.raises(UserError, match=r"config\.model\.block='real': nothing to pack"):
+        networks.build(spec, 8)
 
 
 def test_training_in_bfloat16_reaches_the_same_integers():
