@@ -168,10 +168,13 @@ def run(
     console.print(table)
 
     table = rich.table.Table(title="Binary convolutions", title_justify="left")
-    headers = ["block", "weights", "latent 0", "dead", "inputs that are 0", "negative slope"]
-    headers += ["positive slope", *(["signs flipped"] if other is not None else [])]
+    headers = ["block", "weights", "latent 0", "dead", "inputs 0", "negative slope"]
+    headers += ["positive slope", *(["flipped"] if other is not None else [])]
     for header in headers:
-        table.add_column(header, justify="left" if header == "block" else "right")
+        if header == "block":
+            table.add_column(header, min_width=max(len(row["name"]) for row in by_layer))
+        else:
+            table.add_column(header, justify="right")
     for row in by_layer:
         cells = [row["name"], f"{row['weights']:,}", f"{row['latent_zeros']:,}", str(row["dead"])]
         share = row["zero_activations"]
@@ -182,5 +185,8 @@ def run(
             cells.append(f"{row['flipped']:.2%}")
         table.add_row(*cells)
     console.print(table)
-    console.print("slopes: mean (least largest)", markup=False)
+    console.print(
+        "latent 0: weights at exactly 0; dead: outputs whose batch norm multiplies by 0; inputs 0: "
+        "share of inputs at exactly 0; slopes: mean (least largest); flipped: signs that differ"
+    )
     return 0
