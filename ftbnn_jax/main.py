@@ -19,16 +19,21 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
 _MODE = flags.DEFINE_enum(
     "mode",
     "train",
-    ["train", "evaluate", "export", "verify"],
+    ["train", "evaluate", "export", "verify", "benchmark", "audit"],
     "train: until the end, from the newest checkpoint. evaluate: accuracy of a checkpoint. export: pack "
-    "a checkpoint into WORKDIR/model.safetensors. verify: compare the packed integers with training's.",
+    "a checkpoint into WORKDIR/model.safetensors. verify: compare the packed integers with training's. "
+    "benchmark: time both. audit: look at weights, slopes and activations.",
 )
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", "latest", "For evaluate, export and verify: latest, best, or a step."
+    "checkpoint", "latest", "For all modes but train: latest, best, or a step."
 )
 _NUM_IMAGES = flags.DEFINE_integer(
-    "num_images", 1000, "For verify: test images to compare; 0 for all.", lower_bound=0
+    "num_images", 1000, "For verify and audit: test images to run; 0 for all.", lower_bound=0
 )
+_AGAINST = flags.DEFINE_string(
+    "against", "", "For audit: best or a step, a checkpoint to count flipped weight signs against."
+)
+_JSON = flags.DEFINE_bool("json", False, "For verify, benchmark and audit: print JSON, no tables.")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -59,17 +64,22 @@ def main(argv: Sequence[str]) -> int:
         loop.evaluate(config, variables, step)
         return 0
 
-    from ftbnn_jax.deploy import export, verify
+    from ftbnn_jax.deploy import audit, benchmark_network, export, verify
     from ftbnn_jax.train import datasets, input_pipeline
 
     path = os.path.join(workdir, "model.safetensors")
     if _MODE.value == "export":
         return export.run(path, config, variables, experiment, step)
+    if _MODE.value == "benchmark":
+        return benchmark_network.run(path, config, variables, _JSON.value)
     split = datasets.open_split(config, train=False)
     # The activations of every layer are kept for comparison: as many images at a time as fit anywhere.
     small = dataclasses.replace(config, batch_size=max(1, 128 * 32**2 // config.image_size**2))
     batches = input_pipeline.eval_batches(split, small, num_examples=_NUM_IMAGES.value)
-    return verify.run(path, config, variables, batches)
+    if _MODE.value == "audit":
+        other = checkpoint.load_variables(workdir, _AGAINST.value)[0] if _AGAINST.value else None
+        return audit.run(config, variables, experiment["channels"], batches, other, _JSON.value)
+    return verify.run(path, config, variables, batches, _JSON.value)
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:

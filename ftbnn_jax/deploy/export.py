@@ -1,5 +1,6 @@
 """From a checkpoint to a packed artifact."""
 
+import pathlib
 from typing import Any
 
 import jax
@@ -7,7 +8,7 @@ import numpy as np
 
 import ftbnn_jax
 from ftbnn_jax.config import TrainConfig
-from ftbnn_jax.deploy import artifact
+from ftbnn_jax.deploy import artifact, runtime
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn import folding
 from ftbnn_jax.ops import binary, bitpack
@@ -71,9 +72,18 @@ def _pack(params: Any, folded: Any, prefix: str, tensors: dict[str, np.ndarray])
 def run(
     path: str, config: TrainConfig, variables: dict[str, Any], experiment: dict[str, Any], step: int
 ) -> int:
-    """Writes the artifact of a checkpoint to `path`, prints its sizes, returns the exit status."""
+    """Writes the artifact of a checkpoint to `path`, prints its sizes, returns the exit status.
+
+    Beside it, with the suffix `.stablehlo`, goes the runtime as a program: `Runtime.to_stablehlo`.
+    """
     packed = to_artifact(config, variables, experiment, step)
     size = artifact.save(path, packed)
+    program_path = pathlib.Path(path).with_suffix(".stablehlo")
+    program = runtime.Runtime(packed).to_stablehlo()
+    try:
+        program_path.write_bytes(program)
+    except OSError as error:
+        raise UserError(f"{program_path}: cannot be written: {error.strerror}") from error
     words = sum(t.nbytes for n, t in packed.tensors.items() if n.endswith("/bits"))
     kernels = sum(
         4 * leaf.size
@@ -88,6 +98,7 @@ def run(
             ("binary kernels, packed", f"{words:,} bytes, {kernels / words:.1f} times smaller"),
             ("file", path),
             ("file size", f"{size:,} bytes"),
+            ("as a jax.export program", program_path),
         ],
     )
     return 0

@@ -92,7 +92,7 @@ def _prepare(artifact: artifact_lib.Artifact) -> Tensors:
     for name, tensor in artifact.tensors.items():
         *path, leaf = name.split("/")
         functools.reduce(lambda node, key: node.setdefault(key, {}), path, nested)[leaf] = tensor
-    for plan, size in zip(artifact.spec.plan(), _input_sizes(artifact), strict=True):
+    for plan, size in zip(artifact.spec.plan(), input_sizes(artifact), strict=True):
         shapes = layout.kernel_shapes(plan)
         sizes = [math.prod(shape) for shape in shapes]
         words = artifact.tensors[f"{plan.name}/conv/bits"]
@@ -117,8 +117,16 @@ def packed_conv(spec: ResNetSpec, plan: BinaryConvPlan) -> popcount.PackedConv:
     )
 
 
-def _input_sizes(artifact: artifact_lib.Artifact) -> list[int]:
-    """Height, and width, of the input of each binary convolution."""
+def check_same_network(
+    path: str, artifact: artifact_lib.Artifact, spec: ResNetSpec, num_classes: int
+) -> None:
+    """Raises a UserError unless the artifact at `path` was packed from the network of a config."""
+    if artifact.spec != spec or artifact.num_classes != num_classes:
+        raise UserError(f"{path}: packed from another network than the config's; --mode=export anew")
+
+
+def input_sizes(artifact: artifact_lib.Artifact) -> list[int]:
+    """Returns height, which is also the width, of the input of each binary convolution."""
     spec = artifact.spec
     size = convolution.output_size(
         artifact.image_size, spec.stem_kernel, spec.stem_stride, spec.stem_kernel // 2

@@ -18,7 +18,6 @@ from flax import linen as nn
 
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.deploy import runtime as runtime_lib
-from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn import folding
 from ftbnn_jax.nn.blocks import BinaryConv
 from ftbnn_jax.nn.resnet import ResNet
@@ -149,8 +148,7 @@ def run(
       UserError: the artifact is missing, damaged, or of another network.
     """
     runtime = runtime_lib.Runtime.load(path)
-    if runtime.artifact.spec != config.model or runtime.artifact.num_classes != config.num_classes:
-        raise UserError(f"{path}: packed from another network than the config's; --mode=export anew")
+    runtime_lib.check_same_network(path, runtime.artifact, config.model, config.num_classes)
     result = compare(config, variables, runtime, batches)
     if as_json:
         print(json.dumps(result.to_dict()))

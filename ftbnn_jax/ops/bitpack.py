@@ -12,8 +12,6 @@ from jax import lax
 
 WORD_BITS = 32
 
-# Gathers the lowest bits of a word's four bytes into bits 21 to 24, and bits 4 of them into 25 to 28: no
-# two of the sixteen products meet in one bit.
 _GATHER = np.uint32(1 << 21 | 1 << 14 | 1 << 7 | 1)
 _GATHERED_AT = np.uint32(21)
 
@@ -44,41 +42,25 @@ def unpack_stream(words: np.ndarray, count: int) -> np.ndarray:
     return np.unpackbits(words.astype("<u4").view(np.uint8), count=count, bitorder="little") == 1
 
 
-def pack_channels(*planes: jax.Array) -> tuple[jax.Array, ...]:
-    """Packs one or two arrays of booleans along the last axis.
-
-    Args:
-      *planes: booleans `[..., C]`, one or two arrays of the same shape.
-
-    Returns:
-      For each, uint32 `[..., words_for(C)]`.
-    """
-    if not 1 <= len(planes) <= 2:
-        raise ValueError(f"pack_channels takes one or two arrays, not {len(planes)}")
-    channels = planes[0].shape[-1]
+def pack_channels(bits: jax.Array) -> jax.Array:
+    """Packs booleans `[..., C]` along the last axis into uint32 `[..., words_for(C)]`."""
+    *_, channels = bits.shape
     whole = channels - channels % WORD_BITS
     parts = []
     if whole:
-        parts.append(_pack_whole_words([p[..., :whole] for p in planes]))
+        parts.append(_pack_whole_words(bits[..., :whole]))
     if channels > whole:
-        parts.append([_pack_one_word(p[..., whole:])[..., None] for p in planes])
-    if len(parts) == 1:
-        return tuple(parts[0])
-    return tuple(jnp.concatenate(words, axis=-1) for words in zip(*parts, strict=True))
+        parts.append(_pack_one_word(bits[..., whole:])[..., None])
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
 
 
-def _pack_whole_words(planes: list[jax.Array]) -> list[jax.Array]:
-    """Packs `[..., 32 * words]`, four elements at a time, both planes in one go."""
-    # One byte an element: the second plane rides in bit 4.
-    elements = planes[0].astype(jnp.uint8)
-    if len(planes) == 2:
-        elements = elements | planes[1].astype(jnp.uint8) << 4
-    # The barrier keeps the compiler from computing single bytes again for each word.
-    elements = lax.optimization_barrier(elements)
-    *lead, channels = elements.shape
-    quads = elements.reshape(*lead, channels // WORD_BITS, WORD_BITS // 4, 4)
-    nibbles = lax.bitcast_convert_type(quads, jnp.uint32) * _GATHER >> _GATHERED_AT
-    return [_or_shifted(nibbles >> np.uint32(4 * i) & np.uint32(15), 4) for i in range(len(planes))]
+def _pack_whole_words(bits: jax.Array) -> jax.Array:
+    """Packs `[..., 32 * words]` into `[..., words]`, four bits at a time."""
+    *lead, channels = bits.shape
+    quads = bits.astype(jnp.uint8).reshape(*lead, channels // WORD_BITS, WORD_BITS // 4, 4)
+    # Bits 0, 8, 16 and 24 of a word become bits 21 to 24 of its product, where no carry meets them.
+    nibbles = lax.bitcast_convert_type(quads, jnp.uint32) * _GATHER >> _GATHERED_AT & np.uint32(15)
+    return _or_shifted(nibbles, 4)
 
 
 def _pack_one_word(bits: jax.Array) -> jax.Array:

@@ -8,7 +8,8 @@ With `a` and `w` the sign bits of a window and of a kernel, and `m` set where th
     ternary  -1, 0, +1   popcount(m) - 2 * popcount(m & (a ^ w))
 
 Zero padding is one more 0: right by itself in the last two forms, put right in the first by a table
-that is computed beforehand.
+that is computed beforehand. A convolution in the ternary form looks first whether its input holds any 0,
+and counts as xnor does where it holds none.
 
 How a group's window becomes words: for each kernel position, row by row, the whole words of its
 channels; then, without a gap, what is left of every position (`channels % 32` bits each). So 35 channels
@@ -94,8 +95,8 @@ class PackedConv:
 
         Returns:
           One entry a run of groups of equal width: `words`, uint32 `[words of a window, groups, O_g]`,
-          and for "xnor" `border`, int32 `[H', W', groups, O_g]`, the sum that a window without any bit
-          set would have to give to be right at the border.
+          and but for "and" `border`, int32 `[H', W', groups, O_g]`: what the sum of a window without any
+          bit set would have to be for the border to come out right.
         """
         prepared = []
         first = 0
@@ -103,7 +104,7 @@ class PackedConv:
             stacked = np.stack(kernels[first : first + band.groups])
             first += band.groups
             entry = {"words": _pack_kernels(stacked)}
-            if self.form == "xnor":
+            if self.form != "and":
                 entry["border"] = self._border(stacked, height, width)
             prepared.append(entry)
         return prepared
@@ -159,30 +160,64 @@ class PackedConv:
     def _convolve(self, band: _Band, weights: dict[str, Any], x: jax.Array) -> jax.Array:
         """`[N, H, W, groups, I]` to int32 `[N, H', W', groups, O]`."""
         edge = (self.padding, self.padding)
-        x = jnp.pad(x, ((0, 0), edge, edge, (0, 0), (0, 0)))
-        planes = [binary.is_positive(x)]
-        if self.form == "ternary":
-            planes.append(binary.is_positive(jnp.abs(x)))
-        windows = [
-            _windows(words, band.in_features, self.kernel_size, self.stride)
-            for words in bitpack.pack_channels(*planes)
-        ]
-        return _materialized(lambda operand: self._sums(*operand), (weights, windows))
-
-    def _sums(self, weights: dict[str, Any], windows: list[_Windows]) -> jax.Array:
-        """The formula of the form, int32 `[N, H', W', groups, O]`."""
-        accumulate = functools.partial(
-            _accumulate, self.counting or counting_here(), kernel=weights["words"], windows=windows
-        )
+        edges = ((0, 0), edge, edge, (0, 0), (0, 0))
+        # Padding what is packed here costs nothing; padding words is a pass over them.
+        words = bitpack.pack_channels(binary.is_positive(jnp.pad(x, edges)))
+        windows = self._windows(band, words)
         if self.form == "xnor":
-            return accumulate(lambda w, a: a ^ w, start=weights["border"], factor=-2)
-        # The windows' own bits are the same for each output channel.
-        whole, rest = windows[-1]
-        own = [jnp.sum(lax.population_count(whole), axis=-1)] + [lax.population_count(r) for r in rest]
-        own = functools.reduce(jnp.add, own).astype(jnp.int32)[..., None]
+            return _materialized(lambda operand: self._xnor(*operand), (weights, windows))
         if self.form == "and":
-            return accumulate(lambda w, a: a & w, start=-own, factor=2)
-        return accumulate(lambda w, a, m: m & (a ^ w), start=own, factor=-2)
+            own = _own_bits(words, self.kernel_size, self.stride)
+            return _materialized(lambda operand: self._and(*operand), (weights, windows, own))
+        nonzero = bitpack.pack_channels(binary.is_positive(jnp.abs(x)))
+        full = bitpack.pack_rows(np.ones(band.in_features, bool))
+        # Behind an FPReLU hardly any value is exactly 0: then fewer words do.
+        return lax.cond(
+            jnp.all(nonzero == full),
+            lambda operand: self._xnor(*operand[:2]),
+            lambda operand: self._ternary(band, operand[0], operand[1], jnp.pad(operand[2], edges)),
+            (weights, windows, nonzero),
+        )
+
+    def _windows(self, band: _Band, words: jax.Array) -> _Windows:
+        return _windows(words, band.in_features, self.kernel_size, self.stride)
+
+    def _accumulate(self, *args: Any, **kwargs: Any) -> jax.Array:
+        return _accumulate(self.counting or counting_here(), *args, **kwargs)
+
+    def _xnor(self, weights: dict[str, Any], positive: _Windows) -> jax.Array:
+        start, kernel = weights["border"], weights["words"]
+        return self._accumulate(lambda w, a: a ^ w, kernel, [positive], start, factor=-2)
+
+    def _and(self, weights: dict[str, Any], positive: _Windows, own: jax.Array) -> jax.Array:
+        kernel = weights["words"]
+        return self._accumulate(lambda w, a: a & w, kernel, [positive], -own, factor=2)
+
+    def _ternary(
+        self, band: _Band, weights: dict[str, Any], positive: _Windows, nonzero: jax.Array
+    ) -> jax.Array:
+        def sums(operand):
+            weights, own, *windows = operand
+            kernel = weights["words"]
+            return self._accumulate(lambda w, a, m: m & (a ^ w), kernel, windows, own, factor=-2)
+
+        own = _own_bits(nonzero, self.kernel_size, self.stride)
+        return _materialized(sums, (weights, own, positive, self._windows(band, nonzero)))
+
+
+def _own_bits(words: jax.Array, kernel_size: int, stride: int) -> jax.Array:
+    """Set bits of each window, the same for every output channel: int32 `[N, H', W', groups, 1]`."""
+    _, height, width, _, _ = words.shape
+    counts = jnp.sum(lax.population_count(words), axis=-1).astype(jnp.int32)
+    for axis, length in ((1, height), (2, width)):
+        out = convolution.output_size(length, kernel_size, stride, 0)
+        shifted = [_shifted(counts, axis, first, out, stride) for first in range(kernel_size)]
+        counts = functools.reduce(jnp.add, shifted)
+    return counts[..., None]
+
+
+def _shifted(x: jax.Array, axis: int, first: int, count: int, stride: int) -> jax.Array:
+    return lax.slice_in_dim(x, first, first + stride * (count - 1) + 1, stride, axis)
 
 
 def _materialized(function: Callable[[Any], Any], operand: Any) -> Any:
@@ -230,19 +265,18 @@ def _windows(words: jax.Array, features: int, kernel_size: int, stride: int) -> 
     out_h = convolution.output_size(height, kernel_size, stride, 0)
     out_w = convolution.output_size(width, kernel_size, stride, 0)
 
-    def shifted(x: jax.Array, axis: int, first: int, count: int) -> jax.Array:
-        return lax.slice_in_dim(x, first, first + stride * (count - 1) + 1, stride, axis)
-
     whole, rest = divmod(features, bitpack.WORD_BITS)
     # Two steps, columns before rows, copy fewer and longer pieces than one.
-    columns = [shifted(words[..., :whole], 2, j, out_w) for j in range(kernel_size)]
+    columns = [_shifted(words[..., :whole], 2, j, out_w, stride) for j in range(kernel_size)]
     rows = jnp.concatenate(columns, axis=-1)
-    gathered = jnp.concatenate([shifted(rows, 1, i, out_h) for i in range(kernel_size)], axis=-1)
+    gathered = jnp.concatenate(
+        [_shifted(rows, 1, i, out_h, stride) for i in range(kernel_size)], axis=-1
+    )
     joined = []
     if rest:
         last = words[..., -1]
         pieces = [
-            shifted(shifted(last, 1, i, out_h), 2, j, out_w)
+            _shifted(_shifted(last, 1, i, out_h, stride), 2, j, out_w, stride)
             for i in range(kernel_size)
             for j in range(kernel_size)
         ]
@@ -264,7 +298,6 @@ def _join(pieces: list[jax.Array], width: int) -> list[jax.Array]:
 def _accumulate(
     counting: str,
     combine: Callable[..., jax.Array],
-    *,
     kernel: jax.Array,
     windows: Sequence[_Windows],
     start: jax.Array,

@@ -1,0 +1,188 @@
+"""Time of packed against float32 convolutions, layer by layer and for whole networks.
+
+    python -m ftbnn_jax.deploy.benchmark [SIZE:CHANNELS:GROUPS ...] [--json]
+
+times 3x3 layers with random weights; `--mode=benchmark` of `ftbnn_jax.main` times a trained network.
+Both sides alternate in one run and medians are compared, so that a busy machine hurts both alike. JAX
+takes all cores; for one thread, pin the process and turn XLA's thread pool off:
+
+    XLA_FLAGS="--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1" taskset -c 0 python ...
+"""
+
+import ctypes
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ftbnn_jax.errors import UserError
+from ftbnn_jax.ops import binary, convolution, popcount
+
+BATCHES = (1, 8)
+LAYERS = ("56:64:1", "28:128:1", "14:256:1", "7:512:1", "28:200:5", "14:480:5")
+
+_ROUNDS = 15
+_LONGEST_S = 20.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One comparison.
+
+    Attributes:
+      name: of the layer or the network.
+      form: of the packed convolution; "" for a network.
+      batch: images at once.
+      float_ms: median time of the float32 formulation, in ms.
+      packed_ms: median time of the packed one, binarising and packing included, in ms.
+      binary_ops: additions and multiplications of signs that one call replaces.
+    """
+
+    name: str
+    form: str
+    batch: int
+    float_ms: float
+    packed_ms: float
+    binary_ops: int
+
+    @property
+    def ratio(self) -> float:
+        """How many times as fast as float32 the packed one is."""
+        return self.float_ms / self.packed_ms
+
+    @property
+    def gops(self) -> float:
+        """Binary operations in a nanosecond."""
+        return self.binary_ops / self.packed_ms / 1e6
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns fields, ratio and G binary operations a second."""
+        return {**dataclasses.asdict(self), "ratio": self.ratio, "gops": self.gops}
+
+
+def keep_memory() -> None:
+    """Keeps glibc from returning large outputs to the system after every call.
+
+    It would fetch them back page by page in the next one, which takes as long as a packed layer does.
+    The same as `MALLOC_TRIM_THRESHOLD_` and `MALLOC_MMAP_THRESHOLD_` in the environment; nothing happens
+    where the C library is another one.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    trim_threshold, mmap_threshold = -1, -3
+    mallopt(trim_threshold, 1_000_000_000)
+    mallopt(mmap_threshold, 32 * 2**20)  # The most that glibc takes.
+
+
+def medians(calls: Sequence[Callable[[], Any]], rounds: int = _ROUNDS) -> list[float]:
+    """Calls each in turn, `rounds` times or as often as fits into some seconds; median times in ms."""
+    for call in calls:
+        jax.block_until_ready(call())
+    times: list[list[float]] = [[] for _ in calls]
+    end = time.perf_counter() + _LONGEST_S
+    for finished in range(rounds):
+        if finished >= 3 and time.perf_counter() > end:
+            break
+        for call, taken in zip(calls, times, strict=True):
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            taken.append(1e3 * (time.perf_counter() - start))
+    return [float(np.median(taken)) for taken in times]
+
+
+def layer(name: str, conv: popcount.PackedConv, size: int, batch: int) -> Row:
+    """Times one binary convolution on random activations and weights.
+
+    Args:
+      name: for the row.
+      conv: its geometry and form.
+      size: height and width of the input.
+      batch: images at once.
+    """
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((batch, size, size, sum(conv.in_features))).astype(np.float32)
+    if conv.form == "and":
+        x = np.maximum(x, 0)
+    k = conv.kernel_size
+    kernels = [
+        rng.random((k, k, i, o)) < 0.5 for i, o in zip(conv.in_features, conv.out_features, strict=True)
+    ]
+    signs = [jnp.where(kernel, 1.0, -1.0) for kernel in kernels]
+    weights = jax.tree.map(jnp.asarray, conv.prepare(kernels, size, size))
+    packed = jax.jit(conv)
+
+    @jax.jit
+    def real(signs, x):
+        x = binary.sign_activation(x, two_valued=conv.form == "xnor")
+        return binary.grouped_conv2d(x, signs, conv.stride, conv.padding)
+
+    x = jnp.asarray(x)
+    if not np.array_equal(packed(weights, x), real(signs, x)):
+        raise AssertionError(f"{name}: packed and float32 results differ")
+    float_ms, packed_ms = medians([lambda: real(signs, x), lambda: packed(weights, x)])
+    return Row(name, conv.form, batch, float_ms, packed_ms, operations(conv, size) * batch)
+
+
+def operations(conv: popcount.PackedConv, size: int) -> int:
+    """Returns additions and multiplications of a convolution on one image of `size` x `size`."""
+    out = convolution.output_size(size, conv.kernel_size, conv.stride, conv.padding)
+    pairs = sum(i * o for i, o in zip(conv.in_features, conv.out_features, strict=True))
+    return 2 * conv.kernel_size**2 * out * out * pairs
+
+
+def parse_layer(text: str) -> tuple[int, int, int]:
+    """Returns size, channels and groups of "56:64:1".
+
+    Raises:
+      UserError: `text` is not of that form.
+    """
+    try:
+        size, channels, groups = (int(part) for part in text.split(":"))
+    except ValueError:
+        size = channels = groups = 0
+    if not (size >= 1 and 1 <= groups <= channels):
+        raise UserError(f"{text}: SIZE:CHANNELS:GROUPS expected, such as {LAYERS[0]}")
+    return size, channels, groups
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Times the layers that the arguments name, in all forms, and prints a table or JSON."""
+    as_json = "--json" in arguments
+    layers = [parse_layer(a) for a in arguments if a != "--json"] or [parse_layer(a) for a in LAYERS]
+    keep_memory()
+    rows = []
+    for batch in BATCHES:
+        for size, channels, groups in layers:
+            for form in popcount.FORMS:
+                widths = binary.group_sizes(channels, groups)
+                name = f"{size}x{size}, {channels} channels, {groups} groups"
+                rows.append(layer(name, popcount.PackedConv(widths, widths, form), size, batch))
+                if not as_json:
+                    print(line(rows[-1]), flush=True)
+    if as_json:
+        print(json.dumps([row.to_dict() for row in rows]))
+    return 0
+
+
+def line(row: Row) -> str:
+    """Returns a row as text."""
+    return (
+        f"batch {row.batch}  {row.name:34} {row.form:8} float32 {row.float_ms:9.3f} ms  "
+        f"packed {row.packed_ms:9.3f} ms  {row.ratio:5.1f} times as fast  {row.gops:8.1f} Gop/s"
+    )
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

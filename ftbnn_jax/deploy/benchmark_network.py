@@ -1,0 +1,96 @@
+"""`--mode=benchmark`: a trained network's float32 training graph against its packed runtime."""
+
+import json
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import rich.table
+
+from ftbnn_jax.config import TrainConfig
+from ftbnn_jax.deploy import benchmark
+from ftbnn_jax.deploy import runtime as runtime_lib
+from ftbnn_jax.nn.resnet import ResNet
+from ftbnn_jax.ops import image
+from ftbnn_jax.report import console
+
+
+def rows(
+    config: TrainConfig, variables: dict[str, Any], runtime: runtime_lib.Runtime
+) -> list[benchmark.Row]:
+    """Times every kind of layer that the network has, then the whole network, batch after batch.
+
+    Args:
+      config: of the run.
+      variables: `params` and `batch_stats`.
+      runtime: the packed network.
+    """
+    spec = config.model
+    model = ResNet(spec, config.num_classes)
+    sizes = runtime_lib.input_sizes(runtime.artifact)
+    convs = [
+        (runtime_lib.packed_conv(spec, plan), size)
+        for plan, size in zip(spec.plan(), sizes, strict=True)
+    ]
+    # Layers of one geometry take the same time; the first one's name stands for all.
+    kinds: dict[Any, list[str]] = {}
+    for kind, plan in zip(convs, spec.plan(), strict=True):
+        kinds.setdefault(kind, []).append(plan.name)
+
+    @jax.jit
+    def real(variables, images):
+        x = image.standardize(images, config.image_size, config.pixel_mean, config.pixel_std)
+        return model.apply(variables, x, train=False)
+
+    variables = jax.tree.map(jnp.asarray, variables)
+    found = []
+    for batch in benchmark.BATCHES:
+        for (conv, size), names in kinds.items():
+            name = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} like it"
+            found.append(benchmark.layer(name, conv, size, batch))
+        shape = (batch, config.image_size, config.image_size, runtime.artifact.channels)
+        images = jnp.asarray(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
+        times = benchmark.medians([lambda: real(variables, images), lambda: runtime.logits(images)])  # noqa: B023
+        total = sum(benchmark.operations(conv, size) for conv, size in convs) * batch
+        found.append(benchmark.Row("whole network", "", batch, *times, total))
+    return found
+
+
+def run(path: str, config: TrainConfig, variables: dict[str, Any], as_json: bool = False) -> int:
+    """Times the artifact at `path`, prints a table or one JSON object, and returns the exit status.
+
+    Raises:
+      UserError: the artifact is missing, damaged, or of another network.
+    """
+    runtime = runtime_lib.Runtime.load(path)
+    runtime_lib.check_same_network(path, runtime.artifact, config.model, config.num_classes)
+    benchmark.keep_memory()
+    found = rows(config, variables, runtime)
+    packed_bytes = os.path.getsize(path)
+    float_bytes = sum(4 * leaf.size for leaf in jax.tree.leaves(variables))
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if as_json:
+        sizes = {"packed_bytes": packed_bytes, "float32_bytes": float_bytes, "processors": threads}
+        print(json.dumps({"rows": [row.to_dict() for row in found], **sizes}))
+        return 0
+    table = rich.table.Table(title=f"Timed on {threads} processors", title_justify="left")
+    for header in ("batch", "what", "form", "float32 ms", "packed ms", "times as fast", "Gop/s"):
+        table.add_column(header, justify="left" if header in ("what", "form") else "right")
+    for row in found:
+        table.add_row(
+            str(row.batch),
+            row.name,
+            row.form,
+            f"{row.float_ms:.3f}",
+            f"{row.packed_ms:.3f}",
+            f"{row.ratio:.1f}",
+            f"{row.gops:.1f}",
+        )
+    console.print(table)
+    console.print(
+        f"medians, both sides alternating, freed memory kept by the C library. File: {packed_bytes:,} "
+        f"bytes, the float32 variables: {float_bytes:,}, {float_bytes / packed_bytes:.1f} times as many"
+    )
+    return 0

@@ -1,0 +1,101 @@
+"""The benchmark's and the audit's reports."""
+
+import json
+import os
+
+import jax
+import networks
+import numpy as np
+import pytest
+
+from ftbnn_jax.deploy import artifact as artifact_lib
+from ftbnn_jax.deploy import audit, benchmark, benchmark_network
+from ftbnn_jax.errors import UserError
+from ftbnn_jax.nn import spec as spec_lib
+from ftbnn_jax.ops import popcount
+
+
+@pytest.fixture(scope="module")
+def built():
+    return networks.build(spec_lib.small((1, 1), 12, groups=5, stage_end_activation="fprelu"), 8)
+
+
+def test_operations_are_two_for_each_pair_of_signs():
+    conv = popcount.PackedConv((30, 34), (20, 24), stride=2)
+    assert benchmark.operations(conv, 14) == 2 * 9 * 7 * 7 * (30 * 20 + 34 * 24)
+
+
+def test_medians_call_each_in_turn():
+    called = []
+    times = benchmark.medians([lambda: called.append("a"), lambda: called.append("b")], rounds=3)
+    assert "".join(called) == "ab" + "ab" * 3
+    assert len(times) == 2 and min(times) >= 0
+
+
+@pytest.mark.parametrize("text", ["", "56", "56:64", "56:64:x", "0:64:1", "56:4:5"])
+def test_a_layer_that_makes_no_sense_is_named(text):
+    with pytest.raises(UserError, match="SIZE:CHANNELS:GROUPS expected"):
+        benchmark.parse_layer(text)
+
+
+def test_the_micro_benchmark_times_every_form_at_each_batch(capsys):
+    assert benchmark.main(["5:12:5", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    found = [(row["batch"], row["form"]) for row in rows]
+    assert found == [(b, f) for b in benchmark.BATCHES for f in popcount.FORMS]
+    for row in rows:
+        assert row["ratio"] == pytest.approx(row["float_ms"] / row["packed_ms"])
+        assert row["gops"] > 0
+
+
+def test_a_network_is_timed_layer_by_layer_and_whole(built, tmp_path, capsys):
+    config, variables, artifact = built
+    path = str(tmp_path / "model.safetensors")
+    artifact_lib.save(path, artifact)
+    assert benchmark_network.run(path, config, variables, as_json=True) == 0
+    report = json.loads(capsys.readouterr().out)
+    names = [row["name"] for row in report["rows"] if row["batch"] == 1]
+    assert names == ["block1_1", "block2_1", "whole network"]
+    assert report["packed_bytes"] == os.path.getsize(path)
+    assert report["float32_bytes"] == sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
+
+
+def test_the_audit_counts_what_was_planted(built, capsys):
+    config, variables, _ = built
+    variables = jax.tree.map(np.copy, variables)
+    block = variables["params"]["block2_1"]
+    for g in range(5):
+        block["conv"][f"kernel_{g}"][:] = 0.5
+    block["conv"]["kernel_1"][0, 0, 0, :2] = [0.0, -0.0]
+    block["bn"]["scale"][:] = 1
+    block["bn"]["scale"][:3] = 0
+    block["act"]["negative_slope"][:] = np.linspace(-1, 2, 24)
+    other = jax.tree.map(np.copy, variables)
+    other["params"]["block2_1"]["conv"]["kernel_4"][:] = -0.5
+    batches = [{"image": networks.images(8), "weight": np.ones(3)}]
+
+    assert audit.run(config, variables, 3, batches, other, as_json=True) == 0
+    report = json.loads(capsys.readouterr().out)
+    first, second = report["layers"]
+    assert first["flipped"] == 0
+    # Groups of 12 channels in 5: 2, 2, 2, 2, 4; of 24 in 5: 4, 4, 4, 4, 8.
+    weights = 9 * (4 * 2 * 4 + 4 * 8)
+    assert second["weights"] == weights
+    assert second["flipped"] == pytest.approx(9 * 4 * 8 / weights)
+    assert second["latent_zeros"] == 2
+    assert second["dead"] == 3
+    assert second["negative_slope"] == pytest.approx([0.5, -1, 2])
+    # Slopes of 0 were planted among the first block's, so some inputs of the second are 0.
+    assert 0 <= second["zero_activations"] < 1
+    sizes = report["sizes"]
+    assert sizes["binary kernels"]["least"] * 8 == sum(layer["weights"] for layer in report["layers"])
+    assert sizes["all"]["bytes"] >= sizes["all"]["least"]
+    assert audit.run(config, variables, 3, batches, other) == 0
+    assert "block2_1" in capsys.readouterr().out
+
+
+def test_an_audit_without_images_or_another_checkpoint_leaves_those_columns_out(built):
+    config, variables, _ = built
+    for layer in audit.layers(config, variables, []):
+        assert layer["zero_activations"] is None
+        assert layer["flipped"] is None
