@@ -10,15 +10,9 @@ With `a` and `w` the sign bits of a window and of a kernel, and `m` set where th
 Zero padding is one more 0: right by itself in the last two forms, put right in the first by a table
 that is computed beforehand. A convolution in the ternary form looks first whether its input holds any 0,
 and counts as xnor does where it holds none.
-
-How a group's window becomes words: for each kernel position, row by row, the whole words of its
-channels; then, without a gap, what is left of every position (`channels % 32` bits each). So 35 channels
-under a 3x3 kernel take 10 words, not 18.
 """
 
 import dataclasses
-import functools
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,18 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ftbnn_jax.ops import binary, bitpack, convolution
+from ftbnn_jax.ops import binary, bitpack, convolution, counting, windows
+from ftbnn_jax.ops.windows import Windows
 
 FORMS = ("xnor", "and", "ternary")
-COUNTINGS = ("words", "adders")
-
-# Words that one fused expression takes; more are cut into chunks, each a pass over the output. Of
-# chunks shorter than these, XLA's CPU compiler makes scalar code.
-_MOST_WORDS = 36
-_CHUNKS = range(17, 25)
 
 Weights = list[dict[str, Any]]
-_Windows = tuple[jax.Array, list[jax.Array]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +68,10 @@ class PackedConv:
     def __post_init__(self):
         if self.form not in FORMS:
             raise ValueError(f"form={self.form!r}: must be one of {', '.join(FORMS)}")
-        if self.counting not in ("", *COUNTINGS):
-            raise ValueError(f"counting={self.counting!r}: must be one of {', '.join(COUNTINGS)}")
+        if self.counting not in ("", *counting.COUNTINGS):
+            raise ValueError(
+                f"counting={self.counting!r}: must be one of {', '.join(counting.COUNTINGS)}"
+            )
         if len(self.in_features) != len(self.out_features):
             raise ValueError(f"{len(self.in_features)} groups in, {len(self.out_features)} groups out")
 
@@ -163,12 +153,12 @@ class PackedConv:
         edges = ((0, 0), edge, edge, (0, 0), (0, 0))
         # Padding what is packed here costs nothing; padding words is a pass over them.
         words = bitpack.pack_channels(binary.is_positive(jnp.pad(x, edges)))
-        windows = self._windows(band, words)
+        gathered = self._windows(band, words)
         if self.form == "xnor":
-            return _materialized(lambda operand: self._xnor(*operand), (weights, windows))
+            return _materialized(lambda operand: self._xnor(*operand), (weights, gathered))
         if self.form == "and":
-            own = _own_bits(words, self.kernel_size, self.stride)
-            return _materialized(lambda operand: self._and(*operand), (weights, windows, own))
+            own = windows.own_bits(words, self.kernel_size, self.stride)
+            return _materialized(lambda operand: self._and(*operand), (weights, gathered, own))
         nonzero = bitpack.pack_channels(binary.is_positive(jnp.abs(x)))
         full = bitpack.pack_rows(np.ones(band.in_features, bool))
         # Behind an FPReLU hardly any value is exactly 0: then fewer words do.
@@ -176,48 +166,33 @@ class PackedConv:
             jnp.all(nonzero == full),
             lambda operand: self._xnor(*operand[:2]),
             lambda operand: self._ternary(band, operand[0], operand[1], jnp.pad(operand[2], edges)),
-            (weights, windows, nonzero),
+            (weights, gathered, nonzero),
         )
 
-    def _windows(self, band: _Band, words: jax.Array) -> _Windows:
-        return _windows(words, band.in_features, self.kernel_size, self.stride)
+    def _windows(self, band: _Band, words: jax.Array) -> Windows:
+        return windows.gather(words, band.in_features, self.kernel_size, self.stride)
 
     def _accumulate(self, *args: Any, **kwargs: Any) -> jax.Array:
-        return _accumulate(self.counting or counting_here(), *args, **kwargs)
+        return counting.accumulate(self.counting or counting.counting_here(), *args, **kwargs)
 
-    def _xnor(self, weights: dict[str, Any], positive: _Windows) -> jax.Array:
+    def _xnor(self, weights: dict[str, Any], positive: Windows) -> jax.Array:
         start, kernel = weights["border"], weights["words"]
         return self._accumulate(lambda w, a: a ^ w, kernel, [positive], start, factor=-2)
 
-    def _and(self, weights: dict[str, Any], positive: _Windows, own: jax.Array) -> jax.Array:
+    def _and(self, weights: dict[str, Any], positive: Windows, own: jax.Array) -> jax.Array:
         kernel = weights["words"]
         return self._accumulate(lambda w, a: a & w, kernel, [positive], -own, factor=2)
 
     def _ternary(
-        self, band: _Band, weights: dict[str, Any], positive: _Windows, nonzero: jax.Array
+        self, band: _Band, weights: dict[str, Any], positive: Windows, nonzero: jax.Array
     ) -> jax.Array:
         def sums(operand):
-            weights, own, *windows = operand
+            weights, own, *gathered = operand
             kernel = weights["words"]
-            return self._accumulate(lambda w, a, m: m & (a ^ w), kernel, windows, own, factor=-2)
+            return self._accumulate(lambda w, a, m: m & (a ^ w), kernel, gathered, own, factor=-2)
 
-        own = _own_bits(nonzero, self.kernel_size, self.stride)
+        own = windows.own_bits(nonzero, self.kernel_size, self.stride)
         return _materialized(sums, (weights, own, positive, self._windows(band, nonzero)))
-
-
-def _own_bits(words: jax.Array, kernel_size: int, stride: int) -> jax.Array:
-    """Set bits of each window, the same for every output channel: int32 `[N, H', W', groups, 1]`."""
-    _, height, width, _, _ = words.shape
-    counts = jnp.sum(lax.population_count(words), axis=-1).astype(jnp.int32)
-    for axis, length in ((1, height), (2, width)):
-        out = convolution.output_size(length, kernel_size, stride, 0)
-        shifted = [_shifted(counts, axis, first, out, stride) for first in range(kernel_size)]
-        counts = functools.reduce(jnp.add, shifted)
-    return counts[..., None]
-
-
-def _shifted(x: jax.Array, axis: int, first: int, count: int, stride: int) -> jax.Array:
-    return lax.slice_in_dim(x, first, first + stride * (count - 1) + 1, stride, axis)
 
 
 def _materialized(function: Callable[[Any], Any], operand: Any) -> Any:
@@ -246,145 +221,3 @@ def _pack_kernels(positive: np.ndarray) -> np.ndarray:
     ]
     words = np.concatenate([bitpack.pack_rows(part) for part in parts], axis=-1)
     return np.ascontiguousarray(np.transpose(words, (2, 1, 0)))
-
-
-def _windows(words: jax.Array, features: int, kernel_size: int, stride: int) -> _Windows:
-    """Gathers the words of every window.
-
-    Args:
-      words: uint32 `[N, H, W, groups, words_for(features)]`, padded with positions of no bits.
-      features: bits used of each position.
-      kernel_size: height and width of a window.
-      stride: between windows.
-
-    Returns:
-      The whole words, uint32 `[N, H', W', groups, words]`, and the joined ones, `[N, H', W', groups]`
-      each, in the order that the module's text gives.
-    """
-    _, height, width, _, _ = words.shape
-    out_h = convolution.output_size(height, kernel_size, stride, 0)
-    out_w = convolution.output_size(width, kernel_size, stride, 0)
-
-    whole, rest = divmod(features, bitpack.WORD_BITS)
-    # Two steps, columns before rows, copy fewer and longer pieces than one.
-    columns = [_shifted(words[..., :whole], 2, j, out_w, stride) for j in range(kernel_size)]
-    rows = jnp.concatenate(columns, axis=-1)
-    gathered = jnp.concatenate(
-        [_shifted(rows, 1, i, out_h, stride) for i in range(kernel_size)], axis=-1
-    )
-    joined = []
-    if rest:
-        last = words[..., -1]
-        pieces = [
-            _shifted(_shifted(last, 1, i, out_h, stride), 2, j, out_w, stride)
-            for i in range(kernel_size)
-            for j in range(kernel_size)
-        ]
-        joined = _join(pieces, rest)
-    return gathered, joined
-
-
-def _join(pieces: list[jax.Array], width: int) -> list[jax.Array]:
-    """Puts the lowest `width` bits of each piece one after the other into as few words as hold them."""
-    words: list[list[jax.Array]] = [[] for _ in range(bitpack.words_for(len(pieces) * width))]
-    for i, piece in enumerate(pieces):
-        word, shift = divmod(i * width, bitpack.WORD_BITS)
-        words[word].append(piece << np.uint32(shift))
-        if shift + width > bitpack.WORD_BITS:
-            words[word + 1].append(piece >> np.uint32(bitpack.WORD_BITS - shift))
-    return [functools.reduce(jnp.bitwise_or, parts) for parts in words]
-
-
-def _accumulate(
-    counting: str,
-    combine: Callable[..., jax.Array],
-    kernel: jax.Array,
-    windows: Sequence[_Windows],
-    start: jax.Array,
-    factor: int,
-) -> jax.Array:
-    """Returns `start + factor * number of bits in combine(kernel, *windows)`.
-
-    Args:
-      counting: one of `COUNTINGS`.
-      combine: of a word of the kernel and one of each window; no bit set where none is in any of them.
-      kernel: uint32 `[words of a window, groups, O]`.
-      windows: from `_windows`.
-      start: int32, of a shape that broadcasts to the result's.
-      factor: of the count.
-
-    Returns:
-      int32 `[N, H', W', groups, O]`.
-    """
-    bits = _bits_by_words if counting == "words" else _bits_by_adders
-
-    def columns(windows):
-        return [[w[..., k] for k in range(w.shape[-1])] for w in windows]
-
-    def add(sums, kernel, columns):
-        words = [
-            combine(w, *(c[..., None] for c in column))
-            for w, column in zip(kernel, zip(*columns, strict=True), strict=True)
-        ]
-        return sums + factor * bits(words)
-
-    whole = [gathered for gathered, _ in windows]
-    joined = [rest for _, rest in windows]
-    total = whole[0].shape[-1]
-    if len(kernel) <= _MOST_WORDS:
-        return add(start, kernel, [w + r for w, r in zip(columns(whole), joined, strict=True)])
-    if len(kernel) > total:
-        start = add(start, kernel[total:], joined)
-    start = jnp.broadcast_to(start, (*whole[0].shape[:-1], kernel.shape[-1]))
-    length = min(_CHUNKS, key=lambda c: (-total % c, abs(c - 18)))
-    chunks = -(-total // length)
-    missing = chunks * length - total
-    kernel = jnp.pad(kernel[:total], ((0, missing), (0, 0), (0, 0)))
-    kernel = kernel.reshape(chunks, length, *kernel.shape[1:])
-    whole = [jnp.pad(w, [(0, 0)] * 4 + [(0, missing)]) for w in whole]
-    whole = [jnp.moveaxis(w.reshape(*w.shape[:-1], chunks, length), -2, 0) for w in whole]
-    result, _ = lax.scan(
-        lambda sums, chunk: (add(sums, chunk[0], columns(chunk[1])), None), start, (kernel, whole)
-    )
-    return result
-
-
-def _bits_by_words(words: list[jax.Array]) -> jax.Array:
-    """Sum of the words' population counts, int32."""
-    return functools.reduce(jnp.add, map(lax.population_count, words)).astype(jnp.int32)
-
-
-def _bits_by_adders(words: list[jax.Array]) -> jax.Array:
-    """Sum of the words' population counts by carry-save addition, int32.
-
-    A full adder turns three words of one weight into one of that weight and a carry of twice the weight,
-    until one word a weight is left to be counted.
-    """
-    total = jnp.int32(0)
-    weight = 0
-    while words:
-        carries = []
-        while len(words) > 1:
-            a, b, *words = words
-            differ = a ^ b
-            if words:
-                c, *words = words
-                carries.append(a & b | c & differ)
-                words = [*words, differ ^ c]
-            else:
-                carries.append(a & b)
-                words = [differ]
-        total += lax.population_count(words[0]).astype(jnp.int32) << weight
-        words, weight = carries, weight + 1
-    return total
-
-
-@functools.cache
-def counting_here() -> str:
-    """Returns which of `COUNTINGS` suits this machine: "words" where vectors of words are counted."""
-    if jax.default_backend() != "cpu":
-        return "words"
-    try:
-        return "words" if "avx512_vpopcntdq" in pathlib.Path("/proc/cpuinfo").read_text() else "adders"
-    except OSError:
-        return "adders"

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from hypothesis import strategies as st
 
-from ftbnn_jax.ops import binary, popcount
+from ftbnn_jax.ops import binary, counting, popcount
 
 _COMMON = {
     "deadline": None,
@@ -110,7 +110,7 @@ def _cases(draw):
     features = draw(st.integers(1, 40))
     return _Case(
         form=draw(st.sampled_from(popcount.FORMS)),
-        counting=draw(st.sampled_from(popcount.COUNTINGS)),
+        counting=draw(st.sampled_from(counting.COUNTINGS)),
         channels=channels,
         features=features,
         groups=draw(st.integers(1, min(8, channels, features))),
