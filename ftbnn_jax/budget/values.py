@@ -172,12 +172,14 @@ def _arithmetic(primitive: str, operands: Sequence[Value]) -> Value:
 
 
 def _compare(primitive: str, a: Value, b: Value) -> frozenset[float]:
-    """Results of a comparison in which one side is known to be at least 0 and the other at most 0."""
+    """Results of a comparison in which 0 may lie between the two sides."""
     if primitive in ("gt", "le"):
         return _compare({"gt": "lt", "le": "ge"}[primitive], b, a)
-    at_most_0 = b.numbers is not None and max(b.numbers) <= 0
-    if primitive in ("lt", "ge") and a.non_negative and at_most_0:
-        return frozenset({0.0 if primitive == "lt" else 1.0})
+    if primitive in ("lt", "ge"):
+        if a.non_negative and b.numbers is not None and max(b.numbers) <= 0:
+            return frozenset({0.0 if primitive == "lt" else 1.0})
+        if b.non_negative and a.numbers is not None and max(a.numbers) < 0:
+            return frozenset({1.0 if primitive == "lt" else 0.0})
     return frozenset({0.0, 1.0})
 
 

@@ -23,6 +23,11 @@ def is_positive(x: jax.Array) -> jax.Array:
     return x >= jnp.finfo(x.dtype).tiny
 
 
+def is_negative(x: jax.Array) -> jax.Array:
+    """Whether the sign of a floating point number is -1; subnormal numbers as in `is_positive`."""
+    return x <= -jnp.finfo(x.dtype).tiny
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def sign_activation(
     x: jax.Array, bound: float = STE_BOUND, two_valued: bool = False, gradient: str = "clipped"
@@ -45,7 +50,7 @@ def sign_activation(
     if two_valued:
         return sign_weight(x, bound)
     # `x + 0` would not do: jnp.sign keeps the sign of -0.0, harmless in sums but not in bit patterns.
-    return is_positive(x).astype(x.dtype) - is_positive(-x).astype(x.dtype)
+    return is_positive(x).astype(x.dtype) - is_negative(x).astype(x.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
