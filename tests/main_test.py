@@ -41,7 +41,7 @@ def run(repository, tmp_path):
         ("quickstart.py", ["--config.model.widht=1"], ["config.model.widht", "config.model.width"]),
         ("quickstart.py", ["--config.batch_size=many"], ["config.batch_size", "many"]),
         ("quickstart.py", ["--config.schedule=cosin"], ["config.schedule='cosin'", "cosine"]),
-        ("quickstart.py", ["--config.model.groups=33"], ["model.groups=33", "1 to 32"]),
+        ("quickstart.py", ["--config.model.groups=49"], ["model.groups=49", "1 to 48"]),
         ("quickstart.py", ["--config.dataset=digitz"], ["config.dataset='digitz'", "'digits'"]),
         ("quickstart.py", ["--workdir=/dev/null/run"], ["--workdir=/dev/null/run", "cannot be written"]),
         ("quickstart.py", ["--mode=trian"], ["--mode=trian", "train"]),
