@@ -33,6 +33,9 @@ _NUM_IMAGES = flags.DEFINE_integer(
 _AGAINST = flags.DEFINE_string(
     "against", "", "For audit: best or a step, a checkpoint to count flipped weight signs against."
 )
+_STABLEHLO = flags.DEFINE_bool(
+    "stablehlo", False, "For export: also write the runtime as a jax.export program, model.stablehlo."
+)
 _JSON = flags.DEFINE_bool("json", False, "For verify, benchmark and audit: print JSON, no tables.")
 
 
@@ -69,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
 
     path = os.path.join(workdir, "model.safetensors")
     if _MODE.value == "export":
-        return export.run(path, config, variables, experiment, step)
+        return export.run(path, config, variables, experiment, step, _STABLEHLO.value)
     if _MODE.value == "benchmark":
         return benchmark_network.run(path, config, variables, _JSON.value)
     split = datasets.open_split(config, train=False)

@@ -74,14 +74,15 @@ def test_from_training_to_a_verified_packed_net(run, tmp_path):
     assert "resuming from step 4" in output
     for mode, words in (
         ("evaluate", ["test images", "64"]),
-        ("export", ["times smaller", "model.safetensors"]),
+        ("export", ["times smaller", "model.safetensors", "model.stablehlo"]),
         ("verify", ["bridge", "block2_1", "64 of 64 images"]),
     ):
-        status, output, errors = run("derived44_g5.py", *arguments, f"--mode={mode}")
+        status, output, errors = run("derived44_g5.py", *arguments, f"--mode={mode}", "--stablehlo")
         assert (status, errors) == (0, "")
         for word in words:
             assert word in output
     assert (tmp_path / "run" / "model.safetensors").is_file()
+    assert (tmp_path / "run" / "model.stablehlo").is_file()
     # The config of another network is refused in every mode.
     for mode in ("train", "evaluate", "verify"):
         status, _, errors = run(

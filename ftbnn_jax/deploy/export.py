@@ -70,20 +70,30 @@ def _pack(params: Any, folded: Any, prefix: str, tensors: dict[str, np.ndarray])
 
 
 def run(
-    path: str, config: TrainConfig, variables: dict[str, Any], experiment: dict[str, Any], step: int
+    path: str,
+    config: TrainConfig,
+    variables: dict[str, Any],
+    experiment: dict[str, Any],
+    step: int,
+    with_program: bool = False,
 ) -> int:
     """Writes the artifact of a checkpoint to `path`, prints its sizes, returns the exit status.
 
-    Beside it, with the suffix `.stablehlo`, goes the runtime as a program: `Runtime.to_stablehlo`.
+    `with_program` puts the runtime as a program beside it, with the suffix `.stablehlo`:
+    `Runtime.to_stablehlo`. It is several times larger than the artifact, whose weights it holds in the
+    form that the convolutions read.
     """
     packed = to_artifact(config, variables, experiment, step)
     size = artifact.save(path, packed)
-    program_path = pathlib.Path(path).with_suffix(".stablehlo")
-    program = runtime.Runtime(packed).to_stablehlo()
-    try:
-        program_path.write_bytes(program)
-    except OSError as error:
-        raise UserError(f"{program_path}: cannot be written: {error.strerror}") from error
+    program_row = []
+    if with_program:
+        program_path = pathlib.Path(path).with_suffix(".stablehlo")
+        program = runtime.Runtime(packed).to_stablehlo()
+        try:
+            program_path.write_bytes(program)
+        except OSError as error:
+            raise UserError(f"{program_path}: cannot be written: {error.strerror}") from error
+        program_row = [("as a jax.export program", f"{program_path}, {len(program):,} bytes")]
     words = sum(t.nbytes for n, t in packed.tensors.items() if n.endswith("/bits"))
     kernels = sum(
         4 * leaf.size
@@ -98,7 +108,7 @@ def run(
             ("binary kernels, packed", f"{words:,} bytes, {kernels / words:.1f} times smaller"),
             ("file", path),
             ("file size", f"{size:,} bytes"),
-            ("as a jax.export program", program_path),
+            *program_row,
         ],
     )
     return 0
