@@ -32,8 +32,8 @@ def test_json_of_a_config_with_its_layers(monkeypatch, capsys):
     assert set(entry) > _KEYS
     assert entry["name"] == "quickstart"
     assert entry["published"] is None
-    # Stem and four blocks of width 32 at 8x8 and 64 at 4x4, the third after a ReLU.
-    conv = 8 * 8 * 9 * 32 * 32
+    # Stem and four blocks of width 48 at 8x8 and 96 at 4x4, the third after a ReLU.
+    conv = 8 * 8 * 9 * 48 * 48
     assert entry["bops"] * 1e6 == pytest.approx(conv + conv + 2 * conv // 2 + conv)
     assert sum(layer["bops"] for layer in entry["layers"]) / 1e6 == pytest.approx(entry["bops"])
     assert entry["activation_bytes"] == sum(x["activation_bytes"] for x in entry["layers"])
@@ -45,7 +45,7 @@ def test_other_inputs(monkeypatch, capsys, arguments):
     (entry,) = json.loads(out)
     size, channels = (16, 1) if arguments[0] == "--image-size" else (8, 3)
     stem = {layer["name"]: layer for layer in entry["layers"]}["stem/conv"]
-    assert stem["macs"] == size * size * 9 * channels * 32
+    assert stem["macs"] == size * size * 9 * channels * 48
 
 
 def test_a_table_in_a_pipe_is_not_cut(repository):
