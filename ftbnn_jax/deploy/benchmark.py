@@ -28,6 +28,7 @@ BATCHES = (1, 8)
 LAYERS = ("56:64:1", "28:128:1", "14:256:1", "7:512:1", "28:200:5", "14:480:5")
 
 _ROUNDS = 15
+_TURN_MS = 10.0
 _LONGEST_S = 20.0
 
 
@@ -83,18 +84,31 @@ def keep_memory() -> None:
 
 
 def medians(calls: Sequence[Callable[[], Any]], rounds: int = _ROUNDS) -> list[float]:
-    """Calls each in turn, `rounds` times or as often as fits into some seconds; median times in ms."""
+    """Times calls in turn and returns the median time of one call of each, in ms.
+
+    In a turn a call runs as often as fits into `_TURN_MS`, at least once, and counts with the mean: what
+    it reads is then in the cache as it is in a network, where the layer before has just written it.
+
+    Args:
+      calls: functions that return arrays.
+      rounds: turns of each; fewer, but at least three, where they would take longer than some seconds.
+    """
+    repeats = []
     for call in calls:
         jax.block_until_ready(call())
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        repeats.append(max(1, round(_TURN_MS / (1e3 * (time.perf_counter() - start)))))
     times: list[list[float]] = [[] for _ in calls]
     end = time.perf_counter() + _LONGEST_S
     for finished in range(rounds):
         if finished >= 3 and time.perf_counter() > end:
             break
-        for call, taken in zip(calls, times, strict=True):
+        for call, repeat, taken in zip(calls, repeats, times, strict=True):
             start = time.perf_counter()
-            jax.block_until_ready(call())
-            taken.append(1e3 * (time.perf_counter() - start))
+            for _ in range(repeat):
+                jax.block_until_ready(call())
+            taken.append(1e3 * (time.perf_counter() - start) / repeat)
     return [float(np.median(taken)) for taken in times]
 
 
