@@ -36,6 +36,18 @@ _AGAINST = flags.DEFINE_string(
 _STABLEHLO = flags.DEFINE_bool(
     "stablehlo", False, "For export: also write the runtime as a jax.export program, model.stablehlo."
 )
+_DISTRIBUTED = flags.DEFINE_string(
+    "distributed",
+    "auto",
+    "For train and evaluate: how this process joins those of a run on several hosts: tpu, slurm, "
+    "process 0's HOST:PORT, off, or auto (slurm in a step of several tasks, else off).",
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "With --distributed=HOST:PORT: how many processes there are."
+)
+_PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "With --distributed=HOST:PORT: which of them this is, from 0."
+)
 _JSON = flags.DEFINE_bool("json", False, "For verify, benchmark and audit: print JSON, no tables.")
 
 
@@ -51,21 +63,15 @@ def main(argv: Sequence[str]) -> int:
     logging.set_verbosity(logging.ERROR)
 
     # Imported late: a mistake in the command line is told without waiting for these.
-    from ftbnn_jax.train import checkpoint, interrupt, loop
+    from ftbnn_jax.train import checkpoint, distributed
 
-    if _MODE.value == "train":
-        try:
-            loop.train(config, workdir)
-        except interrupt.Interrupted as message:
-            print(f"{message}; the same command goes on from there", file=sys.stderr)
-            return interrupt.EXIT_STATUS
-        return 0
+    if _MODE.value in ("train", "evaluate"):
+        distributed.initialize(_DISTRIBUTED.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+        with distributed.together():
+            return _train_or_evaluate(config, workdir)
 
     variables, experiment, step = checkpoint.load_variables(workdir, _CHECKPOINT.value)
     checkpoint.check_same_model(workdir, config, experiment)
-    if _MODE.value == "evaluate":
-        loop.evaluate(config, variables, step)
-        return 0
 
     from ftbnn_jax.deploy import audit, benchmark_network, export, verify
     from ftbnn_jax.train import datasets, input_pipeline
@@ -83,6 +89,22 @@ def main(argv: Sequence[str]) -> int:
         other = checkpoint.load_variables(workdir, _AGAINST.value)[0] if _AGAINST.value else None
         return audit.run(config, variables, experiment["channels"], batches, other, _JSON.value)
     return verify.run(path, config, variables, batches, _JSON.value)
+
+
+def _train_or_evaluate(config: config_lib.TrainConfig, workdir: str) -> int:
+    from ftbnn_jax.train import checkpoint, evaluation, interrupt, loop
+
+    if _MODE.value == "evaluate":
+        variables, experiment, step = checkpoint.load_variables(workdir, _CHECKPOINT.value)
+        checkpoint.check_same_model(workdir, config, experiment)
+        evaluation.evaluate(config, variables, step)
+        return 0
+    try:
+        loop.train(config, workdir)
+    except interrupt.Interrupted as message:
+        print(f"{message}; the same command goes on from there", file=sys.stderr)
+        return interrupt.EXIT_STATUS
+    return 0
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:

@@ -45,7 +45,7 @@ class Checkpoints:
             self._directory.mkdir(parents=True, exist_ok=True)
             probe = self._directory / ".writable"
             probe.touch()
-            probe.unlink()
+            probe.unlink(missing_ok=True)  # Other processes try as well.
         except OSError as error:
             raise UserError(f"--workdir={workdir}: cannot be written: {error.strerror}") from error
         self._manager = _manager(self._directory, config.keep_checkpoints)
@@ -59,6 +59,10 @@ class Checkpoints:
     @property
     def directory(self) -> pathlib.Path:
         return self._directory
+
+    def latest_step(self) -> int | None:
+        """Returns the step of the newest checkpoint, or None."""
+        return max(self._manager.all_steps(), default=None)
 
     def save(self, state: TrainState, step: int, accuracy: float | None = None) -> None:
         """Saves `state` under `step` in the background, unless that step is there already.

@@ -134,6 +134,26 @@ def eval_batches(
         yield filled
 
 
+def train_batch_shapes(split: datasets.Split, config: TrainConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns shape and dtype of a training batch over all hosts, as `train_batches` yields it."""
+    return _batch_shapes(split, config, cropped=config.augment == "resized_crop")
+
+
+def eval_batch_shapes(split: datasets.Split, config: TrainConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns shape and dtype of an evaluation batch over all hosts, as `eval_batches` yields it."""
+    shapes = _batch_shapes(split, config, cropped=isinstance(split, datasets.RecordSplit))
+    return {**shapes, "weight": jax.ShapeDtypeStruct((config.batch_size,), np.float32)}
+
+
+def _batch_shapes(split, config, cropped: bool) -> dict[str, jax.ShapeDtypeStruct]:
+    size = (config.image_size, config.image_size) if cropped else split.images.shape[1:3]
+    image = (config.batch_size, *size, split.channels)
+    return {
+        "image": jax.ShapeDtypeStruct(image, np.uint8),
+        "label": jax.ShapeDtypeStruct((config.batch_size,), np.int32),
+    }
+
+
 def to_device(
     batches: Iterable[Batch], sharding: jax.sharding.Sharding, ahead: int = 2
 ) -> Iterator[dict[str, jax.Array]]:

@@ -1,10 +1,24 @@
-"""Turns SIGINT and SIGTERM into a request that the training loop answers between steps."""
+"""Asking a run to stop: SIGINT, SIGTERM, or a cloud machine's notice that it will be taken away."""
 
+import contextlib
+import os
+import pathlib
 import signal
+import socket
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
 from types import FrameType
+
+import jax
+from jax.experimental import multihost_utils
 
 # EX_TEMPFAIL of sysexits.h: the run stopped early with everything saved; start it again to go on.
 EXIT_STATUS = 75
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(Exception):
@@ -12,22 +26,145 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """While entered, the first SIGINT or SIGTERM only sets `requested`; a second SIGINT ends at once."""
+    """While entered, SIGINT and SIGTERM only make `reached` say so; a second SIGINT ends at once.
+
+    One process answers at its next step. Several agree on a step that none of them has begun: JAX's
+    preemption service, which catches SIGTERM itself, passes the request on.
+    """
 
     def __init__(self):
-        self.requested = False
+        self._requested = False
+        self._asked = 0
+        self._expendable = ""
         self._previous = {}
+        self._cleanup = contextlib.ExitStack()
 
     def __enter__(self) -> "StopRequest":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._on_signal)
+        several = jax.process_count() > 1
+        for number in _SIGNALS:
+            if several and number == signal.SIGTERM:
+                continue
+            self._previous[number] = signal.signal(number, self._pass_on if several else self._on_signal)
+        if not several:
+            self._watch_for_signals_in_compilation()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._cleanup.close()
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    def reached(self) -> bool:
+        """Whether to stop here. Several processes must ask equally often; all get the same answer."""
+        if jax.process_count() > 1 and not self._requested:
+            self._asked += 1
+            self._requested = multihost_utils.reached_preemption_sync_point(self._asked)
+        return self._requested
+
+    @contextlib.contextmanager
+    def expendable(self, message: str) -> Iterator[None]:
+        """Where there is nothing to save, a signal ends the process at once, with `EXIT_STATUS`.
+
+        Python runs a signal's handler when the compiler has returned, which can take minutes.
+
+        Args:
+          message: printed before leaving.
+
+        Raises:
+          Interrupted: the signal came before.
+        """
+        if self._requested:
+            raise Interrupted(message)
+        self._expendable = message
+        try:
+            yield
+        finally:
+            self._expendable = ""
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.requested and number == signal.SIGINT:
+        if self._requested and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.requested = True
+        self._requested = True
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def _watch_for_signals_in_compilation(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        reader, writer = socket.socketpair()
+        writer.setblocking(False)
+        # Written to by the signal itself, whatever the main thread is busy with.
+        before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        watcher = threading.Thread(target=self._leave_if_expendable, args=(reader,), daemon=True)
+        watcher.start()
+        # The watcher ends when its socket is closed on this side.
+        self._cleanup.callback(reader.close)
+        self._cleanup.callback(watcher.join)
+        self._cleanup.callback(writer.close)
+        self._cleanup.callback(signal.set_wakeup_fd, before)
+
+    def _leave_if_expendable(self, reader: socket.socket) -> None:
+        while number := reader.recv(1):
+            if self._expendable and number[0] in _SIGNALS:
+                print(self._expendable, file=sys.stderr, flush=True)
+                os._exit(EXIT_STATUS)
+
+
+class PreemptionNotice:
+    """While entered on a Google Cloud machine, turns its notices into a SIGTERM to this process.
+
+    Such a machine says through its metadata server, some 30 s beforehand, that it was preempted or that
+    its host goes down for maintenance. `GCE_METADATA_HOST` names another server.
+
+    Args:
+      interval_s: seconds between two looks.
+    """
+
+    _HOST = "metadata.google.internal"
+    _NOTICES = (("preempted", "TRUE"), ("maintenance-event", "TERMINATE_ON_HOST_MAINTENANCE"))
+    _TIMEOUT_S = 3
+
+    def __init__(self, interval_s: float = 5.0):
+        self._interval_s = interval_s
+        self._ended = threading.Event()
+        self._host = os.environ.get("GCE_METADATA_HOST", "")
+        if not self._host and _is_google_cloud():
+            self._host = self._HOST
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> "PreemptionNotice":
+        if self._host:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        if self._host:
+            self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(self._interval_s):
+            for name, value in self._NOTICES:
+                if self._read(name) == value:
+                    print(f"the machine announces {name}: {value}", file=sys.stderr, flush=True)
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    return
+
+    def _read(self, name: str) -> str:
+        request = urllib.request.Request(
+            f"http://{self._host}/computeMetadata/v1/instance/{name}",
+            headers={"Metadata-Flavor": "Google"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=self._TIMEOUT_S) as response:
+                return response.read().decode().strip()
+        except (OSError, urllib.error.URLError):
+            return ""
+
+
+def _is_google_cloud() -> bool:
+    try:
+        return "Google" in pathlib.Path("/sys/class/dmi/id/product_name").read_text()
+    except OSError:
+        return False

@@ -1,6 +1,7 @@
-"""Training and evaluation of one config in one work directory."""
+"""Training of one config in one work directory, by all processes of a run together."""
 
 import collections
+import contextlib
 import json
 import os
 import pathlib
@@ -9,12 +10,21 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from ftbnn_jax import report
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.errors import UserError
-from ftbnn_jax.train import checkpoint, datasets, input_pipeline, interrupt, metrics, optimizer, state
+from ftbnn_jax.train import (
+    checkpoint,
+    datasets,
+    distributed,
+    evaluation,
+    input_pipeline,
+    interrupt,
+    metrics,
+    optimizer,
+    state,
+)
 from ftbnn_jax.train import step as step_lib
 
 # Steps that may be dispatched before the oldest has finished: enough to keep the device busy, few
@@ -29,140 +39,186 @@ def train(config: TrainConfig, workdir: str) -> None:
 
     Args:
       config: the experiment.
-      workdir: directory of the run; made if need be.
+      workdir: directory of the run, the same for all processes; made if need be.
 
     Raises:
       UserError: config, data or checkpoint are of no use, or the loss is not finite; the last good
         checkpoint is kept.
-      interrupt.Interrupted: SIGINT or SIGTERM asked for the end; the state of that step is saved.
+      interrupt.Interrupted: SIGINT, SIGTERM or a notice of preemption asked for the end; the state of
+        that step is saved.
     """
     started = time.perf_counter()
-    mesh = step_lib.make_mesh(config)
-    train_split = datasets.open_split(config, train=True)
-    eval_split = datasets.open_split(config, train=False)
-    num_steps = input_pipeline.num_train_steps(config, train_split.num_examples)
-    eval_every = config.eval_every or input_pipeline.steps_per_epoch(config, train_split.num_examples)
-    tx = optimizer.make(config, num_steps)
-    channels = train_split.channels
-    checkpoints = checkpoint.Checkpoints(workdir, config, channels, train_split.class_names)
-    with checkpoints, interrupt.StopRequest() as stop:
-        train_state, first_step = _restore_or_init(config, channels, tx, mesh, checkpoints)
-        if first_step > num_steps:
-            raise UserError(
-                f"--workdir={workdir}: is at step {first_step}, past the {num_steps} asked for"
-            )
-        _write_config(workdir, config)
-        writer = metrics.MetricsWriter(workdir, first_step)
-        progress = metrics.Progress(first_step, num_steps, config.batch_size)
-        train_step = step_lib.make_train_step(config, tx, mesh)
-        eval_step = step_lib.make_eval_step(config, mesh)
-        sharding = step_lib.batch_sharding(mesh)
-        batches = input_pipeline.to_device(
-            input_pipeline.train_batches(
-                train_split,
-                config,
-                first_step=first_step,
-                last_step=num_steps,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
-            ),
-            sharding,
-        )
-        values: dict[str, float] = {}
-        in_flight: collections.deque[Any] = collections.deque()
-        step = first_step
-        try:
-            # An evaluation that was interrupted comes first; step 0 is not worth one.
-            evaluate_due = step > 0 and (step % eval_every == 0 or step == num_steps)
-            evaluate_due = evaluate_due and not writer.was_evaluated(step)
-            while True:
-                accuracy = None
-                if evaluate_due:
-                    accuracy = _evaluate_during_training(
-                        config,
-                        eval_step,
-                        train_state,
-                        eval_split,
-                        sharding,
-                        step,
-                        writer,
-                        progress,
-                        stop,
-                    )
-                save_due = config.checkpoint_every and step % config.checkpoint_every == 0
-                if step > first_step and (save_due or evaluate_due or stop.requested):
-                    _check_finite(train_state, checkpoints.directory)
-                    checkpoints.save(train_state, step, accuracy)
-                if stop.requested:
-                    raise interrupt.Interrupted(f"stopped at step {step} of {num_steps}, state saved")
-                if step == num_steps:
-                    break
-                train_state, sums = train_step(train_state, next(batches))
-                step += 1
-                in_flight.append(sums)
-                if len(in_flight) > _STEPS_IN_FLIGHT:
-                    jax.block_until_ready(in_flight.popleft())
-                progress.advance(step)
-                if step % config.log_every == 0 or step == num_steps:
-                    values = _log_training(step, sums, writer, progress)
-                    _check_finite(train_state, checkpoints.directory)
-                evaluate_due = step % eval_every == 0 or step == num_steps
-        finally:
-            progress.close()
-            writer.close()
-    accuracies = writer.values("eval", "accuracy")
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(interrupt.StopRequest())
+        stack.enter_context(interrupt.PreemptionNotice())
+        with stop.expendable("stopped before a step was made; nothing is lost"):
+            run = _Run(config, workdir, stop, stack)
+        values = run.train()
+    if not distributed.is_main():
+        return
+    accuracies = run.writer.values("eval", "accuracy")
     best_step, best = max(accuracies, key=lambda pair: pair[1])
+    resumed = f" (from {run.first_step:,})" if run.first_step else ""
     report.print_table(
         "Trained",
         [
-            ("steps", f"{num_steps:,}" + (f" (from {first_step:,})" if first_step else "")),
+            ("steps", f"{run.num_steps:,}{resumed}"),
             *([("training loss, last logged", f"{values['loss']:.4f}")] if values else []),
-            ("test images", f"{eval_split.num_examples:,}"),
+            ("test images", f"{run.eval_split.num_examples:,}"),
             ("test accuracy", f"{accuracies[-1][1]:.2%}"),
             ("best test accuracy", f"{best:.2%} at step {best_step:,}"),
             ("time", metrics.format_seconds(time.perf_counter() - started)),
-            ("checkpoints", checkpoints.directory),
+            ("checkpoints", run.checkpoints.directory),
         ],
     )
 
 
-def evaluate(config: TrainConfig, variables: dict[str, Any], step: int) -> dict[str, float]:
-    """Evaluates trained variables on the evaluation split and prints a table.
+class _Run:
+    """What a run consists of, restored and compiled; `train` makes its steps.
 
     Args:
       config: the experiment.
-      variables: `params` and `batch_stats`.
-      step: of the checkpoint; only shown.
-
-    Returns:
-      `loss`, `accuracy`, `accuracy_top5` and `count`.
+      workdir: directory of the run.
+      stop: asked before every step.
+      stack: closes what the run has opened, saves in progress included.
     """
-    mesh = step_lib.make_mesh(config)
-    split = datasets.open_split(config, train=False)
-    variables = jax.device_put(variables, step_lib.replicated(mesh))
-    values = _evaluate(
-        config,
-        step_lib.make_eval_step(config, mesh),
-        variables["params"],
-        variables["batch_stats"],
-        split,
-        step_lib.batch_sharding(mesh),
-        lambda: False,
-    )
-    report.print_table(
-        "Evaluated",
-        [
-            ("step", f"{step:,}"),
-            ("test images", f"{values['count']:,}"),
-            ("top-1 accuracy", f"{values['accuracy']:.2%}"),
-            ("top-5 accuracy", f"{values['accuracy_top5']:.2%}"),
-            ("loss", f"{values['loss']:.4f}"),
-        ],
-    )
-    return values
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        workdir: str,
+        stop: interrupt.StopRequest,
+        stack: contextlib.ExitStack,
+    ):
+        self._config = config
+        self._stop = stop
+        mesh = step_lib.make_mesh(config)
+        self._sharding = step_lib.batch_sharding(mesh)
+        self._train_split = datasets.open_split(config, train=True)
+        self.eval_split = datasets.open_split(config, train=False)
+        num_examples = self._train_split.num_examples
+        self.num_steps = input_pipeline.num_train_steps(config, num_examples)
+        self._eval_every = config.eval_every or input_pipeline.steps_per_epoch(config, num_examples)
+
+        tx = optimizer.make(config, self.num_steps)
+        channels = self._train_split.channels
+        self.checkpoints = stack.enter_context(
+            checkpoint.Checkpoints(workdir, config, channels, self._train_split.class_names)
+        )
+        self._state = _restore_or_init(config, channels, tx, mesh, self.checkpoints)
+        self.first_step = int(self._state.step)
+        if self.first_step > self.num_steps:
+            raise UserError(
+                f"--workdir={workdir}: is at step {self.first_step}, past the {self.num_steps} asked for"
+            )
+        if distributed.is_main():
+            _write_config(workdir, config)
+        self.writer = metrics.MetricsWriter(workdir, self.first_step, distributed.is_main())
+        stack.callback(self.writer.close)
+        self._progress = metrics.Progress(self.first_step, self.num_steps, config.batch_size)
+        stack.callback(self._progress.close)
+        self._train_step, self._eval_step = self._compile(tx, mesh)
+
+    def _compile(self, tx: Any, mesh: jax.sharding.Mesh) -> tuple[Callable[..., Any], ...]:
+        """Compiles both steps beforehand, as long as there is nothing that a signal could lose."""
+        current = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self._state)
+        train_step = step_lib.make_train_step(self._config, tx, mesh)
+        batch = input_pipeline.train_batch_shapes(self._train_split, self._config)
+        if self.first_step < self.num_steps:
+            train_step = train_step.lower(current, batch).compile()
+        eval_step = step_lib.make_eval_step(self._config, mesh)
+        batch = input_pipeline.eval_batch_shapes(self.eval_split, self._config)
+        return train_step, eval_step.lower(current.params, current.batch_stats, batch).compile()
+
+    def train(self) -> dict[str, float]:
+        """Makes the steps that are missing; returns the training metrics last logged."""
+        config = self._config
+        batches = input_pipeline.to_device(
+            input_pipeline.train_batches(
+                self._train_split,
+                config,
+                first_step=self.first_step,
+                last_step=self.num_steps,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+            ),
+            self._sharding,
+        )
+        values: dict[str, float] = {}
+        in_flight: collections.deque[Any] = collections.deque()
+        step = self.first_step
+        # An evaluation that was interrupted comes first; step 0 is not worth one.
+        evaluate_due = step > 0 and self._is_evaluated_after(step)
+        evaluate_due = evaluate_due and not distributed.from_main(self.writer.was_evaluated(step))
+        while True:
+            accuracy = self._evaluate(step) if evaluate_due else None
+            stopping = self._stop.reached()
+            save_due = config.checkpoint_every and step % config.checkpoint_every == 0
+            if step > self.first_step and (save_due or evaluate_due or stopping):
+                self._check_finite()
+                self.checkpoints.save(self._state, step, accuracy)
+            if stopping:
+                raise interrupt.Interrupted(f"stopped at step {step} of {self.num_steps}, state saved")
+            if step == self.num_steps:
+                return values
+            self._state, sums = self._train_step(self._state, next(batches))
+            step += 1
+            in_flight.append(sums)
+            if len(in_flight) > _STEPS_IN_FLIGHT:
+                jax.block_until_ready(in_flight.popleft())
+            self._progress.advance(step)
+            if step % config.log_every == 0 or step == self.num_steps:
+                values = self._log_training(step, sums)
+                self._check_finite()
+            evaluate_due = self._is_evaluated_after(step)
+
+    def _is_evaluated_after(self, step: int) -> bool:
+        return step % self._eval_every == 0 or step == self.num_steps
+
+    def _log_training(self, step: int, sums: dict[str, jax.Array]) -> dict[str, float]:
+        sums = jax.device_get(sums)
+        count = int(sums["count"])
+        values = {"loss": float(sums["loss"]) / count, "accuracy": int(sums["correct"]) / count}
+        rate = self._progress.train(step, values)
+        self.writer.write("train", step, values, **({"images_per_second": rate} if rate else {}))
+        return values
+
+    def _check_finite(self) -> None:
+        step = int(self._state.nonfinite_step)
+        if step < 0:
+            return
+        good = self.checkpoints.latest_step()
+        kept = "there is no checkpoint yet" if good is None else f"rolled back to the one of step {good}"
+        raise UserError(
+            f"step {step}: loss or gradient is not finite; stopped, {kept} in "
+            f"{self.checkpoints.directory}; a lower config.learning_rate may help"
+        )
+
+    def _evaluate(self, step: int) -> float | None:
+        """Evaluates, writes and shows; returns the accuracy, or None where it was interrupted."""
+        self._progress.describe("evaluate")
+        values = evaluation.run(
+            self._config,
+            self._eval_step,
+            self._state.params,
+            self._state.batch_stats,
+            self.eval_split,
+            self._sharding,
+            self._stop.reached,
+        )
+        self._progress.describe("train")
+        self._progress.pause()
+        if values is None:
+            return None
+        shown = {k: values[k] for k in ("loss", "accuracy", "accuracy_top5")}
+        self.writer.write("eval", step, shown)
+        self._progress.line(
+            f"step {step}  test accuracy {values['accuracy']:.2%}  test loss {values['loss']:.4f}"
+        )
+        return values["accuracy"]
 
 
-def _restore_or_init(config, channels, tx, mesh, checkpoints) -> tuple[state.TrainState, int]:
+def _restore_or_init(config, channels, tx, mesh, checkpoints) -> state.TrainState:
     """Weights come from the newest checkpoint, else from the seed."""
     sharding = step_lib.replicated(mesh)
     init = jax.jit(
@@ -176,9 +232,9 @@ def _restore_or_init(config, channels, tx, mesh, checkpoints) -> tuple[state.Tra
     )
     restored = checkpoints.restore_latest(abstract)
     if restored is None:
-        return init(), 0
+        return init()
     report.console.print(f"resuming from step {int(restored.step)} in {checkpoints.directory}")
-    return restored, int(restored.step)
+    return restored
 
 
 def _write_config(workdir: str, config: TrainConfig) -> None:
@@ -186,72 +242,3 @@ def _write_config(workdir: str, config: TrainConfig) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
     os.replace(temporary, path)
-
-
-def _log_training(step, sums, writer, progress) -> dict[str, float]:
-    sums = jax.device_get(sums)
-    count = int(sums["count"])
-    values = {"loss": float(sums["loss"]) / count, "accuracy": int(sums["correct"]) / count}
-    rate = progress.train(step, values)
-    writer.write("train", step, values, **({"images_per_second": rate} if rate else {}))
-    return values
-
-
-def _check_finite(train_state, directory) -> None:
-    step = int(train_state.nonfinite_step)
-    if step >= 0:
-        raise UserError(
-            f"step {step}: loss or gradient is not finite; stopped, with the checkpoints in {directory} "
-            "from before it kept; a lower config.learning_rate may help"
-        )
-
-
-def _evaluate_during_training(
-    config, eval_step, train_state, split, sharding, step, writer, progress, stop
-) -> float | None:
-    """Evaluates, writes and shows; returns the accuracy, or None where it was interrupted."""
-    progress.describe("evaluate")
-    values = _evaluate(
-        config,
-        eval_step,
-        train_state.params,
-        train_state.batch_stats,
-        split,
-        sharding,
-        lambda: stop.requested,
-    )
-    progress.describe("train")
-    progress.pause()
-    if values is None:
-        return None
-    writer.write("eval", step, {k: values[k] for k in ("loss", "accuracy", "accuracy_top5")})
-    progress.line(f"step {step}  test accuracy {values['accuracy']:.2%}  test loss {values['loss']:.4f}")
-    return values["accuracy"]
-
-
-def _evaluate(
-    config: TrainConfig,
-    eval_step: Callable[..., dict[str, jax.Array]],
-    params: Any,
-    batch_stats: Any,
-    split: datasets.Split,
-    sharding: jax.sharding.Sharding,
-    stopped: Callable[[], bool],
-) -> dict[str, float] | None:
-    batches = input_pipeline.eval_batches(
-        split, config, process_index=jax.process_index(), process_count=jax.process_count()
-    )
-    total = None
-    for batch in input_pipeline.to_device(batches, sharding):
-        if stopped():
-            return None
-        sums = eval_step(params, batch_stats, batch)
-        total = sums if total is None else jax.tree.map(jnp.add, total, sums)
-    total = jax.device_get(total)
-    count = float(total["count"])
-    return {
-        "loss": float(total["loss"]) / count,
-        "accuracy": float(total["correct"]) / count,
-        "accuracy_top5": float(total["correct_top5"]) / count,
-        "count": int(count),
-    }

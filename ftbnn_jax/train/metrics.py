@@ -21,11 +21,15 @@ class MetricsWriter:
     Args:
       workdir: directory of the run.
       step: step that the run continues from; later lines are dropped.
+      writes: whether to write at all; of several processes one does.
     """
 
-    def __init__(self, workdir: str, step: int):
+    def __init__(self, workdir: str, step: int, writes: bool = True):
         self._path = pathlib.Path(workdir) / "metrics.jsonl"
         self._evaluated: set[int] = set()
+        self._writes = writes
+        if not writes:
+            return
         kept = [line for line in self._complete_lines() if json.loads(line)["step"] <= step]
         self._evaluated = {r["step"] for r in map(json.loads, kept) if r["kind"] == "eval"}
         # Replaced as a whole, so that being killed here loses nothing.
@@ -49,6 +53,8 @@ class MetricsWriter:
 
     def write(self, kind: str, step: int, values: dict[str, float], **rates: float) -> None:
         """Writes metrics of a step; `rates` go to TensorBoard only."""
+        if not self._writes:
+            return
         self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
         self._file.flush()
         if kind == "eval":
@@ -62,6 +68,8 @@ class MetricsWriter:
         return [(r["step"], r[name]) for r in records if r["kind"] == kind]
 
     def close(self) -> None:
+        if not self._writes:
+            return
         self._file.close()
         self._events.close()
 

@@ -15,7 +15,7 @@ import pytest
 from ftbnn_jax import config as config_lib
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn import spec
-from ftbnn_jax.train import checkpoint, datasets, input_pipeline, interrupt, loop
+from ftbnn_jax.train import checkpoint, datasets, evaluation, input_pipeline, interrupt, loop
 
 CONFIG = config_lib.TrainConfig(
     spec.small((1, 1), 8, groups=2),
@@ -133,7 +133,7 @@ def test_a_finished_run_stays_as_it_is(uninterrupted, capsys):
 
 def test_evaluation_of_a_checkpoint_is_that_of_the_run(uninterrupted):
     variables, _, step = checkpoint.load_variables(str(uninterrupted))
-    values = loop.evaluate(CONFIG, variables, step)
+    values = evaluation.evaluate(CONFIG, variables, step)
     assert values["count"] == 450
     last = records(uninterrupted)[-1]
     for name in ("accuracy", "accuracy_top5"):
