@@ -196,7 +196,8 @@ def prepare(manual_dir: pathlib.Path, data_dir: pathlib.Path, *, dry_run: bool =
                 shutil.rmtree(stale)
             config = tfds.download.DownloadConfig(manual_dir=manual_dir, try_download_gcs=False)
             builder.download_and_prepare(download_config=config)
-    except (OSError, tf.errors.OpError) as error:
+    except (OSError, RuntimeError, tarfile.TarError, tf.errors.OpError) as error:
+        # TFDS has removed what it had written. It wraps what it meets, as a full disk, in RuntimeError.
         reason = str(error).splitlines()[0]
         raise UserError(f"--data_dir={data_dir}: preparing failed: {reason}") from error
     print(f"{builder.data_path}: prepared, {_count(prepared_images(builder))}")
