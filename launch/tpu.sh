@@ -19,7 +19,7 @@
 #   --queued           as a queued resource of the same name, which waits until there is room
 #   --config FILE      as in ftbnn_jax.main: a path in the repository
 #   --workdir DIR      where every worker finds it: gs://... or the path of a shared disk
-#   --data_dir DIR     passed on as --config.data_dir
+#   --data_dir DIR     passed on as --config.data_dir: a directory of every worker, such as a mounted disk
 #   --dry_run          prints the commands, runs none; for resume, those after a preemption
 #   -- ARGUMENT...     passed on to ftbnn_jax.main: --config.batch_size=1024 ...
 #

@@ -199,7 +199,7 @@ def prepare(manual_dir: pathlib.Path, data_dir: pathlib.Path, *, dry_run: bool =
     except (OSError, RuntimeError, tarfile.TarError, tf.errors.OpError) as error:
         # TFDS has removed what it had written. It wraps what it meets, as a full disk, in RuntimeError.
         reason = str(error).splitlines()[0]
-        raise UserError(f"--data_dir={data_dir}: preparing failed: {reason}") from error
+        raise UserError(f"{builder.data_path}: preparing failed: {reason}") from error
     print(f"{builder.data_path}: prepared, {_count(prepared_images(builder))}")
 
 
