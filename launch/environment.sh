@@ -1,11 +1,14 @@
+# shellcheck shell=bash
 # Sourced by the other scripts: makes .venv in the repository's root, with the pinned packages and this
 # project in it, unless it is there already and up to date; then puts it first on PATH.
 #
 # PYTHON names the interpreter to use (3.11 or later); by default the first fitting one found.
+# EXTRAS names the optional packages (setup.cfg); `EXTRAS=cuda bash launch/environment.sh` is for GPUs.
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 environment=$repository/.venv
 pins=$repository/launch/constraints-cpu.txt
+extras=${EXTRAS:-dev,figures}
 
 fits() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 
@@ -22,13 +25,13 @@ find_python() {
 }
 
 # What was installed is known by the files that decide it.
-wanted=$(cat "$repository/setup.cfg" "$repository/pyproject.toml" "$pins" | cksum)
+wanted="$(cat "$repository/setup.cfg" "$repository/pyproject.toml" "$pins" | cksum) $extras"
 if [ "$(cat "$environment/installed" 2>/dev/null)" != "$wanted" ]; then
   python=$(find_python) || exit 1
   echo "setting up $environment with $("$python" --version)"
   "$python" -m venv "$environment" || exit 1
   "$environment/bin/python" -m pip install --quiet --disable-pip-version-check \
-    --constraint "$pins" --editable "$repository[dev,figures]" || exit 1
+    --constraint "$pins" --editable "${repository}[$extras]" || exit 1
   echo "$wanted" >"$environment/installed"
 fi
 export PATH=$environment/bin:$PATH

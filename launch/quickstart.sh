@@ -5,6 +5,7 @@
 #   bash launch/quickstart.sh [WORKDIR]       WORKDIR is runs/quickstart unless given
 set -euo pipefail
 workdir=$(realpath -m "${1:-$(dirname "$0")/../runs/quickstart}")
+# shellcheck source=launch/environment.sh
 source "$(dirname "$0")/environment.sh"
 for mode in train export verify; do
   python -m ftbnn_jax.main --config="$repository/configs/quickstart.py" --workdir="$workdir" \
