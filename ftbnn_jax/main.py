@@ -60,7 +60,8 @@ def main(argv: Sequence[str]) -> int:
             raise UserError(f"--{flag.name}: must be given; --help lists the options")
     config = config_lib.TrainConfig.from_dict(_CONFIG.value)
     workdir = _WORKDIR.value
-    logging.set_verbosity(logging.ERROR)
+    # Libraries log at length what they raise as well.
+    logging.set_verbosity(logging.FATAL)
 
     # Imported late: a mistake in the command line is told without waiting for these.
     from ftbnn_jax.train import checkpoint, distributed

@@ -1,8 +1,10 @@
 """Checkpoints of a run, through Orbax: asynchronous, atomic, the latest few and the best one kept."""
 
 import contextlib
+import errno
 import pathlib
 import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -13,6 +15,7 @@ import ftbnn_jax
 from ftbnn_jax import report
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.errors import UserError
+from ftbnn_jax.train import distributed
 from ftbnn_jax.train.state import TrainState
 
 # What must not change between a checkpoint and the run that continues it.
@@ -53,8 +56,13 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._manager.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self._manager.close()
+        except Exception as error:
+            # What went wrong first is told by the exception that is on its way.
+            if kind is None:
+                raise self._not_written(error) from error
 
     @property
     def directory(self) -> pathlib.Path:
@@ -71,16 +79,35 @@ class Checkpoints:
           state: copied to the host before this returns.
           step: equals `state.step`.
           accuracy: on the evaluation split, where this step was evaluated; decides what is best.
+
+        Raises:
+          UserError: this checkpoint or the one before it could not be written; older ones are intact.
         """
         if step in self._manager.all_steps():
             return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), experiment=ocp.args.JsonSave(self._experiment)
-            ),
-            metrics=None if accuracy is None else {"accuracy": accuracy},
-        )
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), experiment=ocp.args.JsonSave(self._experiment)
+                ),
+                metrics=None if accuracy is None else {"accuracy": accuracy},
+            )
+        except Exception as error:
+            raise self._not_written(error) from error
+
+    def _not_written(self, error: Exception) -> UserError:
+        """Removes what a failed save has left, and says what is there instead."""
+        if distributed.is_main():
+            for path in self._directory.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(path, ignore_errors=True)
+        steps = [int(path.name) for path in self._directory.iterdir() if path.name.isdigit()]
+        kept = f"the one of step {max(steps)} is intact" if steps else "there is none yet"
+        reason = _summary(error)
+        if _is_disk_full(error):
+            free = shutil.disk_usage(self._directory).free
+            reason = f"no space left, {free / 2**20:,.0f} MiB are free now"
+        return UserError(f"{self._directory}: a checkpoint could not be written ({reason}); {kept}")
 
     def restore_latest(self, state: TrainState) -> TrainState | None:
         """Returns the state of the newest checkpoint that can be read, or None where there is none.
@@ -168,10 +195,16 @@ def load_variables(workdir: str, which: str = "latest") -> tuple[dict[str, Any],
                 f"--checkpoint={which}: must be latest, best, or one of {', '.join(map(str, steps))}"
             )
         try:
+            # Saved from however many devices and processes, it is read into this one.
+            here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+            state = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+                dict(manager.item_metadata(step)["state"]),
+            )
             restored = manager.restore(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(), experiment=ocp.args.JsonRestore()
+                    state=ocp.args.StandardRestore(state), experiment=ocp.args.JsonRestore()
                 ),
             )
         except Exception as error:
@@ -182,6 +215,31 @@ def load_variables(workdir: str, which: str = "latest") -> tuple[dict[str, Any],
     state = jax.device_get(restored["state"])
     variables = {"params": state["params"], "batch_stats": state["batch_stats"]}
     return variables, dict(restored["experiment"]), step
+
+
+@contextlib.contextmanager
+def disk_full_is_told(workdir: str) -> Iterator[None]:
+    """Turns an error that a full disk is behind into a UserError that says so."""
+    try:
+        yield
+    except OSError as error:
+        if not _is_disk_full(error):
+            raise
+        free = shutil.disk_usage(workdir).free
+        raise UserError(
+            f"--workdir={workdir}: no space left, {free / 2**20:,.0f} MiB are free now; the checkpoints "
+            "are intact, the same command goes on when there is room"
+        ) from error
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    """Whether a full disk, or a full quota, is behind an error."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    if "RESOURCE_EXHAUSTED" in str(error):  # TensorStore's.
+        return True
+    cause = error.__cause__ or error.__context__
+    return cause is not None and _is_disk_full(cause)
 
 
 def check_same_model(workdir: str, config: TrainConfig, experiment: dict[str, Any]) -> None:
@@ -198,9 +256,14 @@ def _manager(directory: pathlib.Path, keep: int | None) -> ocp.CheckpointManager
         )
         policy = preservation_policy.AnyPreservationPolicy([preservation_policy.LatestN(keep), best])
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=policy, best_fn=_accuracy, read_only=keep is None
+        preservation_policy=policy,
+        best_fn=_accuracy,
+        read_only=keep is None,
+        # What a run that was killed while saving has left.
+        cleanup_tmp_directories=keep is not None,
     )
-    return ocp.CheckpointManager(directory, options=options)
+    handlers = {"state": ocp.StandardCheckpointHandler(), "experiment": ocp.JsonCheckpointHandler()}
+    return ocp.CheckpointManager(directory, options=options, item_handlers=handlers)
 
 
 def _accuracy(metrics: dict[str, float]) -> float:

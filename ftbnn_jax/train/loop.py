@@ -51,6 +51,7 @@ def train(config: TrainConfig, workdir: str) -> None:
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(interrupt.StopRequest())
         stack.enter_context(interrupt.PreemptionNotice())
+        stack.enter_context(checkpoint.disk_full_is_told(workdir))
         with stop.expendable("stopped before a step was made; nothing is lost"):
             run = _Run(config, workdir, stop, stack)
         values = run.train()
