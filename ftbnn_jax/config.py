@@ -51,7 +51,14 @@ class TrainConfig:
       weight_decay: L2 term added to the gradients of the real convolutions' and the classifier's
         kernels; binary kernels, batch norm, slopes and biases never get any.
       label_smoothing: share of the target spread evenly over all classes.
-      compute_dtype: "float32", "bfloat16" or "float16"; binary sums are exact in each.
+      compute_dtype: "float32", "bfloat16" or "float16"; binary sums are exact in each. "auto" is
+        float32 on a CPU and bfloat16 on GPU and TPU.
+      batch_norm: "global" normalises by the statistics of the whole batch; "per_device" lets every
+        device use those of its own share, as data parallel training in PyTorch does.
+      accumulation_steps: parts into which a batch is cut, to be gone through one after the other in
+        less memory; batch statistics are those of a part.
+      remat: whether the backward pass computes the activations of each stage again instead of keeping
+        them, for less memory and more time; XLA undoes it on a CPU.
       augment: "resized_crop" (random scale and aspect; evaluation takes the centre crop), "pad_crop"
         (random shifts by `crop_padding`) or "none".
       crop_padding: for "pad_crop", zero pixels added on each side before the crop.
@@ -86,6 +93,9 @@ class TrainConfig:
     weight_decay: float = 1e-5
     label_smoothing: float = 0.0
     compute_dtype: str = "float32"
+    batch_norm: str = "global"
+    accumulation_steps: int = 1
+    remat: bool = False
     augment: str = "resized_crop"
     crop_padding: int = 4
     flip: bool = True
@@ -95,7 +105,8 @@ class TrainConfig:
     def __post_init__(self):
         for field, allowed in (
             ("schedule", ("cosine", "multistep", "constant")),
-            ("compute_dtype", ("float32", "bfloat16", "float16")),
+            ("compute_dtype", ("auto", "float32", "bfloat16", "float16")),
+            ("batch_norm", ("global", "per_device")),
             ("augment", ("resized_crop", "pad_crop", "none")),
         ):
             value = getattr(self, field)
@@ -111,6 +122,7 @@ class TrainConfig:
             ("checkpoint_every", 0),
             ("keep_checkpoints", 1),
             ("log_every", 1),
+            ("accumulation_steps", 1),
             ("warmup_steps", 0),
             ("crop_padding", 0),
             ("learning_rate", 0),

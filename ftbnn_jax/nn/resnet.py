@@ -1,10 +1,14 @@
 """The residual network that a `ResNetSpec` describes."""
 
+import itertools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from ftbnn_jax.nn import blocks
+from ftbnn_jax.nn.plan import BinaryConvPlan, RealBlockPlan
 from ftbnn_jax.nn.spec import ResNetSpec
 from ftbnn_jax.ops import pooling
 
@@ -18,19 +22,32 @@ class ResNet(nn.Module):
       spec: the network's structure.
       num_classes: number of logits.
       compute_dtype: dtype of the convolutions' operands; see `nn.blocks`.
+      remat: whether the backward pass keeps what enters each stage only, and computes the rest again.
     """
 
     spec: ResNetSpec
     num_classes: int
     compute_dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Maps standardised images `[N, H, W, C]` to float32 logits `[N, num_classes]`."""
         x = blocks.Stem(self.spec, self.compute_dtype, name="stem")(x, train)
-        for plan in self.spec.plan():
-            x = blocks.BinaryBlock(self.spec, plan, self.compute_dtype, name=plan.name)(x, train)
-        for plan in self.spec.real_plan():
-            x = blocks.RealBlock(self.spec, plan, self.compute_dtype, name=plan.name)(x, train)
+        run = nn.remat(ResNet._stage, static_argnums=(2, 3)) if self.remat else ResNet._stage
+        for stage in self._stages():
+            x = run(self, x, stage, train)
         x = pooling.global_avg_pool(x.astype(jnp.float32))
         return nn.Dense(self.num_classes, name="head")(x)
+
+    def _stages(self) -> list[tuple[BinaryConvPlan | RealBlockPlan, ...]]:
+        """The blocks, cut before each that halves the resolution."""
+        plans = [*self.spec.plan(), *self.spec.real_plan()]
+        cuts = [i for i, plan in enumerate(plans) if i and plan.stride == 2]
+        return [tuple(plans[i:j]) for i, j in itertools.pairwise([0, *cuts, len(plans)])]
+
+    def _stage(self, x: jax.Array, plans: tuple[Any, ...], train: bool) -> jax.Array:
+        for plan in plans:
+            block = blocks.BinaryBlock if isinstance(plan, BinaryConvPlan) else blocks.RealBlock
+            x = block(self.spec, plan, self.compute_dtype, name=plan.name)(x, train)
+        return x

@@ -52,6 +52,7 @@ class Checkpoints:
         except OSError as error:
             raise UserError(f"--workdir={workdir}: cannot be written: {error.strerror}") from error
         self._manager = _manager(self._directory, config.keep_checkpoints)
+        self._failed = False
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -63,6 +64,10 @@ class Checkpoints:
             # What went wrong first is told by the exception that is on its way.
             if kind is None:
                 raise self._not_written(error) from error
+        finally:
+            if self._failed and distributed.is_main():
+                for path in self._directory.glob("*.orbax-checkpoint-tmp*"):
+                    shutil.rmtree(path, ignore_errors=True)
 
     @property
     def directory(self) -> pathlib.Path:
@@ -97,16 +102,11 @@ class Checkpoints:
             raise self._not_written(error) from error
 
     def _not_written(self, error: Exception) -> UserError:
-        """Removes what a failed save has left, and says what is there instead."""
-        if distributed.is_main():
-            for path in self._directory.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(path, ignore_errors=True)
+        """Says what is there instead of a checkpoint that could not be saved."""
+        self._failed = True
         steps = [int(path.name) for path in self._directory.iterdir() if path.name.isdigit()]
         kept = f"the one of step {max(steps)} is intact" if steps else "there is none yet"
-        reason = _summary(error)
-        if _is_disk_full(error):
-            free = shutil.disk_usage(self._directory).free
-            reason = f"no space left, {free / 2**20:,.0f} MiB are free now"
+        reason = "no space left" if _is_disk_full(error) else _summary(error)
         return UserError(f"{self._directory}: a checkpoint could not be written ({reason}); {kept}")
 
     def restore_latest(self, state: TrainState) -> TrainState | None:
@@ -225,10 +225,9 @@ def disk_full_is_told(workdir: str) -> Iterator[None]:
     except OSError as error:
         if not _is_disk_full(error):
             raise
-        free = shutil.disk_usage(workdir).free
         raise UserError(
-            f"--workdir={workdir}: no space left, {free / 2**20:,.0f} MiB are free now; the checkpoints "
-            "are intact, the same command goes on when there is room"
+            f"--workdir={workdir}: no space left; the checkpoints are intact, the same command goes on "
+            "when there is room"
         ) from error
 
 

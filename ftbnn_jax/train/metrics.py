@@ -3,11 +3,15 @@
 import json
 import os
 import pathlib
+import socket
 import time
+from typing import Any
 
 import rich.progress
-import tensorboardX
+from tensorboardX import record_writer
+from tensorboardX.proto import event_pb2, summary_pb2
 
+from ftbnn_jax import report
 from ftbnn_jax.report import console
 
 
@@ -37,9 +41,7 @@ class MetricsWriter:
         temporary.write_text("".join(kept))
         os.replace(temporary, self._path)
         self._file = self._path.open("a")
-        self._events = tensorboardX.SummaryWriter(
-            str(pathlib.Path(workdir) / "tensorboard"), purge_step=step + 1
-        )
+        self._events = _Events(pathlib.Path(workdir) / "tensorboard", step)
 
     def _complete_lines(self) -> list[str]:
         if not self._path.exists():
@@ -59,8 +61,8 @@ class MetricsWriter:
         self._file.flush()
         if kind == "eval":
             self._evaluated.add(step)
-        for name, value in {**values, **rates}.items():
-            self._events.add_scalar(f"{kind}/{name}", value, step)
+        named = {f"{kind}/{name}": value for name, value in {**values, **rates}.items()}
+        self._events.write(step, named)
 
     def values(self, kind: str, name: str) -> list[tuple[int, float]]:
         """Returns (step, value) of a metric in the order it was written."""
@@ -72,6 +74,49 @@ class MetricsWriter:
             return
         self._file.close()
         self._events.close()
+
+
+class _Events:
+    """A TensorBoard file.
+
+    Unlike `tensorboardX.SummaryWriter`, it has no thread of its own: that one ends when the disk is
+    full, and the run then waits for it forever.
+
+    Args:
+      directory: made if need be.
+      step: step that the run continues from; TensorBoard drops what other files have after it.
+    """
+
+    _FLUSHED_EVERY_S = 10.0
+
+    def __init__(self, directory: pathlib.Path, step: int):
+        directory.mkdir(exist_ok=True)
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{step}"
+        self._path = directory / name
+        self._writer = record_writer.RecordWriter(str(self._path))
+        self._flushed = time.monotonic()
+        self._write(0, file_version="brain.Event:2")
+        session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._write(step + 1, session_log=session)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        scalars = [
+            summary_pb2.Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()
+        ]
+        self._write(step, summary=summary_pb2.Summary(value=scalars))
+        if time.monotonic() - self._flushed > self._FLUSHED_EVERY_S:
+            self._writer.flush()
+            self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        try:
+            self._writer.close()
+        except OSError as error:
+            report.warn(f"{self._path}: incomplete ({error.strerror}); metrics.jsonl has all of it")
+
+    def _write(self, step: int, **content: Any) -> None:
+        event = event_pb2.Event(wall_time=time.time(), step=step, **content)
+        self._writer.write(event.SerializeToString())
 
 
 class Progress:

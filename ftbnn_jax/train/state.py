@@ -35,7 +35,11 @@ class TrainState(flax.struct.PyTreeNode):
 
 def make_model(config: TrainConfig) -> ResNet:
     """Returns the flax module of a config."""
-    return ResNet(config.model, config.num_classes, jnp.dtype(config.compute_dtype))
+    dtype = config.compute_dtype
+    if dtype == "auto":
+        # Both accelerators multiply bfloat16 far faster, and a CPU does not.
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return ResNet(config.model, config.num_classes, jnp.dtype(dtype), config.remat)
 
 
 def zero_sums() -> dict[str, jax.Array]:

@@ -21,11 +21,13 @@ def make_mesh(config: TrainConfig) -> Mesh:
       UserError: the batch does not divide over them.
     """
     devices = jax.device_count()
-    if config.batch_size % devices:
-        lower = config.batch_size // devices * devices
-        nearest = f"{lower} or {lower + devices}" if lower else f"{devices}"
+    parts = devices * config.accumulation_steps
+    if config.batch_size % parts:
+        lower = config.batch_size // parts * parts
+        nearest = f"{lower} or {lower + parts}" if lower else f"{parts}"
+        times = f" in {config.accumulation_steps} parts" if config.accumulation_steps > 1 else ""
         raise UserError(
-            f"config.batch_size={config.batch_size}: does not divide over {devices} devices; "
+            f"config.batch_size={config.batch_size}: does not divide over {devices} devices{times}; "
             f"{nearest} would"
         )
     return jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
@@ -46,7 +48,8 @@ def make_train_step(
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
     """Compiles one step of training.
 
-    Batch statistics and gradients are those of the whole batch over all devices.
+    Gradients are those of the whole batch over all devices; so are the batch statistics, unless
+    `config.batch_norm` wants each device to use those of its own share.
 
     Args:
       config: gives the model, label smoothing and the input's scale.
@@ -57,23 +60,11 @@ def make_train_step(
       A function of the state, which is donated, and a batch (`image`, `label`) that returns the new
       state and a copy of its `sums` and `nonfinite_step`.
     """
-    model = make_model(config)
-
-    def loss_fn(params, batch_stats, images, labels):
-        variables = {"params": params, "batch_stats": batch_stats}
-        logits, updates = model.apply(variables, images, train=True, mutable=["batch_stats"])
-        targets = optax.smooth_labels(jax.nn.one_hot(labels, config.num_classes), config.label_smoothing)
-        loss = optax.softmax_cross_entropy(logits, targets).mean()
-        return loss, (logits, updates["batch_stats"])
+    gradients = _make_gradients(config, mesh)
 
     def train_step(state, batch):
-        images = image.standardize(
-            batch["image"], config.image_size, config.pixel_mean, config.pixel_std
-        )
-        labels = batch["label"]
-        (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-            state.params, state.batch_stats, images, labels
-        )
+        images, labels = batch["image"], batch["label"]
+        loss, correct, batch_stats, grads = gradients(state.params, state.batch_stats, images, labels)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
         first_seen = ~finite & (state.nonfinite_step < 0)
@@ -86,7 +77,7 @@ def make_train_step(
             opt_state=opt_state,
             sums={
                 "loss": kept["loss"] + loss * len(labels),
-                "correct": kept["correct"] + jnp.sum(jnp.argmax(logits, -1) == labels, dtype=jnp.int32),
+                "correct": kept["correct"] + correct,
                 "count": kept["count"] + len(labels),
             },
             nonfinite_step=jnp.where(first_seen, state.step + 1, state.nonfinite_step),
@@ -99,6 +90,73 @@ def make_train_step(
         out_shardings=(replicated(mesh), replicated(mesh)),
         donate_argnums=0,
     )
+
+
+# Of params, batch statistics, images and labels: mean loss, int32 number of correct images, new batch
+# statistics, and the gradients of the mean loss.
+_Gradients = Callable[..., tuple[jax.Array, jax.Array, Any, Any]]
+
+
+def _make_gradients(config: TrainConfig, mesh: Mesh) -> _Gradients:
+    model = make_model(config)
+
+    def loss_fn(params, batch_stats, images, labels):
+        images = image.standardize(images, config.image_size, config.pixel_mean, config.pixel_std)
+        variables = {"params": params, "batch_stats": batch_stats}
+        logits, updates = model.apply(variables, images, train=True, mutable=["batch_stats"])
+        targets = optax.smooth_labels(jax.nn.one_hot(labels, config.num_classes), config.label_smoothing)
+        loss = optax.softmax_cross_entropy(logits, targets).mean()
+        correct = jnp.sum(jnp.argmax(logits, -1) == labels, dtype=jnp.int32)
+        return loss, (correct, updates["batch_stats"])
+
+    def gradients(params, batch_stats, images, labels):
+        (loss, (correct, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+            params, batch_stats, images, labels
+        )
+        return loss, correct, batch_stats, grads
+
+    if config.batch_norm == "global":
+        return _accumulated(gradients, config.accumulation_steps, mesh.size)
+    local = _accumulated(gradients, config.accumulation_steps, 1)
+
+    def averaged(params, batch_stats, images, labels):
+        loss, correct, batch_stats, grads = local(params, batch_stats, images, labels)
+        loss, batch_stats, grads = jax.lax.pmean((loss, batch_stats, grads), "data")
+        return loss, jax.lax.psum(correct, "data"), batch_stats, grads
+
+    copies, shares = PartitionSpec(), PartitionSpec("data")
+    return jax.shard_map(
+        averaged,
+        mesh=mesh,
+        in_specs=(copies, copies, shares, shares),
+        out_specs=copies,
+        # Left to JAX, the gradients of what all devices share would be summed once more.
+        check_vma=False,
+    )
+
+
+def _accumulated(gradients: _Gradients, parts: int, devices: int) -> _Gradients:
+    """Goes through a batch in `parts`, one after the other, each spread over `devices`."""
+    if parts == 1:
+        return gradients
+
+    def split(x):
+        # Every device keeps the images that it has.
+        x = x.reshape(devices, parts, -1, *x.shape[1:])
+        return jnp.swapaxes(x, 0, 1).reshape(parts, -1, *x.shape[3:])
+
+    def accumulated(params, batch_stats, images, labels):
+        def add(sums, part):
+            *sums, batch_stats = sums
+            loss, correct, batch_stats, grads = gradients(params, batch_stats, *part)
+            return (*jax.tree.map(jnp.add, sums, [loss, correct, grads]), batch_stats), None
+
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        start = (jnp.zeros(()), jnp.zeros((), jnp.int32), zeros, batch_stats)
+        (loss, correct, grads, batch_stats), _ = jax.lax.scan(add, start, (split(images), split(labels)))
+        return loss / parts, correct, batch_stats, jax.tree.map(lambda g: g / parts, grads)
+
+    return accumulated
 
 
 def make_eval_step(config: TrainConfig, mesh: Mesh) -> Callable[[Any, Any, Any], dict[str, jax.Array]]:

@@ -7,11 +7,25 @@ import subprocess
 
 import pytest
 
+from ftbnn_jax import config as config_lib
 from ftbnn_jax.errors import UserError
+from ftbnn_jax.nn import spec
 from ftbnn_jax.train import checkpoint, loop
-from tests.train.loop_test import CONFIG
 
 _SIZE = 2 * 2**20
+
+CONFIG = config_lib.TrainConfig(
+    spec.small((1, 1), 8),
+    dataset="digits",
+    image_size=8,
+    num_classes=10,
+    batch_size=32,
+    num_steps=400,
+    eval_every=400,
+    augment="none",
+    pixel_mean=(73.0,),
+    pixel_std=(90.0,),
+)
 
 
 @pytest.fixture
@@ -27,10 +41,10 @@ def small_disk(tmp_path):
 
 
 def test_checkpoints_that_do_not_fit_leave_the_earlier_ones(small_disk):
-    config = dataclasses.replace(
-        CONFIG, num_steps=400, eval_every=400, checkpoint_every=2, keep_checkpoints=200
-    )
-    with pytest.raises(UserError, match=r"could not be written \(no space left, .* is intact$") as error:
+    config = dataclasses.replace(CONFIG, checkpoint_every=2, keep_checkpoints=200)
+    with pytest.raises(
+        UserError, match=r"could not be written \(no space left\); .* is intact$"
+    ) as error:
         loop.train(config, str(small_disk))
     kept = int(str(error.value).split("step ")[1].split()[0])
     _, _, step = checkpoint.load_variables(str(small_disk))
@@ -44,7 +58,7 @@ def test_checkpoints_that_do_not_fit_leave_the_earlier_ones(small_disk):
 
 
 def test_metrics_that_do_not_fit(small_disk, monkeypatch):
-    config = dataclasses.replace(CONFIG, num_steps=400, eval_every=400, checkpoint_every=0, log_every=1)
+    config = dataclasses.replace(CONFIG, checkpoint_every=0, log_every=1)
     whole = loop.input_pipeline.train_batches
 
     def filling(*args, **kwargs):

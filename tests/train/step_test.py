@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import numpy as np
+import optax
 import pytest
 from jax.sharding import AxisType
 
@@ -125,3 +126,112 @@ def test_evaluation_counts_weighted_images_only():
 def test_batch_must_divide_over_the_devices(batch_size, fitting):
     with pytest.raises(UserError, match=rf"batch_size={batch_size}: .* 4 devices; {fitting} would"):
         step_lib.make_mesh(dataclasses.replace(CONFIG, batch_size=batch_size))
+
+
+def test_per_device_statistics_are_those_of_each_share():
+    """The running statistics are the mean of what every share gives alone."""
+    config = dataclasses.replace(CONFIG, batch_norm="per_device")
+    four, sums = run(config, mesh_of(4), 1)
+    data = batch(0)
+    alone = []
+    tx = optimizer.make(CONFIG, 100)
+    for device in range(4):
+        part = {k: v[4 * device : 4 * device + 4] for k, v in data.items()}
+        first = jax.jit(lambda: state.init(CONFIG, 3, tx))()
+        part_config = dataclasses.replace(CONFIG, batch_size=4)
+        step = step_lib.make_train_step(part_config, tx, mesh_of(1))
+        alone.append(step(first, part)[0].batch_stats)
+    expected = jax.tree.map(lambda *parts: np.mean(np.stack(parts), axis=0), *alone)
+    # In the stem: further on, rounding flips a sign now and then.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        jax.device_get(four.batch_stats["stem"]),
+        expected["stem"],
+    )
+    of_the_batch, _ = run(CONFIG, mesh_of(4), 1)
+    stem = [jax.device_get(s.batch_stats["stem"]["bn"]["var"]) for s in (four, of_the_batch)]
+    assert not np.allclose(*stem, rtol=1e-4)
+    assert int(sums[0]["count"]) == 16
+
+
+def test_gradients_of_shares_are_averaged_once():
+    """Equal shares: then what one device computes from its share is the gradient of the whole batch."""
+    config = dataclasses.replace(CONFIG, batch_norm="per_device", weight_decay=0.0)
+    share = {k: v[:4] for k, v in batch(0).items()}
+    repeated = {k: np.concatenate([v] * 4) for k, v in share.items()}
+    tx = optax.sgd(1.0)
+    changes = []
+    for mesh, data, size in ((mesh_of(4), repeated, 16), (mesh_of(1), share, 4)):
+        sized = dataclasses.replace(config, batch_size=size)
+        first = jax.jit(lambda: state.init(config, 3, tx), out_shardings=step_lib.replicated(mesh))()
+        before = jax.device_get(first.params)
+        after, _ = step_lib.make_train_step(sized, tx, mesh)(first, data)
+        changes.append(jax.tree.map(np.subtract, jax.device_get(after.params), before))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), *changes)
+
+
+@pytest.mark.parametrize("batch_norm", ["global", "per_device"])
+def test_accumulation_averages_its_parts(batch_norm):
+    """Parts that are all alike give what one of them gives."""
+    config = dataclasses.replace(
+        CONFIG, batch_norm=batch_norm, accumulation_steps=2, weight_decay=0.0, batch_size=16
+    )
+    tx = optax.sgd(1.0)
+    mesh = mesh_of(4)
+    # Every device holds its share of both parts, one after the other.
+    part = {k: v[:8].reshape(4, 1, 2, *v.shape[1:]) for k, v in batch(0).items()}
+    whole = {k: np.tile(v, (1, 2) + (1,) * (v.ndim - 2)) for k, v in part.items()}
+    flat = [{k: v.reshape(-1, *v.shape[3:]) for k, v in p.items()} for p in (whole, part)]
+    results = []
+    for data, parts in zip(flat, (2, 1), strict=True):
+        sized = dataclasses.replace(config, accumulation_steps=parts, batch_size=len(data["label"]))
+        first = jax.jit(lambda: state.init(config, 3, tx), out_shardings=step_lib.replicated(mesh))()
+        after, sums = step_lib.make_train_step(sized, tx, mesh)(first, data)
+        results.append((jax.device_get(after.params), jax.device_get(sums)))
+    (params, sums), (expected, once) = results
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), params, expected)
+    assert (int(sums["count"]), int(sums["correct"])) == (16, 2 * int(once["correct"]))
+    np.testing.assert_allclose(sums["loss"], 2 * once["loss"], rtol=1e-5)
+
+
+def test_accumulation_exchanges_no_activations():
+    config = dataclasses.replace(CONFIG, accumulation_steps=2)
+    mesh = mesh_of(4)
+    tx = optimizer.make(config, 100)
+    abstract = jax.eval_shape(lambda: state.init(config, 3, tx))
+    text = step_lib.make_train_step(config, tx, mesh).lower(abstract, batch(0)).compile().as_text()
+    assert "all-gather" not in text
+    assert "all-to-all" not in text
+
+
+def test_rematerialisation_keeps_less_and_computes_the_same():
+    """Of two stages of four blocks, the backward pass is handed what enters each, and little more.
+
+    Counted before compilation, since XLA's compiler for the CPU merges what is computed twice.
+    """
+    config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, blocks=(4, 4)))
+    images = jax.ShapeDtypeStruct((16, 8, 8, 3), np.float32)
+    kept = {}
+    for remat in (False, True):
+        model = state.make_model(dataclasses.replace(config, remat=remat))
+        variables = jax.eval_shape(model.init, jax.random.key(0), images)
+
+        def residuals(variables, images, model=model):
+            def forward(params):
+                return model.apply({**variables, "params": params}, images, True, mutable="batch_stats")
+
+            return jax.vjp(forward, variables["params"], has_aux=False)[1]
+
+        leaves = jax.tree.leaves(jax.eval_shape(residuals, variables, images))
+        kept[remat] = sum(leaf.size for leaf in leaves if leaf.ndim == 4 and leaf.shape[0] == 16)
+    assert 0 < kept[True] < 0.3 * kept[False]
+    sums = [run(dataclasses.replace(config, remat=r), mesh_of(1), 1)[1][0] for r in (False, True)]
+    np.testing.assert_allclose(*(s["loss"] for s in sums), rtol=1e-5)
+
+
+def test_automatic_dtype_is_the_backends():
+    config = dataclasses.replace(CONFIG, compute_dtype="auto")
+    assert state.make_model(config).compute_dtype == np.float32
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "default_backend", lambda: "tpu")
+        assert state.make_model(config).compute_dtype == jax.numpy.bfloat16
