@@ -71,6 +71,8 @@ def main(argv: Sequence[str]) -> int:
         with distributed.together():
             return _train_or_evaluate(config, workdir)
 
+    if "://" in workdir:
+        raise UserError(f"--workdir={workdir}: --mode={_MODE.value} needs a copy on this machine")
     variables, experiment, step = checkpoint.load_variables(workdir, _CHECKPOINT.value)
     checkpoint.check_same_model(workdir, config, experiment)
 
@@ -100,6 +102,7 @@ def _train_or_evaluate(config: config_lib.TrainConfig, workdir: str) -> int:
         checkpoint.check_same_model(workdir, config, experiment)
         evaluation.evaluate(config, variables, step)
         return 0
+    checkpoint.hide_orphaned_writes()
     try:
         loop.train(config, workdir)
     except interrupt.Interrupted as message:

@@ -2,20 +2,20 @@
 
 import contextlib
 import errno
-import pathlib
-import shutil
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 import ftbnn_jax
 from ftbnn_jax import report
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.errors import UserError
-from ftbnn_jax.train import distributed
+from ftbnn_jax.train import distributed, paths
 from ftbnn_jax.train.state import TrainState
 
 # What must not change between a checkpoint and the run that continues it.
@@ -37,7 +37,7 @@ class Checkpoints:
 
     def __init__(self, workdir: str, config: TrainConfig, channels: int, class_names: tuple[str, ...]):
         self._config = config
-        self._directory = pathlib.Path(workdir).absolute() / "checkpoints"
+        self._directory = paths.absolute(workdir) / "checkpoints"
         self._experiment = {
             "config": config.to_dict(),
             "channels": channels,
@@ -52,7 +52,6 @@ class Checkpoints:
         except OSError as error:
             raise UserError(f"--workdir={workdir}: cannot be written: {error.strerror}") from error
         self._manager = _manager(self._directory, config.keep_checkpoints)
-        self._failed = False
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -64,13 +63,9 @@ class Checkpoints:
             # What went wrong first is told by the exception that is on its way.
             if kind is None:
                 raise self._not_written(error) from error
-        finally:
-            if self._failed and distributed.is_main():
-                for path in self._directory.glob("*.orbax-checkpoint-tmp*"):
-                    shutil.rmtree(path, ignore_errors=True)
 
     @property
-    def directory(self) -> pathlib.Path:
+    def directory(self) -> epath.Path:
         return self._directory
 
     def latest_step(self) -> int | None:
@@ -103,7 +98,6 @@ class Checkpoints:
 
     def _not_written(self, error: Exception) -> UserError:
         """Says what is there instead of a checkpoint that could not be saved."""
-        self._failed = True
         steps = [int(path.name) for path in self._directory.iterdir() if path.name.isdigit()]
         kept = f"the one of step {max(steps)} is intact" if steps else "there is none yet"
         reason = "no space left" if _is_disk_full(error) else _summary(error)
@@ -154,10 +148,12 @@ class Checkpoints:
         if not steps:
             return
         aside = self._directory.with_name("checkpoints_damaged")
-        aside.mkdir(exist_ok=True)
-        for step in steps:
-            shutil.rmtree(aside / str(step), ignore_errors=True)
-            (self._directory / str(step)).rename(aside / str(step))
+        if distributed.is_main():
+            aside.mkdir(exist_ok=True)
+            for step in steps:
+                (aside / str(step)).rmtree(missing_ok=True)
+                (self._directory / str(step)).rename(aside / str(step))
+        distributed.on_all(True)  # Waits for it.
         self._manager.reload()
 
 
@@ -175,7 +171,7 @@ def load_variables(workdir: str, which: str = "latest") -> tuple[dict[str, Any],
     Raises:
       UserError: there is no such checkpoint, or it cannot be read.
     """
-    directory = pathlib.Path(workdir).absolute() / "checkpoints"
+    directory = paths.absolute(workdir) / "checkpoints"
     if not directory.is_dir():
         raise UserError(f"--workdir={workdir}: holds no checkpoints; train there first")
     with contextlib.closing(_manager(directory, keep=None)) as manager:
@@ -231,6 +227,20 @@ def disk_full_is_told(workdir: str) -> Iterator[None]:
         ) from error
 
 
+def hide_orphaned_writes() -> None:
+    """Keeps the process from printing a traceback for every write that outlives a failed save.
+
+    Orbax closes its event loop under them; what made the save fail is raised and told once.
+    """
+    before = sys.excepthook
+
+    def hook(kind, value, trace):
+        if not (kind is RuntimeError and str(value) == "Event loop is closed"):
+            before(kind, value, trace)
+
+    sys.excepthook = hook
+
+
 def _is_disk_full(error: BaseException) -> bool:
     """Whether a full disk, or a full quota, is behind an error."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -243,11 +253,11 @@ def _is_disk_full(error: BaseException) -> bool:
 
 def check_same_model(workdir: str, config: TrainConfig, experiment: dict[str, Any]) -> None:
     """Raises a UserError where a checkpoint's `experiment` is of another network than `config`'s."""
-    path = pathlib.Path(workdir) / "checkpoints"
+    path = paths.absolute(workdir) / "checkpoints"
     _check_same_architecture(path, {**experiment, "config": config.to_dict()}, experiment)
 
 
-def _manager(directory: pathlib.Path, keep: int | None) -> ocp.CheckpointManager:
+def _manager(directory: epath.Path, keep: int | None) -> ocp.CheckpointManager:
     policy = preservation_policy.PreserveAll()
     if keep is not None:
         best = preservation_policy.BestN(
@@ -258,7 +268,7 @@ def _manager(directory: pathlib.Path, keep: int | None) -> ocp.CheckpointManager
         preservation_policy=policy,
         best_fn=_accuracy,
         read_only=keep is None,
-        # What a run that was killed while saving has left.
+        # What a run that was killed while saving, or had no space, has left.
         cleanup_tmp_directories=keep is not None,
     )
     handlers = {"state": ocp.StandardCheckpointHandler(), "experiment": ocp.JsonCheckpointHandler()}
@@ -287,7 +297,7 @@ def _flat(experiment: dict[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def _check_same_architecture(path: pathlib.Path, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+def _check_same_architecture(path: epath.Path, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
     ours, theirs = _flat(ours), _flat(theirs)
     for name in sorted(ours.keys() | theirs.keys()):
         if ours.get(name) != theirs.get(name):

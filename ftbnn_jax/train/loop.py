@@ -3,8 +3,6 @@
 import collections
 import contextlib
 import json
-import os
-import pathlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +21,7 @@ from ftbnn_jax.train import (
     interrupt,
     metrics,
     optimizer,
+    paths,
     state,
 )
 from ftbnn_jax.train import step as step_lib
@@ -239,7 +238,5 @@ def _restore_or_init(config, channels, tx, mesh, checkpoints) -> state.TrainStat
 
 
 def _write_config(workdir: str, config: TrainConfig) -> None:
-    path = pathlib.Path(workdir) / "config.json"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-    os.replace(temporary, path)
+    path = paths.absolute(workdir) / "config.json"
+    paths.write_whole(path, json.dumps(config.to_dict(), indent=2) + "\n")

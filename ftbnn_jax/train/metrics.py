@@ -1,18 +1,19 @@
 """What a run writes down (`metrics.jsonl`, TensorBoard) and what a person sees while it runs."""
 
 import json
-import os
-import pathlib
 import socket
+import struct
 import time
 from typing import Any
 
 import rich.progress
+from etils import epath
 from tensorboardX import record_writer
 from tensorboardX.proto import event_pb2, summary_pb2
 
 from ftbnn_jax import report
 from ftbnn_jax.report import console
+from ftbnn_jax.train import paths
 
 
 class MetricsWriter:
@@ -29,19 +30,17 @@ class MetricsWriter:
     """
 
     def __init__(self, workdir: str, step: int, writes: bool = True):
-        self._path = pathlib.Path(workdir) / "metrics.jsonl"
+        directory = paths.absolute(workdir)
+        self._path = directory / "metrics.jsonl"
         self._evaluated: set[int] = set()
         self._writes = writes
         if not writes:
             return
-        kept = [line for line in self._complete_lines() if json.loads(line)["step"] <= step]
-        self._evaluated = {r["step"] for r in map(json.loads, kept) if r["kind"] == "eval"}
-        # Replaced as a whole, so that being killed here loses nothing.
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(kept))
-        os.replace(temporary, self._path)
-        self._file = self._path.open("a")
-        self._events = _Events(pathlib.Path(workdir) / "tensorboard", step)
+        self._lines = [line for line in self._complete_lines() if json.loads(line)["step"] <= step]
+        self._evaluated = {r["step"] for r in map(json.loads, self._lines) if r["kind"] == "eval"}
+        paths.write_whole(self._path, "".join(self._lines))
+        self._file = None if paths.is_remote(self._path) else self._path.open("a")
+        self._events = _Events(directory / "tensorboard", step)
 
     def _complete_lines(self) -> list[str]:
         if not self._path.exists():
@@ -57,8 +56,12 @@ class MetricsWriter:
         """Writes metrics of a step; `rates` go to TensorBoard only."""
         if not self._writes:
             return
-        self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
-        self._file.flush()
+        self._lines.append(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+        if self._file:
+            self._file.write(self._lines[-1])
+            self._file.flush()
+        else:
+            paths.write_whole(self._path, "".join(self._lines))
         if kind == "eval":
             self._evaluated.add(step)
         named = {f"{kind}/{name}": value for name, value in {**values, **rates}.items()}
@@ -66,13 +69,14 @@ class MetricsWriter:
 
     def values(self, kind: str, name: str) -> list[tuple[int, float]]:
         """Returns (step, value) of a metric in the order it was written."""
-        records = [json.loads(line) for line in self._complete_lines()]
+        records = [json.loads(line) for line in self._lines]
         return [(r["step"], r[name]) for r in records if r["kind"] == kind]
 
     def close(self) -> None:
         if not self._writes:
             return
-        self._file.close()
+        if self._file:
+            self._file.close()
         self._events.close()
 
 
@@ -89,11 +93,11 @@ class _Events:
 
     _FLUSHED_EVERY_S = 10.0
 
-    def __init__(self, directory: pathlib.Path, step: int):
+    def __init__(self, directory: epath.Path, step: int):
         directory.mkdir(exist_ok=True)
         name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{step}"
         self._path = directory / name
-        self._writer = record_writer.RecordWriter(str(self._path))
+        self._file = self._path.open("wb")
         self._flushed = time.monotonic()
         self._write(0, file_version="brain.Event:2")
         session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
@@ -105,18 +109,22 @@ class _Events:
         ]
         self._write(step, summary=summary_pb2.Summary(value=scalars))
         if time.monotonic() - self._flushed > self._FLUSHED_EVERY_S:
-            self._writer.flush()
+            self._file.flush()
             self._flushed = time.monotonic()
 
     def close(self) -> None:
         try:
-            self._writer.close()
+            self._file.close()
         except OSError as error:
             report.warn(f"{self._path}: incomplete ({error.strerror}); metrics.jsonl has all of it")
 
     def _write(self, step: int, **content: Any) -> None:
         event = event_pb2.Event(wall_time=time.time(), step=step, **content)
-        self._writer.write(event.SerializeToString())
+        payload = event.SerializeToString()
+        length = struct.pack("<Q", len(payload))
+        for part in (length, payload):
+            checksum = struct.pack("<I", record_writer.masked_crc32c(part))
+            self._file.write(part + checksum)
 
 
 class Progress:

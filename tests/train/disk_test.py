@@ -1,31 +1,15 @@
 """A full disk: told in one line, with the checkpoints that are there intact."""
 
-import dataclasses
+import os
 import pathlib
 import shutil
 import subprocess
+import sys
+import time
 
 import pytest
 
-from ftbnn_jax import config as config_lib
-from ftbnn_jax.errors import UserError
-from ftbnn_jax.nn import spec
-from ftbnn_jax.train import checkpoint, loop
-
-_SIZE = 2 * 2**20
-
-CONFIG = config_lib.TrainConfig(
-    spec.small((1, 1), 8),
-    dataset="digits",
-    image_size=8,
-    num_classes=10,
-    batch_size=32,
-    num_steps=400,
-    eval_every=400,
-    augment="none",
-    pixel_mean=(73.0,),
-    pixel_std=(90.0,),
-)
+from ftbnn_jax.train import checkpoint
 
 
 @pytest.fixture
@@ -33,46 +17,70 @@ def small_disk(tmp_path):
     """A file system of 2 MiB, of which some checkpoints of these runs fit, but not all."""
     mount = tmp_path / "disk"
     mount.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={_SIZE}", "none", str(mount)]
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(mount)]
     if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
         pytest.skip("mounting a small file system needs privileges")
     yield mount
     subprocess.run(["umount", "--lazy", str(mount)], check=True)
 
 
-def test_checkpoints_that_do_not_fit_leave_the_earlier_ones(small_disk):
-    config = dataclasses.replace(CONFIG, checkpoint_every=2, keep_checkpoints=200)
-    with pytest.raises(
-        UserError, match=r"could not be written \(no space left\); .* is intact$"
-    ) as error:
-        loop.train(config, str(small_disk))
-    kept = int(str(error.value).split("step ")[1].split()[0])
-    _, _, step = checkpoint.load_variables(str(small_disk))
-    assert step == kept > 0
-    assert not list(small_disk.glob("checkpoints/*tmp*"))
-    # With one removed there is room, for the same command, to go on.
-    shutil.rmtree(small_disk / "checkpoints" / "2")
-    with pytest.raises(UserError, match="no space left"):
-        loop.train(config, str(small_disk))
-    assert checkpoint.load_variables(str(small_disk))[2] > kept
+def start(repository, workdir, **overrides) -> subprocess.Popen:
+    fields = {
+        "num_steps": 100_000,
+        "eval_every": 100_000,
+        "checkpoint_every": 2,
+        "keep_checkpoints": 1000,
+        "log_every": 1,
+        "model.width": 8,
+        "model.stem_features": 8,
+        **overrides,
+    }
+    config = repository / "configs" / "quickstart.py"
+    command = [
+        *(sys.executable, "-m", "ftbnn_jax.main", f"--config={config}", f"--workdir={workdir}"),
+        *(f"--config.{name}={value}" for name, value in fields.items()),
+    ]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
-def test_metrics_that_do_not_fit(small_disk, monkeypatch):
-    config = dataclasses.replace(CONFIG, checkpoint_every=0, log_every=1)
-    whole = loop.input_pipeline.train_batches
+def error_of(process: subprocess.Popen) -> str:
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2, errors
+    assert "Traceback" not in errors
+    assert errors.count("error: ") == 1, errors
+    return errors[errors.index("error: ") :]
 
-    def filling(*args, **kwargs):
-        for number, batch in enumerate(whole(*args, **kwargs)):
-            if number == 5:
-                fill(small_disk / "other")
-            yield batch
 
-    monkeypatch.setattr(loop.input_pipeline, "train_batches", filling)
-    with pytest.raises(UserError, match="no space left"):
-        loop.train(config, str(small_disk))
+def test_checkpoints_that_do_not_fit_leave_the_earlier_ones(small_disk, repository):
+    error = error_of(start(repository, small_disk))
+    assert "no space left" in error
+    assert "intact" in error
+    steps = sorted(int(p.name) for p in (small_disk / "checkpoints").iterdir() if p.name.isdigit())
+    assert len(steps) > 2
+    assert checkpoint.load_variables(str(small_disk))[2] == steps[-1]
+    # With some removed there is room for the same command to go on.
+    for step in steps[:2]:
+        shutil.rmtree(small_disk / "checkpoints" / str(step))
+    error_of(start(repository, small_disk))
+    assert checkpoint.load_variables(str(small_disk))[2] > steps[-1]
+
+
+def test_metrics_that_do_not_fit(small_disk, repository):
+    """No checkpoint is due: it is a line of metrics that finds the disk full."""
+    process = start(repository, small_disk, checkpoint_every=0)
+    deadline = time.monotonic() + 120
+    metrics = small_disk / "metrics.jsonl"
+    while process.poll() is None and time.monotonic() < deadline:
+        if metrics.exists() and metrics.stat().st_size:
+            break
+        time.sleep(0.02)
+    fill(small_disk / "other")
+    assert "no space left" in error_of(process)
+    lines = metrics.read_bytes().splitlines(keepends=True)
+    assert len(lines) > 1
 
 
 def fill(path: pathlib.Path) -> None:
-    with pytest.raises(OSError, match="No space left"), path.open("wb", buffering=0) as file:
-        while file.write(b"0" * 4096):
+    with path.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+        while os.write(file.fileno(), b"0" * 4096):
             pass

@@ -3,8 +3,9 @@
 import json
 
 import pytest
+from tensorboardX.proto import event_pb2
 
-from ftbnn_jax.train import metrics
+from ftbnn_jax.train import metrics, paths
 
 
 def test_resuming_drops_the_lines_of_steps_to_come(tmp_path):
@@ -48,3 +49,47 @@ def test_lines_in_a_pipe(capsys):
 )
 def test_times(seconds, text):
     assert metrics.format_seconds(seconds) == text
+
+
+def test_in_a_bucket_the_file_is_written_anew_each_time(tmp_path, monkeypatch):
+    """There is no appending there; what a reader finds is whole lines all the same."""
+    monkeypatch.setattr(paths, "is_remote", lambda path: True)
+    path = tmp_path / "metrics.jsonl"
+    writer = metrics.MetricsWriter(str(tmp_path), 0)
+    for step in (1, 2, 3):
+        writer.write("train", step, {"loss": 1.0 / step})
+        assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == list(
+            range(1, step + 1)
+        )
+    writer.close()
+    metrics.MetricsWriter(str(tmp_path), 2).close()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
+
+
+def test_a_process_that_does_not_write_leaves_no_file(tmp_path):
+    writer = metrics.MetricsWriter(str(tmp_path), 0, writes=False)
+    writer.write("train", 1, {"loss": 1.0})
+    writer.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_tensorboard_reads_the_events(tmp_path):
+    writer = metrics.MetricsWriter(str(tmp_path), 4)
+    writer.write("train", 5, {"loss": 0.5}, images_per_second=12.0)
+    writer.close()
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    events = [event_pb2.Event.FromString(payload) for payload in payloads(path.read_bytes())]
+    assert events[0].file_version == "brain.Event:2"
+    assert (events[1].step, events[1].session_log.status) == (5, event_pb2.SessionLog.START)
+    values = {v.tag: v.simple_value for v in events[2].summary.value}
+    assert (events[2].step, values) == (5, {"train/loss": 0.5, "train/images_per_second": 12.0})
+
+
+def payloads(content: bytes) -> list[bytes]:
+    """The records of a TFRecord file: length, 4 bytes, payload, 4 bytes."""
+    found = []
+    while content:
+        length = int.from_bytes(content[:8], "little")
+        found.append(content[12 : 12 + length])
+        content = content[12 + length + 4 :]
+    return found

@@ -1,0 +1,26 @@
+"""Where the files of a run lie."""
+
+import pytest
+
+from ftbnn_jax.train import paths
+
+
+@pytest.mark.parametrize(("path", "remote"), [("gs://bucket/run", True), ("runs/one", False)])
+def test_what_is_remote(path, remote):
+    assert paths.is_remote(path) == remote
+    assert paths.is_remote(paths.absolute(path) / "metrics.jsonl") == remote
+
+
+def test_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert str(paths.absolute("run")) == str(tmp_path / "run")
+    assert str(paths.absolute("gs://bucket/run")) == "gs://bucket/run"
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+    path = paths.absolute(str(tmp_path)) / "config.json"
+    paths.write_whole(path, "old")
+    monkeypatch.setattr(paths.os, "replace", lambda *_: (_ for _ in ()).throw(OSError))
+    with pytest.raises(OSError):
+        paths.write_whole(path, "new")
+    assert path.read_text() == "old"
