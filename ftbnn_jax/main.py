@@ -50,6 +50,9 @@ _PROCESS_ID = flags.DEFINE_integer(
 )
 _JSON = flags.DEFINE_bool("json", False, "For verify, benchmark and audit: print JSON, no tables.")
 
+# Of compiled programs; a network's training step takes some 10 MB.
+_CACHE_BYTES = 2 * 2**30
+
 
 def main(argv: Sequence[str]) -> int:
     """Runs the mode that the flags ask for; returns the exit status."""
@@ -65,6 +68,8 @@ def main(argv: Sequence[str]) -> int:
 
     # Imported late: a mistake in the command line is told without waiting for these.
     from ftbnn_jax.train import checkpoint, distributed
+
+    _keep_compiled_programs()
 
     if _MODE.value in ("train", "evaluate"):
         distributed.initialize(_DISTRIBUTED.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
@@ -92,6 +97,19 @@ def main(argv: Sequence[str]) -> int:
         other = checkpoint.load_variables(workdir, _AGAINST.value)[0] if _AGAINST.value else None
         return audit.run(config, variables, experiment["channels"], batches, other, _JSON.value)
     return verify.run(path, config, variables, batches, _JSON.value)
+
+
+def _keep_compiled_programs() -> None:
+    """Lets JAX keep what it compiles in the user's cache, for the next start.
+
+    JAX_COMPILATION_CACHE_DIR names another place, JAX_ENABLE_COMPILATION_CACHE=false turns it off.
+    """
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+        jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "ftbnn_jax"))
+        jax.config.update("jax_compilation_cache_max_size", _CACHE_BYTES)
 
 
 def _train_or_evaluate(config: config_lib.TrainConfig, workdir: str) -> int:
