@@ -13,12 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import rich.table
-from flax import linen as nn
 
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.deploy import layout
-from ftbnn_jax.nn.blocks import BinaryConv
-from ftbnn_jax.nn.resnet import ResNet
+from ftbnn_jax.nn import recording, resnet
 from ftbnn_jax.ops import binary, image
 from ftbnn_jax.report import console
 
@@ -111,21 +109,13 @@ def _spread(values: Any) -> list[float] | None:
 
 
 def _zero_activations(config, variables, batches) -> dict[str, float]:
-    model = ResNet(config.model, config.num_classes, jnp.dtype(config.compute_dtype))
+    model = resnet.make(config.model, config.num_classes, config.compute_dtype)
 
     @jax.jit
     def shares(images):
-        found = {}
-
-        def record(call, args, kwargs, context):
-            if isinstance(context.module, BinaryConv) and context.method_name == "__call__":
-                found[context.module.path[0]] = jnp.mean(args[0] == 0)
-            return call(*args, **kwargs)
-
         x = image.standardize(images, config.image_size, config.pixel_mean, config.pixel_std)
-        with nn.intercept_methods(record):
-            model.apply(variables, x, train=False)
-        return found
+        _, convolutions = recording.binary_convolutions(model, variables, x)
+        return {name: jnp.mean(inputs == 0) for name, (inputs, _) in convolutions.items()}
 
     totals: dict[str, float] = {}
     count = 0

@@ -12,7 +12,7 @@ import rich.table
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.deploy import benchmark
 from ftbnn_jax.deploy import runtime as runtime_lib
-from ftbnn_jax.nn.resnet import ResNet
+from ftbnn_jax.nn import resnet
 from ftbnn_jax.ops import image
 from ftbnn_jax.report import console
 
@@ -28,7 +28,7 @@ def rows(
       runtime: the packed network.
     """
     spec = config.model
-    model = ResNet(spec, config.num_classes)
+    model = resnet.make(spec, config.num_classes)
     sizes = runtime_lib.input_sizes(runtime.artifact)
     convs = [
         (runtime_lib.packed_conv(spec, plan), size)

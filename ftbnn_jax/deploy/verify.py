@@ -14,13 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import rich.table
-from flax import linen as nn
 
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.deploy import runtime as runtime_lib
-from ftbnn_jax.nn import folding
-from ftbnn_jax.nn.blocks import BinaryConv
-from ftbnn_jax.nn.resnet import ResNet
+from ftbnn_jax.nn import folding, recording, resnet
 from ftbnn_jax.ops import image
 from ftbnn_jax.report import console
 
@@ -86,22 +83,12 @@ def compare(
       runtime: the packed network.
       batches: uint8 `image` and `weight`; images of weight 0 are left out.
     """
-    model = ResNet(config.model, config.num_classes, jnp.dtype(config.compute_dtype))
+    model = resnet.make(config.model, config.num_classes, config.compute_dtype)
 
     @jax.jit
     def training_graph(variables, images):
-        convolutions = {}
-
-        def record(call, args, kwargs, context):
-            output = call(*args, **kwargs)
-            if isinstance(context.module, BinaryConv) and context.method_name == "__call__":
-                convolutions[context.module.path[0]] = (args[0], output)
-            return output
-
         x = image.standardize(images, config.image_size, config.pixel_mean, config.pixel_std)
-        with nn.intercept_methods(record):
-            logits = model.apply(variables, x, train=False)
-        return logits, convolutions
+        return recording.binary_convolutions(model, variables, x)
 
     variables = {**variables, "folded": folding.fold_batch_norms(variables, config.model)}
     plans = runtime.artifact.spec.plan()

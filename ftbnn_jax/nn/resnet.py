@@ -51,3 +51,13 @@ class ResNet(nn.Module):
             block = blocks.BinaryBlock if isinstance(plan, BinaryConvPlan) else blocks.RealBlock
             x = block(self.spec, plan, self.compute_dtype, name=plan.name)(x, train)
         return x
+
+
+def make(
+    spec: ResNetSpec, num_classes: int, compute_dtype: str = "float32", remat: bool = False
+) -> ResNet:
+    """Returns the network of a config's fields; "auto" is the dtype that suits the backend."""
+    if compute_dtype == "auto":
+        # Both accelerators multiply bfloat16 far faster, and a CPU does not.
+        compute_dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return ResNet(spec, num_classes, jnp.dtype(compute_dtype), remat)

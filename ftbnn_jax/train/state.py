@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from ftbnn_jax.config import TrainConfig
-from ftbnn_jax.nn.resnet import ResNet
+from ftbnn_jax.nn import resnet
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -33,13 +33,9 @@ class TrainState(flax.struct.PyTreeNode):
     nonfinite_step: jax.Array
 
 
-def make_model(config: TrainConfig) -> ResNet:
+def make_model(config: TrainConfig) -> resnet.ResNet:
     """Returns the flax module of a config."""
-    dtype = config.compute_dtype
-    if dtype == "auto":
-        # Both accelerators multiply bfloat16 far faster, and a CPU does not.
-        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return ResNet(config.model, config.num_classes, jnp.dtype(dtype), config.remat)
+    return resnet.make(config.model, config.num_classes, config.compute_dtype, config.remat)
 
 
 def zero_sums() -> dict[str, jax.Array]:

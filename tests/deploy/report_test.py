@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 
 import jax
 import networks
@@ -25,11 +26,22 @@ def test_operations_are_two_for_each_pair_of_signs():
     assert benchmark.operations(conv, 14) == 2 * 9 * 7 * 7 * (30 * 20 + 34 * 24)
 
 
-def test_medians_call_each_in_turn():
+def test_medians_call_each_in_turn(monkeypatch):
+    """Twice at first, to compile and to see how often a call fits into a turn."""
+    monkeypatch.setattr(benchmark, "_TURN_MS", 1.0)
     called = []
-    times = benchmark.medians([lambda: called.append("a"), lambda: called.append("b")], rounds=3)
-    assert "".join(called) == "ab" + "ab" * 3
-    assert len(times) == 2 and min(times) >= 0
+
+    def call(name, seconds):
+        called.append(name)
+        time.sleep(seconds)
+
+    times = benchmark.medians([lambda: call("a", 0.01), lambda: call("b", 0.0003)], rounds=3)
+    text = "".join(called)
+    assert text.startswith("aabbab")
+    # The quick one several times a turn, the slow one once; counted by the call all the same.
+    assert text.count("a") == 2 + 3
+    assert text.count("b") > 2 + 3
+    assert times[0] > 10 > times[1] > 0.3
 
 
 @pytest.mark.parametrize("text", ["", "56", "56:64", "56:64:x", "0:64:1", "56:4:5"])
