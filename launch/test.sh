@@ -4,4 +4,5 @@ set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "$0")/environment.sh"
 cd "$repository"
-exec python -m pytest "$@"
+# Every core runs whole modules: what a module trains for its tests is trained once.
+exec python -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadscope "$@"

@@ -13,10 +13,12 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if _DEVICE_COUNT_FLAG not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICE_COUNT_FLAG}=4".strip()
 
-# Compiling takes most of the tests' time: one cache for this process and those that it starts.
-_CACHE = tempfile.mkdtemp(prefix="ftbnn_jax_tests_")
-atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
+# Compiling takes most of the tests' time: one cache for this process and those that it starts, the
+# workers of pytest-xdist among them.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _CACHE = tempfile.mkdtemp(prefix="ftbnn_jax_tests_")
+    atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
