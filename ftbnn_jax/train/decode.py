@@ -19,8 +19,8 @@ _CROP_ASPECT = (3 / 4, 4 / 3)
 # two differ by less than one of them where 16 does not divide S. No more than the crop is decoded.
 _EVAL_CROP = 224 / 256
 
-# How to invert a JPEG's DCT. The accurate way gives the pixels that other libraries do; the fast one saves
-# a tenth of the time and differs by one level on average.
+# How to invert a JPEG's DCT. The accurate way gives the pixels that other libraries do; the fast one
+# saves a tenth of the time and differs by one level on average.
 _EVAL_DCT, _TRAIN_DCT = "INTEGER_ACCURATE", "INTEGER_FAST"
 
 Window = tuple[Any, Any, Any, Any]

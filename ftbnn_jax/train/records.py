@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+import re
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -161,7 +162,9 @@ def masked_crc32c(data: bytes) -> int:
 
 def import_tensorflow() -> Any:
     """Imports TensorFlow for reading data only: silent, and without taking the accelerator."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # JAX sets 1, and every failed operation would be announced.
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     # Of no use for reading data, and announced on every start.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     import tensorflow as tf
@@ -225,10 +228,8 @@ def _index_file(file: RecordFile) -> tuple[np.ndarray, np.ndarray]:
 
 def first_line(error: Any) -> str:
     """Returns what a TensorFlow error says, without where in the graph it arose."""
-    text = error.message.split("[[{{")[0].split("[Op:")[0]
-    while "{{" in text:
-        before, _, rest = text.partition("{{")
-        text = before + rest.partition("}}")[2]
+    text = re.sub(r"\{\{.*?\}\}|\[\[.*|\[Op:.*", "", error.message)
+    text = re.sub(r"^\s*Error in user-defined function .*? iterator: \S+: ", "", text)
     return (text.strip() or type(error).__name__).splitlines()[0].strip()
 
 

@@ -1,6 +1,5 @@
 """Batches decoded by tf.data, or one image at a time where a record is corrupt."""
 
-import functools
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -116,7 +115,8 @@ class Stream:
         for skipped in range(split.num_examples):
             candidate = (index + skipped) % split.num_examples
             try:
-                example = self._one(self._tf.constant(split.read(candidate)), position)
+                images, labels = self._parse([split.read(candidate)])
+                example = self._example(images[0], labels[0], position)
                 return {k: v.numpy() for k, v in example.items()} | {"weight": np.float32(1)}, skipped
             except records.CorruptRecordError as error:
                 reason = str(error)
@@ -128,19 +128,6 @@ class Stream:
                 blank = {"image": np.zeros(shape, np.uint8), "label": np.int32(0)}
                 return blank | {"weight": np.float32(0)}, 1
         raise UserError(f"{split.name(index)}: corrupt, and so is every other record of the split")
-
-    @functools.cached_property
-    def _one(self) -> Callable[..., dict[str, Any]]:
-        """From one serialised example and its position to what `_example` returns."""
-        tf = self._tf
-
-        def decode_one(serialized, position):
-            images, labels = self._parse(serialized[None])
-            return self._example(images[0], labels[0], position)
-
-        return tf.function(
-            decode_one, input_signature=[tf.TensorSpec((), tf.string), tf.TensorSpec((), tf.int64)]
-        )
 
     def _parse(self, serialized: Any) -> tuple[Any, Any]:
         """Returns the encoded images, string `[n]`, and labels, int32 `[n]`, of serialised examples."""
