@@ -7,6 +7,7 @@ augmentation is drawn from (seed, step) or (seed, p). So a run needs to remember
 
 import collections
 import math
+import sys
 from collections.abc import Iterable, Iterator
 
 import jax
@@ -195,3 +196,9 @@ def _crops(split, config, order, first_step, last_step, mine) -> Iterator[Batch]
     decoded = stream.Stream(split, config, indices_of, mine.stop - mine.start, train=True)
     for batch in decoded.batches(first_step, last_step):
         yield {"image": batch["image"], "label": batch["label"]}
+
+
+if __name__ == "__main__":
+    from ftbnn_jax.train import input_benchmark
+
+    sys.exit(input_benchmark.run(sys.argv[1:]))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ftbnn_jax import report
+from ftbnn_jax import heap, report
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.train import datasets, decode, records
@@ -40,6 +40,7 @@ class Stream:
         train: bool,
     ):
         self._tf = records.import_tensorflow()
+        heap.keep_memory()
         self._split = split
         self._config = config
         self._indices_of = indices_of
@@ -80,7 +81,7 @@ class Stream:
         def fetch(step):
             if isinstance(split, records.RecordSplit):
                 serialized, positions = tf.numpy_function(read, [step], (tf.string, tf.int64))
-                return *self._parse(serialized), positions
+                return *parse(tf, split, serialized), positions
             fetched = tf.numpy_function(read, [step], (tf.uint8, tf.int32, tf.int64))
             for tensor, shape in zip(fetched, (split.images.shape[1:], (), ()), strict=True):
                 tensor.set_shape((None, *shape))
@@ -88,14 +89,7 @@ class Stream:
 
         data = tf.data.Dataset.range(first_step, last_step).map(fetch).prefetch(1).unbatch()
         data = data.map(self._example, num_parallel_calls=cores).batch(self._batch_size).prefetch(2)
-        options = tf.data.Options()
-        options.deterministic = True
-        # Every stage is given its size here; the cores are for decoding.
-        options.autotune.enabled = False
-        options.experimental_optimization.map_and_batch_fusion = True
-        options.threading.private_threadpool_size = cores
-        options.threading.max_intra_op_parallelism = 1
-        yield from data.with_options(options).as_numpy_iterator()
+        yield from data.with_options(tf_data_options(cores)).as_numpy_iterator()
 
     def _careful_batch(self, step: int, reason: str) -> Batch:
         """Builds the batch of one step, image by image; `reason` is why `_fast` could not."""
@@ -115,7 +109,7 @@ class Stream:
         for skipped in range(split.num_examples):
             candidate = (index + skipped) % split.num_examples
             try:
-                images, labels = self._parse([split.read(candidate)])
+                images, labels = parse(self._tf, split, [split.read(candidate)])
                 example = self._example(images[0], labels[0], position)
                 return {k: v.numpy() for k, v in example.items()} | {"weight": np.float32(1)}, skipped
             except records.CorruptRecordError as error:
@@ -129,18 +123,6 @@ class Stream:
                 return blank | {"weight": np.float32(0)}, 1
         raise UserError(f"{split.name(index)}: corrupt, and so is every other record of the split")
 
-    def _parse(self, serialized: Any) -> tuple[Any, Any]:
-        """Returns the encoded images, string `[n]`, and labels, int32 `[n]`, of serialised examples."""
-        tf, split = self._tf, self._split
-        parsed = tf.io.parse_example(
-            serialized,
-            {
-                split.image_key: tf.io.FixedLenFeature((), tf.string),
-                split.label_key: tf.io.FixedLenFeature((), tf.int64),
-            },
-        )
-        return parsed[split.image_key], tf.cast(parsed[split.label_key], tf.int32)
-
     def _example(self, image: Any, label: Any, position: Any) -> dict[str, Any]:
         tf, channels = self._tf, self._split.channels
         if self._train:
@@ -153,3 +135,26 @@ class Stream:
 def num_cores() -> int:
     """Returns how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def parse(tf: Any, split: records.RecordSplit, serialized: Any) -> tuple[Any, Any]:
+    """Returns the encoded images, string `[n]`, and labels, int32 `[n]`, of serialised examples."""
+    parsed = tf.io.parse_example(
+        serialized,
+        {
+            split.image_key: tf.io.FixedLenFeature((), tf.string),
+            split.label_key: tf.io.FixedLenFeature((), tf.int64),
+        },
+    )
+    return parsed[split.image_key], tf.cast(parsed[split.label_key], tf.int32)
+
+
+def tf_data_options(cores: int) -> Any:
+    """Options for a pipeline whose stages have their sizes already: the cores are for decoding."""
+    options = records.import_tensorflow().data.Options()
+    options.deterministic = True
+    options.autotune.enabled = False
+    options.experimental_optimization.map_and_batch_fusion = True
+    options.threading.private_threadpool_size = cores
+    options.threading.max_intra_op_parallelism = 1
+    return options
