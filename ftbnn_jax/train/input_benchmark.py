@@ -154,8 +154,9 @@ def _variants(
         data = tf.data.Dataset.from_tensor_slices(windows)
         data = tf.data.Dataset.zip(tf.data.Dataset.from_tensor_slices(images).repeat(), data).repeat()
         # One number of each result is looked at, so that no time goes into handing the images over.
-        data = data.map(lambda *args: function(*args)[0, 0, 0], num_parallel_calls=cores).batch(_GROUP)
-        iterator = iter(data.with_options(stream.tf_data_options(cores)))
+        in_flight = stream.IN_FLIGHT_PER_CORE * cores
+        data = data.map(lambda *args: function(*args)[0, 0, 0], num_parallel_calls=in_flight)
+        iterator = iter(data.batch(_GROUP).with_options(stream.tf_data_options(cores)))
         return lambda seconds: _rate(lambda: next(iterator), _GROUP, seconds)
 
     return {

@@ -13,6 +13,10 @@ from ftbnn_jax.train import datasets, decode, records
 
 Batch = dict[str, np.ndarray]
 
+# Images that are decoded at a time. They leave in order, so that with one a core a large image would
+# have the other cores wait.
+IN_FLIGHT_PER_CORE = 4
+
 
 class Stream:
     """Decodes the images of a split, in a given order.
@@ -88,7 +92,8 @@ class Stream:
             return fetched
 
         data = tf.data.Dataset.range(first_step, last_step).map(fetch).prefetch(1).unbatch()
-        data = data.map(self._example, num_parallel_calls=cores).batch(self._batch_size).prefetch(2)
+        data = data.map(self._example, num_parallel_calls=IN_FLIGHT_PER_CORE * cores)
+        data = data.batch(self._batch_size).prefetch(2)
         yield from data.with_options(tf_data_options(cores)).as_numpy_iterator()
 
     def _careful_batch(self, step: int, reason: str) -> Batch:
