@@ -13,6 +13,7 @@ import io
 import itertools
 import json
 import math
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -84,10 +85,13 @@ def run(arguments: Sequence[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
     if options.json:
         print(json.dumps(result))
     else:
-        _print(result)
+        print_tables(result)
     return 0
 
 
@@ -220,7 +224,8 @@ def _by_pil(
     return lambda seconds: _rate(run_group, _GROUP, seconds)
 
 
-def _print(result: dict[str, Any]) -> None:
+def print_tables(result: dict[str, Any]) -> None:
+    """Prints the result of `measure`, and says what each variant does."""
     table = rich.table.Table(
         title=f"Input of {result['images']:,} images on {result['cores']} cores", title_justify="left"
     )

@@ -52,12 +52,14 @@ class Order:
         return indices
 
     def _permutation(self, epoch: int) -> np.ndarray:
-        if epoch not in self._permutations:
+        # Several threads may ask: none relies on what another has kept.
+        permutation = self._permutations.get(epoch)
+        if permutation is None:
+            permutation = np.random.default_rng((self._seed, epoch)).permutation(self._num_examples)
             # A batch touches two epochs at the most.
-            self._permutations = {e: p for e, p in self._permutations.items() if e == epoch - 1}
-            rng = np.random.default_rng((self._seed, epoch))
-            self._permutations[epoch] = rng.permutation(self._num_examples)
-        return self._permutations[epoch]
+            kept = {e: p for e, p in self._permutations.items() if e == epoch - 1}
+            self._permutations = {**kept, epoch: permutation}
+        return permutation
 
 
 def train_batches(

@@ -67,11 +67,13 @@ class Stream:
                 for batch in self._fast(step, last_step):
                     yield {**batch, "weight": np.ones(len(batch["label"]), np.float32)}
                     step += 1
+                continue
             except self._tf.errors.OpError as error:
                 if not isinstance(self._split, records.RecordSplit):
                     raise
-                yield self._careful_batch(step, records.first_line(error))
-                step += 1
+                reason = records.first_line(error)
+            yield self._careful_batch(step, reason)
+            step += 1
 
     def _fast(self, first_step: int, last_step: int) -> Iterator[Batch]:
         tf, split, cores = self._tf, self._split, num_cores()

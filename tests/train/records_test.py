@@ -180,6 +180,11 @@ def test_more_corrupt_records_than_allowed_end_the_run(tmp_path, write_split, da
     assert split.corrupt == set(damaged)
 
 
+def test_the_limit_is_not_negative():
+    with pytest.raises(UserError, match=r"config\.max_corrupt_records=-1: must be at least 0"):
+        dataclasses.replace(CONFIG, max_corrupt_records=-1)
+
+
 def test_a_split_of_corrupt_records_alone_is_an_error(tmp_path, write_split):
     split = write_split(tmp_path, [b"no image"] * 3)
     with pytest.raises(UserError, match="every other record"):
