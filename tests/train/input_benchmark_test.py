@@ -56,7 +56,7 @@ def test_tables_say_what_each_variant_does(result, capsys):
     [
         ([], "--benchmark"),
         (["--benchmark", "--seconds=0"], "--seconds=0"),
-        (["--benchmark", "--config=configs/derived18.py"], "the nearest is configs/derived18_g1.py"),
+        (["--benchmark", "--config=configs/derived18.py"], "the nearest is configs/derived18_g"),
         (["--benchmark", "--config=configs/quickstart.py"], "config.augment='pad_crop'"),
         (["--benchmark", "--data_dir=nowhere"], "tfds build imagenet2012 --data_dir=nowhere"),
     ],
