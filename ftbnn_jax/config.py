@@ -63,6 +63,7 @@ class TrainConfig:
         (random shifts by `crop_padding`) or "none".
       crop_padding: for "pad_crop", zero pixels added on each side before the crop.
       flip: whether training images are mirrored at random.
+      max_corrupt_records: damaged images passed over in each split, on each host; one more ends the run.
       pixel_mean: subtracted from pixel values 0 to 255; one number, or one per channel.
       pixel_std: divided by, likewise.
 
@@ -99,6 +100,7 @@ class TrainConfig:
     augment: str = "resized_crop"
     crop_padding: int = 4
     flip: bool = True
+    max_corrupt_records: int = 10
     pixel_mean: tuple[float, ...] = IMAGENET_MEAN
     pixel_std: tuple[float, ...] = IMAGENET_STD
 
@@ -125,6 +127,7 @@ class TrainConfig:
             ("accumulation_steps", 1),
             ("warmup_steps", 0),
             ("crop_padding", 0),
+            ("max_corrupt_records", 0),
             ("learning_rate", 0),
             ("weight_decay", 0),
         ):

@@ -15,7 +15,7 @@ _ROOT = pathlib.Path(ftbnn_jax.__file__).parent
 # or for a package with all that is in it. `nn.spec` and the plan it returns are below `nn`, since the
 # packed runtime needs them.
 _LAYERS = (
-    ("errors", "report"),
+    ("errors", "heap", "report"),
     ("ops",),
     ("nn.plan",),
     ("nn.spec",),

@@ -9,7 +9,6 @@ takes all cores; for one thread, pin the process and turn XLA's thread pool off:
     XLA_FLAGS="--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1" taskset -c 0 python ...
 """
 
-import ctypes
 import dataclasses
 import json
 import sys
@@ -21,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ftbnn_jax import heap
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.ops import binary, convolution, popcount
 
@@ -65,22 +65,6 @@ class Row:
     def to_dict(self) -> dict[str, Any]:
         """Returns fields, ratio and G binary operations a second."""
         return {**dataclasses.asdict(self), "ratio": self.ratio, "gops": self.gops}
-
-
-def keep_memory() -> None:
-    """Keeps glibc from returning large outputs to the system after every call.
-
-    It would fetch them back page by page in the next one, which takes as long as a packed layer does.
-    The same as `MALLOC_TRIM_THRESHOLD_` and `MALLOC_MMAP_THRESHOLD_` in the environment; nothing happens
-    where the C library is another one.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return
-    trim_threshold, mmap_threshold = -1, -3
-    mallopt(trim_threshold, 1_000_000_000)
-    mallopt(mmap_threshold, 32 * 2**20)  # The most that glibc takes.
 
 
 def medians(calls: Sequence[Callable[[], Any]], rounds: int = _ROUNDS) -> list[float]:
@@ -171,7 +155,7 @@ def main(arguments: Sequence[str]) -> int:
     """Times the layers that the arguments name, in all forms, and prints a table or JSON."""
     as_json = "--json" in arguments
     layers = [parse_layer(a) for a in arguments if a != "--json"] or [parse_layer(a) for a in LAYERS]
-    keep_memory()
+    heap.keep_memory()
     rows = []
     for batch in BATCHES:
         for size, channels, groups in layers:

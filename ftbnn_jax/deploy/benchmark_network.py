@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import rich.table
 
+from ftbnn_jax import heap
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.deploy import benchmark
 from ftbnn_jax.deploy import runtime as runtime_lib
@@ -66,7 +67,7 @@ def run(path: str, config: TrainConfig, variables: dict[str, Any], as_json: bool
     """
     runtime = runtime_lib.Runtime.load(path)
     runtime_lib.check_same_network(path, runtime.artifact, config.model, config.num_classes)
-    benchmark.keep_memory()
+    heap.keep_memory()
     found = rows(config, variables, runtime)
     packed_bytes = os.path.getsize(path)
     float_bytes = sum(4 * leaf.size for leaf in jax.tree.leaves(variables))

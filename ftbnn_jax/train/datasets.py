@@ -8,13 +8,14 @@ import dataclasses
 import difflib
 import functools
 import os
-import struct
 from typing import Any
 
 import numpy as np
 
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.errors import UserError
+from ftbnn_jax.train import records
+from ftbnn_jax.train.records import RecordSplit
 
 _FAKE_SIZES = {"train": 256, "test": 64}
 
@@ -40,42 +41,6 @@ class ArraySplit:
     @property
     def channels(self) -> int:
         return self.images.shape[-1]
-
-
-@dataclasses.dataclass(frozen=True)
-class RecordSplit:
-    """Encoded examples in TFRecord files, readable at any index without reading those before it.
-
-    Attributes:
-      files: paths of the record files.
-      file_of: int32 `[N]`, index into `files` of each example.
-      offset_of: int64 `[N]`, where its payload starts, in bytes.
-      length_of: int64 `[N]`, length of its payload in bytes.
-      features: the TFDS feature dict that decodes a payload.
-      image_key: name of the image among the features.
-      label_key: name of the label.
-      class_names: one name a class, in the order of the labels.
-      channels: colour channels of a decoded image.
-    """
-
-    files: tuple[str, ...]
-    file_of: np.ndarray
-    offset_of: np.ndarray
-    length_of: np.ndarray
-    features: Any
-    image_key: str
-    label_key: str
-    class_names: tuple[str, ...]
-    channels: int
-
-    @property
-    def num_examples(self) -> int:
-        return len(self.offset_of)
-
-    def read(self, index: int) -> bytes:
-        """Returns the serialised example at `index`."""
-        with open(self.files[self.file_of[index]], "rb") as file:
-            return os.pread(file.fileno(), int(self.length_of[index]), int(self.offset_of[index]))
 
 
 Split = ArraySplit | RecordSplit
@@ -137,27 +102,16 @@ def _fake(config: TrainConfig, name: str) -> ArraySplit:
     return ArraySplit(images, labels, tuple(str(n) for n in range(config.num_classes)))
 
 
-def import_tensorflow() -> Any:
-    """Imports TensorFlow for reading data only: silent, and without taking the accelerator."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    # Of no use for reading data, and announced on every start.
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    import tensorflow as tf
-
-    tf.config.set_visible_devices([], "GPU")
-    return tf
-
-
 @functools.lru_cache(maxsize=4)
 def _tfds_builder(dataset: str, data_dir: str) -> Any:
-    import_tensorflow()
+    tf = records.import_tensorflow()
     import tensorflow_datasets as tfds
 
     name = dataset.partition("/")[0].partition(":")[0]
     known = tfds.list_builders(with_community_datasets=False)
     root = data_dir or os.environ.get("TFDS_DATA_DIR") or tfds.core.constants.DATA_DIR
     # Asked here, since TFDS looks for an unknown name on the network before it gives up.
-    if name not in known and not os.path.isdir(os.path.join(root, name)):
+    if name not in known and not tf.io.gfile.isdir(os.path.join(root, name)):
         nearest = difflib.get_close_matches(name, ["digits", "fake", *known], n=1, cutoff=0)[0]
         raise UserError(f"config.dataset={dataset!r}: no such data set; the nearest is {nearest!r}")
     try:
@@ -200,9 +154,14 @@ def _tfds_split(config: TrainConfig, train: bool) -> Split:
     class_names = tuple(features[label_key].names)
     shape = features[image_key].shape
     if config.augment == "resized_crop":
+        if (form := builder.info.file_format).value != "tfrecord":
+            raise UserError(
+                f"config.dataset={config.dataset!r}: prepared as {form.value}; must be tfrecord"
+            )
+        files = records.split_files(info.file_instructions)
         return RecordSplit(
-            *_index_records(info.file_instructions),
-            features=features,
+            files,
+            *records.index_files(files),
             image_key=image_key,
             label_key=label_key,
             class_names=class_names,
@@ -215,34 +174,3 @@ def _tfds_split(config: TrainConfig, train: bool) -> Split:
         )
     arrays = tfds.as_numpy(builder.as_dataset(split=name, batch_size=-1, shuffle_files=False))
     return ArraySplit(arrays[image_key], arrays[label_key].astype(np.int32), class_names)
-
-
-def _index_records(file_instructions: Any) -> tuple[tuple[str, ...], np.ndarray, np.ndarray, np.ndarray]:
-    """Finds where each record lies, from the lengths in the records' headers alone.
-
-    A TFRecord is an 8-byte little-endian length, 4 bytes of checksum, the payload, and 4 bytes more.
-    """
-    files, file_of, offsets, lengths = [], [], [], []
-    for number, instruction in enumerate(file_instructions):
-        path = str(instruction.filename)
-        files.append(path)
-        with open(path, "rb") as file:
-            position, end = 0, os.fstat(file.fileno()).st_size
-            take = instruction.examples_in_shard - instruction.skip
-            take = take if instruction.take == -1 else instruction.take
-            for record in range(instruction.skip + take):
-                header = os.pread(file.fileno(), 8, position)
-                length = struct.unpack("<Q", header)[0] if len(header) == 8 else end
-                if position + 12 + length + 4 > end:
-                    raise UserError(f"{path}: truncated at record {record}; prepare the set again")
-                if record >= instruction.skip:
-                    file_of.append(number)
-                    offsets.append(position + 12)
-                    lengths.append(length)
-                position += 12 + length + 4
-    return (
-        tuple(files),
-        np.asarray(file_of, np.int32),
-        np.asarray(offsets, np.int64),
-        np.asarray(lengths, np.int64),
-    )

@@ -7,22 +7,15 @@ augmentation is drawn from (seed, step) or (seed, p). So a run needs to remember
 
 import collections
 import math
+import sys
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import jax
 import numpy as np
 
 from ftbnn_jax.config import TrainConfig
-from ftbnn_jax.train import datasets
-
-Batch = dict[str, np.ndarray]
-
-# Evaluation sees the central 224 of 256 pixels of the shorter side (Appendix C).
-_EVAL_CROP = 224 / 256
-# Area and aspect ratio of a random training crop, relative to the image.
-_CROP_AREA = (0.08, 1.0)
-_CROP_ASPECT = (3 / 4, 4 / 3)
+from ftbnn_jax.train import datasets, stream
+from ftbnn_jax.train.stream import Batch
 
 
 def num_train_steps(config: TrainConfig, num_examples: int) -> int:
@@ -59,12 +52,14 @@ class Order:
         return indices
 
     def _permutation(self, epoch: int) -> np.ndarray:
-        if epoch not in self._permutations:
+        # Several threads may ask: none relies on what another has kept.
+        permutation = self._permutations.get(epoch)
+        if permutation is None:
+            permutation = np.random.default_rng((self._seed, epoch)).permutation(self._num_examples)
             # A batch touches two epochs at the most.
-            self._permutations = {e: p for e, p in self._permutations.items() if e == epoch - 1}
-            rng = np.random.default_rng((self._seed, epoch))
-            self._permutations[epoch] = rng.permutation(self._num_examples)
-        return self._permutations[epoch]
+            kept = {e: p for e, p in self._permutations.items() if e == epoch - 1}
+            self._permutations = {**kept, epoch: permutation}
+        return permutation
 
 
 def train_batches(
@@ -121,17 +116,36 @@ def eval_batches(
     """
     count = min(num_examples or split.num_examples, split.num_examples)
     share = config.batch_size // process_count
-    for start in range(0, count, config.batch_size):
-        begin = start + process_index * share
-        indices = np.arange(begin, max(begin, min(begin + share, count)))
-        if isinstance(split, datasets.RecordSplit):
-            batch = _center_crops(split, config, indices)
-        else:
-            batch = {"image": split.images[indices], "label": split.labels[indices]}
-        missing = share - len(indices)
-        filled = {k: np.pad(v, ((0, missing),) + ((0, 0),) * (v.ndim - 1)) for k, v in batch.items()}
-        filled["weight"] = np.pad(np.ones(len(indices), np.float32), (0, missing))
-        yield filled
+
+    def indices_of(number):
+        begin = number * config.batch_size + process_index * share
+        return np.arange(begin, max(begin, min(begin + share, count)))
+
+    num_batches = math.ceil(count / config.batch_size)
+    # The last batches may hold nothing for this host.
+    num_filled = sum(len(indices_of(number)) > 0 for number in range(num_batches))
+    if isinstance(split, datasets.RecordSplit):
+        shape = (config.image_size, config.image_size, split.channels)
+        decoded = stream.Stream(split, config, lambda n: (indices_of(n),) * 2, share, train=False)
+        batches = decoded.batches(0, num_filled)
+    else:
+        shape = split.images.shape[1:]
+        batches = (_with_weight(split, indices_of(number)) for number in range(num_filled))
+    blank = {
+        "image": np.zeros((share, *shape), np.uint8),
+        "label": np.zeros(share, np.int32),
+        "weight": np.zeros(share, np.float32),
+    }
+    for batch in batches:
+        missing = share - len(batch["label"])
+        yield {k: np.concatenate([v, blank[k][:missing]]) if missing else v for k, v in batch.items()}
+    for _ in range(num_batches - num_filled):
+        yield blank
+
+
+def _with_weight(split: datasets.ArraySplit, indices: np.ndarray) -> Batch:
+    weight = np.ones(len(indices), np.float32)
+    return {"image": split.images[indices], "label": split.labels[indices], "weight": weight}
 
 
 def train_batch_shapes(split: datasets.Split, config: TrainConfig) -> dict[str, jax.ShapeDtypeStruct]:
@@ -196,111 +210,17 @@ def _shifts(split, config, order, first_step, last_step, mine) -> Iterator[Batch
 
 def _crops(split, config, order, first_step, last_step, mine) -> Iterator[Batch]:
     """Random scale, aspect ratio, place and mirroring, decoding no more than the crop (Appendix C)."""
-    tf = datasets.import_tensorflow()
-    share = mine.stop - mine.start
 
-    def examples_of(step):
-        positions = int(step) * config.batch_size + np.arange(config.batch_size)
+    def indices_of(step):
+        positions = step * config.batch_size + np.arange(config.batch_size)
         return order.indices(positions)[mine], positions[mine]
 
-    def example(index, position):
-        image, label = _fetch(tf, split, index)
-        seed = tf.stack([tf.cast(config.seed, tf.int64), position])
-        begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
-            _image_shape(tf, image),
-            bounding_boxes=tf.zeros((1, 0, 4)),
-            seed=seed,
-            aspect_ratio_range=_CROP_ASPECT,
-            area_range=_CROP_AREA,
-            use_image_if_no_bounding_boxes=True,
-        )
-        crop = _decode_crop(tf, image, begin[0], begin[1], size[0], size[1], split.channels)
-        crop = _resize(tf, crop, config.image_size)
-        if config.flip:
-            # Another seed than the crop's, or the two would depend on each other.
-            draw = tf.random.stateless_uniform((), seed=seed + tf.constant([1, 0], tf.int64))
-            crop = tf.cond(draw < 0.5, lambda: crop[:, ::-1], lambda: crop)
-        return {"image": crop, "label": label}
-
-    data = tf.data.Dataset.range(first_step, last_step)
-    data = data.map(lambda step: tf.numpy_function(examples_of, [step], (tf.int64, tf.int64)))
-    data = data.unbatch().map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    yield from data.batch(share, drop_remainder=True).prefetch(2).as_numpy_iterator()
+    decoded = stream.Stream(split, config, indices_of, mine.stop - mine.start, train=True)
+    for batch in decoded.batches(first_step, last_step):
+        yield {"image": batch["image"], "label": batch["label"]}
 
 
-def _center_crops(split: datasets.RecordSplit, config: TrainConfig, indices: np.ndarray) -> Batch:
-    """The central square of each image, at the network's size."""
-    tf = datasets.import_tensorflow()
+if __name__ == "__main__":
+    from ftbnn_jax.train import input_benchmark
 
-    def example(index):
-        image, label = _fetch(tf, split, index)
-        height, width = tf.unstack(_image_shape(tf, image)[:2])
-        side = tf.cast(tf.round(_EVAL_CROP * tf.cast(tf.minimum(height, width), tf.float32)), tf.int32)
-        crop = _decode_crop(
-            tf, image, (height - side) // 2, (width - side) // 2, side, side, split.channels
-        )
-        return {"image": _resize(tf, crop, config.image_size), "label": label}
-
-    if not len(indices):
-        shape = (0, config.image_size, config.image_size, split.channels)
-        return {"image": np.zeros(shape, np.uint8), "label": np.zeros(0, np.int32)}
-    data = tf.data.Dataset.from_tensor_slices(indices)
-    data = data.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return next(data.batch(len(indices)).as_numpy_iterator())
-
-
-def _fetch(tf: Any, split: datasets.Split, index: Any) -> tuple[Any, Any]:
-    """Returns an image, still encoded if it lies on disk, and its label."""
-    if isinstance(split, datasets.ArraySplit):
-        image, label = tf.numpy_function(
-            lambda i: (split.images[i], split.labels[i]), [index], (tf.uint8, tf.int32)
-        )
-        image.set_shape(split.images.shape[1:])
-    else:
-        import tensorflow_datasets as tfds
-
-        serialized = tf.numpy_function(split.read, [index], tf.string)
-        features = split.features.deserialize_example(
-            serialized, decoders={split.image_key: tfds.decode.SkipDecoding()}
-        )
-        image, label = features[split.image_key], features[split.label_key]
-    label = tf.cast(label, tf.int32)
-    label.set_shape(())
-    return image, label
-
-
-def _image_shape(tf: Any, image: Any) -> Any:
-    """Returns int32 (height, width, channels) without decoding a JPEG's pixels."""
-    if image.dtype != tf.string:
-        return tf.shape(image)
-    return tf.cond(
-        tf.image.is_jpeg(image),
-        lambda: tf.image.extract_jpeg_shape(image),
-        lambda: tf.shape(tf.io.decode_image(image, expand_animations=False)),
-    )
-
-
-def _decode_crop(
-    tf: Any, image: Any, top: Any, left: Any, height: Any, width: Any, channels: int
-) -> Any:
-    """Returns the uint8 crop of an image; of a JPEG, only the blocks it touches are decoded."""
-
-    def crop(pixels):
-        return tf.image.crop_to_bounding_box(pixels, top, left, height, width)
-
-    if image.dtype != tf.string:
-        return crop(image)
-    window = tf.stack([top, left, height, width])
-    pixels = tf.cond(
-        tf.image.is_jpeg(image),
-        lambda: tf.image.decode_and_crop_jpeg(image, window, channels=channels),
-        lambda: crop(tf.io.decode_image(image, channels=channels, expand_animations=False)),
-    )
-    pixels.set_shape((None, None, channels))
-    return pixels
-
-
-def _resize(tf: Any, image: Any, size: int) -> Any:
-    """Bilinear, back to uint8."""
-    resized = tf.image.resize(image, (size, size), tf.image.ResizeMethod.BILINEAR)
-    return tf.cast(tf.clip_by_value(tf.round(resized), 0, 255), tf.uint8)
+    sys.exit(input_benchmark.run(sys.argv[1:]))

@@ -1,0 +1,121 @@
+"""TensorFlow graph functions from an encoded image to uint8 pixels of the network's size.
+
+Whatever the encoding (gray, CMYK or colour JPEG, PNG of any kind), an image comes out with the channels
+of its data set.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from ftbnn_jax.config import TrainConfig
+
+# Area and aspect ratio of a random training crop, relative to the image.
+_CROP_AREA = (0.08, 1.0)
+_CROP_ASPECT = (3 / 4, 4 / 3)
+# Evaluation makes the shorter side 256 and takes the 224 x 224 pixels in the centre (Appendix C). To cut
+# 224/256 of the shorter side out and resize that alone samples the same places: pixel j of the crop is
+# pixel j + 16 of the resized image, which lies at (j + 16 + 1/2) S/256 - 1/2 of a side of S pixels,
+# and so does (S - 7/8 S)/2 + (j + 1/2) (7/8 S)/224 - 1/2. Only whole pixels can be cut out, so that the
+# two differ by less than one of them where 16 does not divide S. No more than the crop is decoded.
+_EVAL_CROP = 224 / 256
+
+# How to invert a JPEG's DCT. The accurate way gives the pixels that other libraries do; the fast one
+# saves a tenth of the time and differs by one level on average.
+_EVAL_DCT, _TRAIN_DCT = "INTEGER_ACCURATE", "INTEGER_FAST"
+
+Window = tuple[Any, Any, Any, Any]
+
+
+def random_crop(tf: Any, image: Any, position: Any, config: TrainConfig, channels: int) -> Any:
+    """Crops at random scale, aspect ratio and place, resizes and mirrors (Appendix C).
+
+    Args:
+      tf: the module.
+      image: encoded, a string; or decoded, uint8 `[H, W, C]`.
+      position: int64, the image's number in the training, which its augmentation is drawn from.
+      config: gives seed, size and whether to mirror.
+      channels: of the result.
+
+    Returns:
+      uint8 `[image_size, image_size, channels]`.
+    """
+    seed = tf.stack([tf.cast(config.seed, tf.int64), position])
+    crop = crop_and_resize(
+        tf,
+        image,
+        lambda shape: random_window(tf, shape, seed),
+        config.image_size,
+        channels,
+    )
+    if not config.flip:
+        return crop
+    # Another seed than the crop's, or the two would depend on each other.
+    draw = tf.random.stateless_uniform((), seed=seed + tf.constant([1, 0], tf.int64))
+    # Slicing with a step of -1 would take longer than decoding.
+    return tf.cond(draw < 0.5, lambda: tf.reverse(crop, [1]), lambda: crop)
+
+
+def center_crop(tf: Any, image: Any, config: TrainConfig, channels: int) -> Any:
+    """Returns the central square, uint8 `[image_size, image_size, channels]`, as `random_crop` does."""
+
+    def window(shape):
+        height, width = tf.unstack(shape[:2])
+        shorter = tf.cast(tf.minimum(height, width), tf.float32)
+        side = tf.maximum(1, tf.cast(tf.round(_EVAL_CROP * shorter), tf.int32))
+        return (height - side) // 2, (width - side) // 2, side, side
+
+    return crop_and_resize(tf, image, window, config.image_size, channels, _EVAL_DCT)
+
+
+def random_window(tf: Any, shape: Any, seed: Any) -> Window:
+    """Returns top, left, height and width of a random crop of an image of int32 `shape`."""
+    begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
+        shape,
+        bounding_boxes=tf.zeros((1, 0, 4)),
+        seed=seed,
+        aspect_ratio_range=_CROP_ASPECT,
+        area_range=_CROP_AREA,
+        use_image_if_no_bounding_boxes=True,
+    )
+    return begin[0], begin[1], size[0], size[1]
+
+
+def crop_and_resize(
+    tf: Any,
+    image: Any,
+    window_of: Callable[[Any], Window],
+    size: int,
+    channels: int,
+    dct_method: str = _TRAIN_DCT,
+) -> Any:
+    """Decodes the window of an image that `window_of` its shape gives, and resizes it.
+
+    Of a JPEG, only the blocks that the window touches are decoded. The result is that of `resize`.
+    """
+
+    def of_pixels(pixels):
+        top, left, height, width = window_of(tf.shape(pixels))
+        return pixels[top : top + height, left : left + width]
+
+    def of_jpeg():
+        window = tf.stack(window_of(tf.image.extract_jpeg_shape(image)))
+        return tf.image.decode_and_crop_jpeg(image, window, channels=channels, dct_method=dct_method)
+
+    if image.dtype == tf.string:
+        crop = tf.cond(
+            tf.image.is_jpeg(image),
+            of_jpeg,
+            lambda: of_pixels(tf.io.decode_image(image, channels=channels, expand_animations=False)),
+        )
+    else:
+        crop = of_pixels(image)
+    crop.set_shape((None, None, channels))
+    return resize(tf, crop, size)
+
+
+def resize(tf: Any, image: Any, size: int) -> Any:
+    """Bilinear without antialiasing, rounded to uint8 `[size, size, C]`."""
+    # The same numbers as of uint8, for which TensorFlow is slower.
+    image = tf.cast(image, tf.float32)
+    resized = tf.image.resize(image, (size, size), tf.image.ResizeMethod.BILINEAR)
+    return tf.cast(tf.round(resized), tf.uint8)
