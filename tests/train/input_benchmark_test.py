@@ -46,7 +46,13 @@ def test_numbers_follow_from_each_other(result):
 def test_tables_say_what_each_variant_does(result, capsys):
     input_benchmark.print_tables(result)
     text = capsys.readouterr().out
-    for words in ("6 images on", "decode, then crop, resize", "PIL", "cores that feed it", "5,000"):
+    for words in (
+        "6 images on",
+        "TensorFlow: decode, then crop",
+        "PIL",
+        "cores that feed it",
+        "5,000",
+    ):
         assert words in text
     json.dumps(result)
 
