@@ -165,7 +165,9 @@ _trace = jax.jit(_forward, static_argnums=(2, 3, 4, 5))
 _logits = jax.jit(lambda *arguments: _forward(*arguments)[0], static_argnums=(2, 3, 4, 5))
 
 
-def _block(tensors: Tensors, spec: ResNetSpec, plan: BinaryConvPlan, x: jax.Array) -> tuple[jax.Array, Record]:
+def _block(
+    tensors: Tensors, spec: ResNetSpec, plan: BinaryConvPlan, x: jax.Array
+) -> tuple[jax.Array, Record]:
     shortcut = x if plan.shortcut == "identity" else None
     if plan.shortcut == "duplicate":
         pooled = pooling.avg_pool_3x3(x)

@@ -2,9 +2,9 @@
 
 A real number x between the layers is the int32 `round(x * 2**fraction_bits)`. A layer's parameters are
 integers that share one shift: `y = saturate(offset + shifted(x * multiplier, shift))`, with
-`shifted(v, s) = floor((v + 2**s // 2) / 2**s)`. What leaves int32 becomes its end, and is counted. Weights of
-real convolutions and of the classifier are int16. The stem reads pixel values by a table of int16, with
-weights such that its sums fit into int32.
+`shifted(v, s) = floor((v + 2**s // 2) / 2**s)`. What leaves int32 becomes its end, and is counted.
+Weights of real convolutions and of the classifier are int16. The stem reads pixel values by a table of
+int16, with weights such that its sums fit into int32.
 """
 
 import dataclasses
@@ -36,8 +36,8 @@ def calibrate(runtime: runtime_lib.Runtime, images: np.ndarray) -> int:
       runtime: the network in single precision.
       images: uint8 `[N, H, W, C]`.
     """
-    _, records = runtime.trace(images)
-    largest = max(float(np.abs(np.asarray(x)).max()) for x, _ in records)
+    logits, records = runtime.trace(images)
+    largest = max(float(np.abs(np.asarray(x)).max()) for x in (logits, *(x for x, _ in records)))
     whole = math.frexp(largest)[1] + _HEADROOM_BITS
     low, high = _FRACTION_BITS
     return int(np.clip(31 - whole, low, high))
@@ -118,8 +118,8 @@ def _fixed(name: str, values: np.ndarray, fraction_bits: int) -> np.ndarray:
     scaled = np.rint(values.astype(np.float64) * 2.0**fraction_bits)
     if np.abs(scaled).max() > _LARGEST:
         raise UserError(
-            f"tensor {name!r}: {np.abs(values).max():g} does not fit into fixed point of {fraction_bits} "
-            "fraction bits"
+            f"tensor {name!r}: {np.abs(values).max():g} does not fit into fixed point of "
+            f"{fraction_bits} fraction bits"
         )
     return scaled.astype(np.int32)
 
@@ -172,7 +172,7 @@ class Emulator:
           images: uint8 `[N, image_size, image_size, channels]`.
 
         Returns:
-          Logits, int32 `[N, classes]`, and input, int64, and integers, int32, of each binary convolution.
+          Logits, int32 `[N, classes]`; input, int64, and integers, int32, of each binary convolution.
         """
         artifact = self._q.network.artifact
         spec, tensors = artifact.spec, self._q.tensors
@@ -249,7 +249,8 @@ def _rounded_ratio(x: np.ndarray, divisor: int | np.ndarray) -> np.ndarray:
 def _windows(x: np.ndarray, size: int, padding: int, outside: int) -> np.ndarray:
     """Returns the `size * size` values of every window of stride 2: `[size * size, N, H', W', C]`.
 
-    H' is `ceil(H / 2)`; the input is padded with `outside` at the start by `padding`, at the end as needed.
+    H' is `ceil(H / 2)`; the input is padded with `outside`, by `padding` at the start and as needed at the
+    end.
     """
     padded = np.pad(x, ((0, 0), (padding, 2), (padding, 2), (0, 0)), constant_values=outside)
     rows, columns = (-(-n // 2) for n in x.shape[1:3])
@@ -272,5 +273,7 @@ def _stem(x: np.ndarray, kernel: np.ndarray, stride: int) -> np.ndarray:
     end = stride * (out - 1) + 1
     for i in range(size):
         for j in range(size):
-            total += padded[:, i : i + end : stride, j : j + end : stride] @ kernel[i, j].astype(np.float64)
+            total += padded[:, i : i + end : stride, j : j + end : stride] @ kernel[i, j].astype(
+                np.float64
+            )
     return total.astype(np.int64)

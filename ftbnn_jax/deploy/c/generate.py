@@ -4,7 +4,6 @@ import importlib.resources
 import textwrap
 from collections.abc import Container, Mapping
 
-
 import ftbnn_jax
 from ftbnn_jax.deploy import artifact as artifact_lib
 from ftbnn_jax.deploy.c import fixed_point, lowering, tables
@@ -58,7 +57,7 @@ def files(artifact: artifact_lib.Artifact, fraction_bits: int | None = None) -> 
 
 
 def _kernel_file(name: str) -> str:
-    return importlib.resources.files(f"{__package__}.kernels").joinpath(name).read_text()
+    return importlib.resources.files(__package__).joinpath("kernels", name).read_text()
 
 
 def _guarded(name: str, text: str) -> str:
@@ -70,8 +69,8 @@ def _describe(block: lowering.Block) -> str:
     groups = "1 group" if p.groups == 1 else f"{p.groups} groups"
     return (
         f"{p.name}: {block.size}x{block.size}x{p.in_features} -> {block.out_size}x{block.out_size}x"
-        f"{p.features}, {groups}, stride {p.stride}, {block.form}, shortcut {p.shortcut}, {p.activation}; "
-        f"{block.multiply_adds:,} binary multiply-adds"
+        f"{p.features}, {groups}, stride {p.stride}, {block.form}, shortcut {p.shortcut}, "
+        f"{p.activation}; {block.multiply_adds:,} binary multiply-adds"
     )
 
 
@@ -81,10 +80,10 @@ def _header(network: lowering.Network, fraction_bits: int | None) -> str:
     bits = sum(32 * a.tensors[f"{b.plan.name}/conv/bits"].size for b in network.blocks)
     arithmetic = "single precision" if fraction_bits is None else "integers (fixed point)"
     what = (
-        f"A 1-bit network: {a.image_size}x{a.image_size}x{a.channels} pixels to {a.num_classes} classes, "
-        f"{len(network.blocks)} binary convolutions ({multiply_adds:,} binary multiply-adds, {bits // 8:,} "
-        f"bytes of bits), {arithmetic} between them. Written by ftbnn_jax {ftbnn_jax.__version__} from "
-        f"training step {a.step}; do not edit."
+        f"A 1-bit network: {a.image_size}x{a.image_size}x{a.channels} pixels to {a.num_classes} "
+        f"classes, {len(network.blocks)} binary convolutions ({multiply_adds:,} binary multiply-adds, "
+        f"{bits // 8:,} bytes of bits), {arithmetic} between them. Written by ftbnn_jax "
+        f"{ftbnn_jax.__version__} from training step {a.step}; do not edit."
     )
     lines = textwrap.wrap(what, 96)
     definitions = {
@@ -111,14 +110,8 @@ def _header(network: lowering.Network, fraction_bits: int | None) -> str:
 
 
 def _fields(values: dict[str, object], indent: int) -> str:
-    """Returns designated initialisers."""
-    return textwrap.fill(
-        ", ".join(f".{name} = {value}" for name, value in values.items()),
-        100,
-        initial_indent=" " * indent,
-        subsequent_indent=" " * indent,
-        break_long_words=False,
-    )
+    """Returns designated initialisers, one a line."""
+    return ",\n".join(f"{' ' * indent}.{name} = {value}" for name, value in values.items())
 
 
 class _Fields:
@@ -145,7 +138,8 @@ class _Fields:
 
 
 def _braced(values: dict[str, object]) -> str:
-    return "{" + ", ".join(f".{name} = {value}" for name, value in values.items()) + "}"
+    text = "{" + ", ".join(f".{name} = {value}" for name, value in values.items()) + "}"
+    return textwrap.fill(text, 90, subsequent_indent=" " * 9, break_long_words=False)
 
 
 def _program(network: lowering.Network, fixed: "fixed_point.Quantized | None") -> str:
@@ -225,8 +219,8 @@ def _calls(network: lowering.Network) -> str:
         return f"(ftbnn_signs){{signs + {block.signs}, {nonzero}}}"
 
     lines = [
-        f"/* stem: {a.image_size}x{a.image_size}x{a.channels} -> {network.stem_size}x{network.stem_size}x"
-        f"{stem}, {spec.stem_kernel}x{spec.stem_kernel}, stride {spec.stem_stride}, "
+        f"/* stem: {a.image_size}x{a.image_size}x{a.channels} -> {network.stem_size}x"
+        f"{network.stem_size}x{stem}, {spec.stem_kernel}x{spec.stem_kernel}, stride {spec.stem_stride}, "
         f"{spec.stem_activation} */",
         f"ftbnn_run_stem(&stem, pixels, {start}, scratch);",
     ]

@@ -38,7 +38,9 @@ def pack(
     blocks = []
     for block, (x, sums) in zip(network.blocks, records, strict=True):
         if 9 * max(block.group_inputs) > np.iinfo(np.int16).max:
-            raise UserError(f"{block.plan.name}: {max(block.group_inputs)} channels in a group; 3640 at most")
+            raise UserError(
+                f"{block.plan.name}: {max(block.group_inputs)} channels in a group; 3640 at most"
+            )
         blocks.append((_planes(block, np.asarray(x)), np.asarray(sums).astype("<i2")))
     for n, image in enumerate(images):
         parts.append(image.tobytes())

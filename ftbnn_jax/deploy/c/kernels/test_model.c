@@ -4,7 +4,7 @@
  * compared. Then the whole network runs on the images. In fixed point all of its integers must be those of
  * the reference; in single precision a real convolution before may round another way in the last place,
  * so that those are counted only. `checksum`, over all integers and logits of the whole network, is equal
- * between all builds. Prints one JSON object; the exit status is 1 if an integer differs that must not.
+ * between all builds. Prints one JSON object, `classes` being the most likely one of each image; the exit status is 1 if an integer differs that must not.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -143,7 +143,7 @@ int main(int argc, char **argv) {
   prepare(&s);
   if (ftbnn_init(&memory, sizeof memory, &net) || ftbnn_observe(net, observe, &s)) fail("init");
 
-  unsigned long agreeing = 0, saturated = 0, logits_differing = 0;
+  unsigned long saturated = 0, logits_differing = 0;
   for (uint32_t image = 0; image < images; image++) {
     if (fread(pixels, 1, sizeof pixels, file) != sizeof pixels) fail("the golden vectors end early");
     for (int i = 0; i < FTBNN_BLOCKS; i++) {
@@ -157,7 +157,7 @@ int main(int argc, char **argv) {
     int status = ftbnn_predict(net, pixels, sizeof pixels, logits, FTBNN_CLASSES);
     if (status < 0) fail("predict");
     saturated += status == FTBNN_SATURATED;
-    agreeing += largest(logits) == largest(expected);
+    printf("%s%d", image ? ", " : "{\"classes\": [", largest(logits));
     for (int i = 0; i < FTBNN_CLASSES; i++) {
       uint32_t bits;
       memcpy(&bits, &logits[i], 4);
@@ -169,8 +169,8 @@ int main(int argc, char **argv) {
   fclose(file);
 
   unsigned long wrong = EXACT ? logits_differing : 0;
-  printf("{\"kernels\": \"%s\", \"images\": %lu, \"agreeing\": %lu, \"saturated\": %lu, ", ftbnn_kernels(),
-         (unsigned long)images, agreeing, saturated);
+  printf("], \"kernels\": \"%s\", \"images\": %lu, \"saturated\": %lu, ", ftbnn_kernels(),
+         (unsigned long)images, saturated);
   printf("\"logits_differing\": %lu, \"checksum\": \"%08lx%08lx\", \"blocks\": [", logits_differing,
          (unsigned long)(s.checksum >> 32), (unsigned long)(s.checksum & 0xffffffffu));
   for (int i = 0; i < FTBNN_BLOCKS; i++) {
