@@ -249,8 +249,8 @@ def _rounded_ratio(x: np.ndarray, divisor: int | np.ndarray) -> np.ndarray:
 def _windows(x: np.ndarray, size: int, padding: int, outside: int) -> np.ndarray:
     """Returns the `size * size` values of every window of stride 2: `[size * size, N, H', W', C]`.
 
-    H' is `ceil(H / 2)`; the input is padded with `outside`, by `padding` at the start and as needed at the
-    end.
+    H' is `ceil(H / 2)`; the input is padded with `outside`, by `padding` at the start and at the end as
+    needed.
     """
     padded = np.pad(x, ((0, 0), (padding, 2), (padding, 2), (0, 0)), constant_values=outside)
     rows, columns = (-(-n // 2) for n in x.shape[1:3])

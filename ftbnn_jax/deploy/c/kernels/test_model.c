@@ -4,7 +4,8 @@
  * compared. Then the whole network runs on the images. In fixed point all of its integers must be those of
  * the reference; in single precision a real convolution before may round another way in the last place,
  * so that those are counted only. `checksum`, over all integers and logits of the whole network, is equal
- * between all builds. Prints one JSON object, `classes` being the most likely one of each image; the exit status is 1 if an integer differs that must not.
+ * between all builds. Prints one JSON object, `classes` being the most likely one of each image; the exit
+ * status is 1 if an integer differs that must not.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -139,6 +140,7 @@ int main(int argc, char **argv) {
     if (read_number(file, 4) != header[i]) fail("golden vectors of another network");
   }
   uint32_t images = read_number(file, 4);
+  if (!images) fail("no golden vectors");
   ftbnn_net *net;
   prepare(&s);
   if (ftbnn_init(&memory, sizeof memory, &net) || ftbnn_observe(net, observe, &s)) fail("init");
