@@ -6,11 +6,13 @@ runs the digits of scikit-learn through the artifact's program (by default the q
 images through small nets with random weights that have every kind of layer.
 """
 
+import os
 import pathlib
 import shutil
 import sys
 import tempfile
-import time
+from concurrent import futures
+from typing import Any
 
 import numpy as np
 from sklearn import datasets
@@ -33,7 +35,7 @@ _BUILDS = [
     *(("clang", "", flags) for flags in ("-O0", "-O1", "-O2", "-O3", "-O3 -mavx2 -mpopcnt")),
     *((f"{compiler} {_M32}", "", flags) for compiler in ("gcc", "clang") for flags in ("-O0", "-O3")),
     *((*machine, flags) for machine in (_AARCH64, _ARMV7, _ARMV7_NEON) for flags in ("-O0", "-O3")),
-    ("clang", "", "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all"),
+    ("gcc", "", "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all"),
 ]
 _EVERYWHERE = [
     ("gcc", "", "-O3 -mavx2 -mpopcnt"),
@@ -48,32 +50,38 @@ def _digits(count: int = 100) -> np.ndarray:
     return np.round(datasets.load_digits().images[:count, ..., None] * (255 / 16)).astype(np.uint8)
 
 
+def _build_and_check(
+    folder: pathlib.Path, golden: bytes, compiler: str, emulator: str, flags: str
+) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as directory:
+        scratch = pathlib.Path(directory)
+        program = scratch / "test_model"
+        build.build(folder, program, ["-Werror", *flags.split()], command=compiler.split())
+        return build.check(program, golden, scratch, emulator.split())
+
+
 def _try(name: str, runtime: runtime_lib.Runtime, images: np.ndarray, builds: list, fixed: bool) -> None:
     """Exits with a message unless every build passes and all have one checksum."""
     fraction_bits = fixed_point.calibrate(runtime, images) if fixed else None
     reference = export.Reference(runtime, fraction_bits)
     golden = reference.golden(images)
-    checksums = set()
     with tempfile.TemporaryDirectory() as directory:
-        scratch = pathlib.Path(directory)
+        folder = pathlib.Path(directory) / "c"
         files = generate.files(runtime.artifact, fraction_bits)
-        export.write(scratch / "c", {key: text.encode() for key, text in files.items()})
-        for compiler, emulator, flags in builds:
-            started = time.monotonic()
-            program = scratch / "test_model"
-            build.build(scratch / "c", program, ["-Werror", *flags.split()], command=compiler.split())
-            found = build.check(program, golden, scratch, emulator.split())
-            compared = sum(block["compared"] for block in found["blocks"])
-            differing = sum(block["differing"] for block in found["blocks"])
-            checksums.add(found["checksum"])
-            print(
-                f"{name} {'fixed' if fixed else 'float'}: {compiler} {flags}: {found['kernels']}: "
-                f"{differing} of {compared:,} integers differ, checksum {found['checksum']}, "
-                f"{time.monotonic() - started:.1f} s",
-                flush=True,
-            )
-            if not found["passed"]:
-                sys.exit(f"error: {name}: {compiler} {flags}: integers differ")
+        export.write(folder, {key: text.encode() for key, text in files.items()})
+        with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            found = list(pool.map(lambda b: _build_and_check(folder, golden, *b), builds))
+    for (compiler, _, flags), result in zip(builds, found, strict=True):
+        compared = sum(block["compared"] for block in result["blocks"])
+        differing = sum(block["differing"] for block in result["blocks"])
+        print(
+            f"{name} {'fixed' if fixed else 'float'}: {compiler} {flags}: {result['kernels']}: "
+            f"{differing} of {compared:,} integers differ, checksum {result['checksum']}",
+            flush=True,
+        )
+        if not result["passed"]:
+            sys.exit(f"error: {name}: {compiler} {flags}: integers differ")
+    checksums = {result["checksum"] for result in found}
     if len(checksums) != 1:
         sys.exit(f"error: {name}: not one checksum but {len(checksums)}")
 
