@@ -33,16 +33,12 @@ static void fill_position(const ftbnn_conv *conv, uint32_t *words) {
   }
 }
 
-/* Writes a window, every FTBNN_BLOCK-th word of `out`; returns how many bits are set in it. */
-static int gather(const uint32_t *const taps[TAPS], int offset, window_layout layout, uint32_t *out) {
-  int set = 0;
+/* Writes a window, every FTBNN_BLOCK-th word of `out`. */
+static void gather(const uint32_t *const taps[TAPS], int offset, window_layout layout, uint32_t *out) {
   for (int t = 0; t < TAPS; t++) {
-    for (int i = 0; i < layout.whole; i++, out += FTBNN_BLOCK) {
-      *out = taps[t][offset + i];
-      set += ftbnn_bits_set(*out);
-    }
+    for (int i = 0; i < layout.whole; i++, out += FTBNN_BLOCK) *out = taps[t][offset + i];
   }
-  if (!layout.rest) return set;
+  if (!layout.rest) return;
   uint64_t joined = 0;
   int held = 0;
   for (int t = 0; t < TAPS; t++) {
@@ -50,16 +46,18 @@ static int gather(const uint32_t *const taps[TAPS], int offset, window_layout la
     held += layout.rest;
     if (held >= 32) {
       *out = (uint32_t)joined;
-      set += ftbnn_bits_set(*out);
       out += FTBNN_BLOCK;
       joined >>= 32;
       held -= 32;
     }
   }
-  if (held) {
-    *out = (uint32_t)joined;
-    set += ftbnn_bits_set(*out);
-  }
+  if (held) *out = (uint32_t)joined;
+}
+
+/* How many bits are set in a window. */
+static int bits_set(const uint32_t *window, int words) {
+  int set = 0;
+  for (int k = 0; k < words; k++) set += ftbnn_bits_set(window[k * FTBNN_BLOCK]);
   return set;
 }
 
@@ -130,9 +128,9 @@ void ftbnn_convolve(const ftbnn_conv *conv, ftbnn_signs signs, int first, int co
     uint32_t *nonzero = positive + layout.words * FTBNN_BLOCK;
     int own[FTBNN_BLOCK], zeros = 0;
     for (int p = 0; p < FTBNN_BLOCK; p++) {
-      own[p] = gather(taps[p], offset, layout, positive + p);
-      if (conv->form == FTBNN_AND) continue;
-      own[p] = gather(nonzero_taps[p], offset, layout, nonzero + p);
+      gather(taps[p], offset, layout, positive + p);
+      if (conv->form != FTBNN_AND) gather(nonzero_taps[p], offset, layout, nonzero + p);
+      own[p] = bits_set((conv->form == FTBNN_AND ? positive : nonzero) + p, layout.words);
       zeros |= own[p] != TAPS * channels;
     }
     int factor = -2;

@@ -97,35 +97,58 @@ static inline void ftbnn_sign_bits(const float *x, int bits, uint32_t *above, ui
 #endif
 }
 
+/* As ftbnn_accumulate for the LANES * 2 outputs of a vector type, with the sums in registers. */
+#define FTBNN_ACCUMULATE(name, vector, lanes, load, store, spread, add, multiply)                          \
+  static inline void name(const float *const x[FTBNN_BLOCK], int inputs, const float *weights, int features, \
+                          float *const sums[FTBNN_BLOCK]) {                                                 \
+    vector low[FTBNN_BLOCK], high[FTBNN_BLOCK];                                                             \
+    for (int p = 0; p < FTBNN_BLOCK; p++) {                                                                 \
+      low[p] = load(sums[p]);                                                                               \
+      high[p] = load(sums[p] + lanes);                                                                      \
+    }                                                                                                       \
+    for (int i = 0; i < inputs; i++, weights += features) {                                                 \
+      vector first = load(weights), second = load(weights + lanes);                                         \
+      for (int p = 0; p < FTBNN_BLOCK; p++) {                                                               \
+        vector value = spread(x[p][i]);                                                                     \
+        low[p] = add(low[p], multiply(value, first));                                                       \
+        high[p] = add(high[p], multiply(value, second));                                                    \
+      }                                                                                                     \
+    }                                                                                                       \
+    for (int p = 0; p < FTBNN_BLOCK; p++) {                                                                 \
+      store(sums[p], low[p]);                                                                               \
+      store(sums[p] + lanes, high[p]);                                                                      \
+    }                                                                                                       \
+  }
+
+#if defined(__AVX512F__) && !defined(FTBNN_PORTABLE)
+FTBNN_ACCUMULATE(ftbnn_accumulate_32, __m512, 16, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_set1_ps,
+                 _mm512_add_ps, _mm512_mul_ps)
+#endif
+#if defined(__AVX2__) && !defined(FTBNN_PORTABLE)
+FTBNN_ACCUMULATE(ftbnn_accumulate_16, __m256, 8, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_set1_ps,
+                 _mm256_add_ps, _mm256_mul_ps)
+#endif
+
 /* sums[p][o] += sum over i of x[p][i] * weights[i][o], for a chunk of outputs at FTBNN_BLOCK positions. */
 static inline void ftbnn_accumulate(const float *const x[FTBNN_BLOCK], int inputs,
                                     const float *restrict weights, int features, int chunk,
                                     float sums[FTBNN_BLOCK][FTBNN_CHUNK]) {
-#if defined(__AVX2__) && !defined(FTBNN_PORTABLE)
-  if (chunk == FTBNN_CHUNK) {
-    __m256 low[FTBNN_BLOCK], high[FTBNN_BLOCK];
-    for (int p = 0; p < FTBNN_BLOCK; p++) {
-      low[p] = _mm256_loadu_ps(sums[p]);
-      high[p] = _mm256_loadu_ps(sums[p] + 8);
-    }
-    for (int i = 0; i < inputs; i++, weights += features) {
-      __m256 first = _mm256_loadu_ps(weights), second = _mm256_loadu_ps(weights + 8);
-      for (int p = 0; p < FTBNN_BLOCK; p++) {
-        __m256 value = _mm256_set1_ps(x[p][i]);
-        low[p] = _mm256_add_ps(low[p], _mm256_mul_ps(value, first));
-        high[p] = _mm256_add_ps(high[p], _mm256_mul_ps(value, second));
-      }
-    }
-    for (int p = 0; p < FTBNN_BLOCK; p++) {
-      _mm256_storeu_ps(sums[p], low[p]);
-      _mm256_storeu_ps(sums[p] + 8, high[p]);
-    }
-    return;
+  int done = 0;
+#if defined(__AVX512F__) && !defined(FTBNN_PORTABLE)
+  for (; done + 32 <= chunk; done += 32) {
+    float *const at[FTBNN_BLOCK] = {sums[0] + done, sums[1] + done, sums[2] + done, sums[3] + done};
+    ftbnn_accumulate_32(x, inputs, weights + done, features, at);
   }
 #endif
-  for (int i = 0; i < inputs; i++, weights += features) {
+#if defined(__AVX2__) && !defined(FTBNN_PORTABLE)
+  for (; done + 16 <= chunk; done += 16) {
+    float *const at[FTBNN_BLOCK] = {sums[0] + done, sums[1] + done, sums[2] + done, sums[3] + done};
+    ftbnn_accumulate_16(x, inputs, weights + done, features, at);
+  }
+#endif
+  for (int i = 0; i < inputs && done < chunk; i++, weights += features) {
     for (int p = 0; p < FTBNN_BLOCK; p++) {
-      for (int o = 0; o < chunk; o++) sums[p][o] += x[p][i] * weights[o];
+      for (int o = done; o < chunk; o++) sums[p][o] += x[p][i] * weights[o];
     }
   }
 }

@@ -68,7 +68,11 @@ void ftbnn_run_stem(const ftbnn_stem *stem, const uint8_t *pixels, ftbnn_value *
   int inputs = stem->kernel * stem->channels, features = stem->features;
   ftbnn_value *rows = scratch->values;
   for (int top = 0; top < size; top++) {
-    for (int k = 0; k < stem->kernel; k++)
+    /* What the window above has read already moves up. */
+    int kept = top && stem->kernel > stem->stride ? stem->kernel - stem->stride : 0;
+    memmove(rows, rows + (size_t)(stem->kernel - kept) * row_length,
+            (size_t)kept * row_length * sizeof *rows);
+    for (int k = kept; k < stem->kernel; k++)
       read_row(stem, pixels, top * stem->stride - padding + k, padding, rows + (size_t)k * row_length);
     for (int left = 0; left < size; left += FTBNN_BLOCK) {
       int count = smaller(FTBNN_BLOCK, size - left);

@@ -5,7 +5,7 @@
 #include "ftbnn_binary.h"
 
 /* Output channels of a real convolution that are summed at once. */
-enum { FTBNN_CHUNK = 16 };
+enum { FTBNN_CHUNK = 32 };
 
 #include "ftbnn_arithmetic.h"
 
