@@ -48,6 +48,22 @@ _NUM_PROCESSES = flags.DEFINE_integer(
 _PROCESS_ID = flags.DEFINE_integer(
     "process_id", None, "With --distributed=HOST:PORT: which of them this is, from 0."
 )
+_FORMAT = flags.DEFINE_enum(
+    "format",
+    "safetensors",
+    ["safetensors", "c"],
+    "For export: c also writes the network as a program in portable C99, WORKDIR/c.",
+)
+_FIXED_POINT = flags.DEFINE_bool(
+    "fixed_point", False, "For export --format=c: integers between the convolutions, no floating point."
+)
+_RUNTIME = flags.DEFINE_enum(
+    "runtime",
+    "jax",
+    ["jax", "c"],
+    "For verify: jax compares the packed runtime with training; c builds WORKDIR/c with $CC and "
+    "compares that with the packed runtime.",
+)
 _JSON = flags.DEFINE_bool("json", False, "For verify, benchmark and audit: print JSON, no tables.")
 
 # Of compiled programs; a network's training step takes some 10 MB.
@@ -58,6 +74,8 @@ def main(argv: Sequence[str]) -> int:
     """Runs the mode that the flags ask for; returns the exit status."""
     if len(argv) > 1:
         raise UserError(f"{argv[1]}: unexpected; options are written --name=value")
+    if _FIXED_POINT.value and not (_MODE.value == "export" and _FORMAT.value == "c"):
+        raise UserError("--fixed_point: goes with --mode=export --format=c")
     for flag in (_CONFIG, _WORKDIR):
         if not flag.value:
             raise UserError(f"--{flag.name}: must be given; --help lists the options")
@@ -82,20 +100,30 @@ def main(argv: Sequence[str]) -> int:
     checkpoint.check_same_model(workdir, config, experiment)
 
     from ftbnn_jax.deploy import audit, benchmark_network, export, verify
+    from ftbnn_jax.deploy.c import export as c_export
+    from ftbnn_jax.deploy.c import verify as c_verify
     from ftbnn_jax.train import datasets, input_pipeline
 
     path = os.path.join(workdir, "model.safetensors")
+    c_folder = os.path.join(workdir, "c")
     if _MODE.value == "export":
-        return export.run(path, config, variables, experiment, step, _STABLEHLO.value)
+        status = export.run(path, config, variables, experiment, step, _STABLEHLO.value)
+        if status or _FORMAT.value != "c":
+            return status
     if _MODE.value == "benchmark":
         return benchmark_network.run(path, config, variables, _JSON.value)
     split = datasets.open_split(config, train=False)
     # The activations of every layer are kept for comparison: as many images at a time as fit anywhere.
     small = dataclasses.replace(config, batch_size=max(1, 128 * 32**2 // config.image_size**2))
     batches = input_pipeline.eval_batches(split, small, num_examples=_NUM_IMAGES.value)
+    if _MODE.value == "export":
+        return c_export.run(path, c_folder, batches, _FIXED_POINT.value)
     if _MODE.value == "audit":
         other = checkpoint.load_variables(workdir, _AGAINST.value)[0] if _AGAINST.value else None
         return audit.run(config, variables, experiment["channels"], batches, other, _JSON.value)
+    if _RUNTIME.value == "c":
+        network = config.model, config.num_classes
+        return c_verify.run(path, c_folder, *network, batches, _JSON.value)
     return verify.run(path, config, variables, batches, _JSON.value)
 
 

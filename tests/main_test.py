@@ -1,6 +1,7 @@
 """The command line, as a shell runs it."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -22,7 +23,7 @@ def run(repository, tmp_path):
         path = config if os.path.isabs(config) else str(repository / "configs" / config)
         result = subprocess.run(
             [sys.executable, "-m", "ftbnn_jax.main", f"--config={path}", *arguments],
-            env={**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(repository)},
+            env={**os.environ, "XLA_FLAGS": "", "CC": "cc", "PYTHONPATH": str(repository)},
             cwd=tmp_path,
             capture_output=True,
             text=True,
@@ -46,6 +47,7 @@ def run(repository, tmp_path):
         ("quickstart.py", ["--workdir=/dev/null/run"], ["--workdir=/dev/null/run", "cannot be written"]),
         ("quickstart.py", ["--mode=trian"], ["--mode=trian", "train"]),
         ("quickstart.py", ["--mode=export"], ["--workdir=run", "no checkpoints"]),
+        ("quickstart.py", ["--mode=export", "--fixed_point"], ["--fixed_point", "--format=c"]),
         ("quickstart.py", ["train"], ["train", "--name=value"]),
         ("quickstrat.py", [], ["quickstrat.py", "quickstart.py"]),
         ("derived44_g5.py:90", [], ["derived44_g5.py:90", "44 layers at 135"]),
@@ -78,6 +80,16 @@ def test_from_training_to_a_verified_packed_net(run, tmp_path):
         ("verify", ["bridge", "block2_1", "64 of 64 images"]),
     ):
         status, output, errors = run("derived44_g5.py", *arguments, f"--mode={mode}", "--stablehlo")
+        assert (status, errors) == (0, "")
+        for word in words:
+            assert word in output
+    for flags, words in (
+        (("--mode=export", "--format=c", "--fixed_point"), ["Exported as C", "fixed point"]),
+        (("--mode=verify", "--runtime=c", "--num_images=4"), ["block2_1", "4 of 4 images, 0 logits"]),
+    ):
+        if "--runtime=c" in flags and not shutil.which("cc"):
+            continue
+        status, output, errors = run("derived44_g5.py", *arguments, *flags)
         assert (status, errors) == (0, "")
         for word in words:
             assert word in output

@@ -1,7 +1,6 @@
 """Runs an artifact: every binary convolution on bits, the rest in float32. Needs numpy and jax alone."""
 
 import functools
-import math
 from typing import Any
 
 import jax
@@ -13,9 +12,11 @@ from ftbnn_jax.deploy import artifact as artifact_lib
 from ftbnn_jax.deploy import layout
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn.spec import BinaryConvPlan, ResNetSpec
-from ftbnn_jax.ops import activations, batch_norm, binary, bitpack, convolution, image, pooling, popcount
+from ftbnn_jax.ops import activations, batch_norm, binary, convolution, image, pooling, popcount
 
 Tensors = dict[str, Any]
+# What a binary convolution reads, float32 `[N, H, W, I]`, and gives, int32 `[N, H', W', O]`.
+Record = tuple[jax.Array, jax.Array]
 
 _SLICE = 64
 
@@ -38,13 +39,20 @@ class Runtime:
 
     def logits(self, images: Any) -> jax.Array:
         """Returns float32 `[N, num_classes]` for uint8 images `[N, H, W, C]` of any size."""
+        return _logits(*self._arguments(images))
+
+    def trace(self, images: Any) -> tuple[jax.Array, list[Record]]:
+        """Returns the logits, and input and integers of each binary convolution, one batch at once."""
+        return _trace(*self._arguments(images))
+
+    def _arguments(self, images: Any) -> tuple[Any, ...]:
         a = self.artifact
         if images.ndim != 4 or images.shape[-1] != a.channels or images.dtype != np.uint8:
             raise UserError(
                 f"images: uint8 [N, H, W, {a.channels}] expected, found {images.dtype} "
                 f"{list(images.shape)}"
             )
-        return _logits(self._tensors, images, a.spec, a.image_size, a.pixel_mean, a.pixel_std)
+        return self._tensors, images, a.spec, a.image_size, a.pixel_mean, a.pixel_std
 
     def predict(self, images: Any) -> np.ndarray:
         """Returns the most likely class of each image, int32 `[N]`, for any number of images.
@@ -93,11 +101,7 @@ def _prepare(artifact: artifact_lib.Artifact) -> Tensors:
         *path, leaf = name.split("/")
         functools.reduce(lambda node, key: node.setdefault(key, {}), path, nested)[leaf] = tensor
     for plan, size in zip(artifact.spec.plan(), input_sizes(artifact), strict=True):
-        shapes = layout.kernel_shapes(plan)
-        sizes = [math.prod(shape) for shape in shapes]
-        words = artifact.tensors[f"{plan.name}/conv/bits"]
-        bits = np.split(bitpack.unpack_stream(words, sum(sizes)), np.cumsum(sizes)[:-1])
-        kernels = [b.reshape(shape) for b, shape in zip(bits, shapes, strict=True)]
+        kernels = layout.unpack_kernels(plan, artifact.tensors[f"{plan.name}/conv/bits"])
         nested[plan.name]["conv"] = packed_conv(artifact.spec, plan).prepare(kernels, size, size)
     return jax.tree.map(jnp.asarray, nested)
 
@@ -140,8 +144,8 @@ def input_sizes(artifact: artifact_lib.Artifact) -> list[int]:
     return sizes
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
-def _logits(tensors, images, spec, image_size, pixel_mean, pixel_std):
+def _forward(tensors, images, spec, image_size, pixel_mean, pixel_std):
+    """Logits, and input and integers of every binary convolution."""
     x = image.standardize(images, image_size, pixel_mean, pixel_std)
     stem = tensors["stem"]
     x = convolution.conv2d(x, stem["conv"]["kernel"], spec.stem_stride, spec.stem_kernel // 2)
@@ -149,12 +153,21 @@ def _logits(tensors, images, spec, image_size, pixel_mean, pixel_std):
     x = _activation(stem, spec.stem_activation, x)
     if spec.stem_pool:
         x = pooling.max_pool(x)
+    records = []
     for plan in spec.plan():
-        x = _block(tensors[plan.name], spec, plan, x)
-    return jnp.dot(pooling.global_avg_pool(x), tensors["head"]["kernel"]) + tensors["head"]["bias"]
+        x, record = _block(tensors[plan.name], spec, plan, x)
+        records.append(record)
+    logits = jnp.dot(pooling.global_avg_pool(x), tensors["head"]["kernel"]) + tensors["head"]["bias"]
+    return logits, records
 
 
-def _block(tensors: Tensors, spec: ResNetSpec, plan: BinaryConvPlan, x: jax.Array) -> jax.Array:
+_trace = jax.jit(_forward, static_argnums=(2, 3, 4, 5))
+_logits = jax.jit(lambda *arguments: _forward(*arguments)[0], static_argnums=(2, 3, 4, 5))
+
+
+def _block(
+    tensors: Tensors, spec: ResNetSpec, plan: BinaryConvPlan, x: jax.Array
+) -> tuple[jax.Array, Record]:
     shortcut = x if plan.shortcut == "identity" else None
     if plan.shortcut == "duplicate":
         pooled = pooling.avg_pool_3x3(x)
@@ -163,10 +176,11 @@ def _block(tensors: Tensors, spec: ResNetSpec, plan: BinaryConvPlan, x: jax.Arra
     elif plan.shortcut == "conv":
         shortcut = convolution.conv2d(pooling.avg_pool_2x2(x), tensors["shortcut_conv"]["kernel"])
         shortcut = _batch_norm(tensors["shortcut_bn"], shortcut)
-    y = _batch_norm(tensors["bn"], _binary_conv(tensors["conv"], spec, plan, x))
+    sums = _binary_conv(tensors["conv"], spec, plan, x)
+    y = _batch_norm(tensors["bn"], sums)
     if shortcut is not None:
         y = y + shortcut
-    return _activation(tensors, plan.activation, y)
+    return _activation(tensors, plan.activation, y), (x, sums)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))

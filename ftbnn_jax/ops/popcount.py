@@ -93,7 +93,7 @@ class PackedConv:
         for band in self._bands():
             stacked = np.stack(kernels[first : first + band.groups])
             first += band.groups
-            entry = {"words": _pack_kernels(stacked)}
+            entry = {"words": pack_kernels(stacked)}
             if self.form != "and":
                 entry["border"] = self._border(stacked, height, width)
             prepared.append(entry)
@@ -210,8 +210,11 @@ def _materialized(function: Callable[[Any], Any], operand: Any) -> Any:
     return lax.cond(always, function, nothing, operand)
 
 
-def _pack_kernels(positive: np.ndarray) -> np.ndarray:
-    """Packs booleans `[groups, K, K, I, O]` into uint32 `[words of a window, groups, O]`."""
+def pack_kernels(positive: np.ndarray) -> np.ndarray:
+    """Packs booleans `[groups, K, K, I, O]` into uint32 `[words of a window, groups, O]`.
+
+    `windows` says in which order a window's bits stand.
+    """
     groups, size, _, features, outputs = positive.shape
     bits = np.transpose(positive, (4, 0, 1, 2, 3)).reshape(outputs, groups, size * size, features)
     whole = features - features % bitpack.WORD_BITS

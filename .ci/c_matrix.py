@@ -1,0 +1,105 @@
+"""Exported C programs under every compiler and processor that CI has: the same integers everywhere.
+
+    python .ci/c_matrix.py [ARTIFACT]
+
+runs the digits of scikit-learn through the artifact's program (by default the quickstart's), and a few
+images through small nets with random weights that have every kind of layer.
+"""
+
+import os
+import pathlib
+import shutil
+import sys
+import tempfile
+from concurrent import futures
+from typing import Any
+
+import numpy as np
+from sklearn import datasets
+
+_ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(_ROOT / "tests" / "deploy"))
+
+import c_programs  # noqa: E402
+
+from ftbnn_jax.deploy import runtime as runtime_lib  # noqa: E402
+from ftbnn_jax.deploy.c import build, export, fixed_point, generate  # noqa: E402
+
+_M32 = "-m32 -msse2 -mfpmath=sse"
+_AARCH64 = ("aarch64-linux-gnu-gcc -static", "qemu-aarch64")
+_ARMV7 = ("arm-linux-gnueabihf-gcc -static -march=armv7-a+fp", "qemu-arm")
+_ARMV7_NEON = ("arm-linux-gnueabihf-gcc -static -march=armv7-a+simd", "qemu-arm")
+# Compiler, emulator, and flags of each build; the ones marked run on every network.
+_BUILDS = [
+    *(("gcc", "", flags) for flags in ("-O0", "-O1", "-O2", "-O3", "-O3 -mavx2 -mpopcnt")),
+    *(("clang", "", flags) for flags in ("-O0", "-O1", "-O2", "-O3", "-O3 -mavx2 -mpopcnt")),
+    *((f"{compiler} {_M32}", "", flags) for compiler in ("gcc", "clang") for flags in ("-O0", "-O3")),
+    *((*machine, flags) for machine in (_AARCH64, _ARMV7, _ARMV7_NEON) for flags in ("-O0", "-O3")),
+    ("gcc", "", "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all"),
+]
+_EVERYWHERE = [
+    ("gcc", "", "-O3 -mavx2 -mpopcnt"),
+    ("clang", "", "-O3"),
+    (f"gcc {_M32}", "", "-O2"),
+    (*_AARCH64, "-O3"),
+    (*_ARMV7_NEON, "-O3"),
+]
+
+
+def _digits(count: int = 100) -> np.ndarray:
+    return np.round(datasets.load_digits().images[:count, ..., None] * (255 / 16)).astype(np.uint8)
+
+
+def _build_and_check(
+    folder: pathlib.Path, golden: bytes, compiler: str, emulator: str, flags: str
+) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as directory:
+        scratch = pathlib.Path(directory)
+        program = scratch / "test_model"
+        build.build(folder, program, ["-Werror", *flags.split()], command=compiler.split())
+        return build.check(program, golden, scratch, emulator.split())
+
+
+def _try(name: str, runtime: runtime_lib.Runtime, images: np.ndarray, builds: list, fixed: bool) -> None:
+    """Exits with a message unless every build passes and all have one checksum."""
+    fraction_bits = fixed_point.calibrate(runtime, images) if fixed else None
+    reference = export.Reference(runtime, fraction_bits)
+    golden = reference.golden(images)
+    with tempfile.TemporaryDirectory() as directory:
+        folder = pathlib.Path(directory) / "c"
+        files = generate.files(runtime.artifact, fraction_bits)
+        export.write(folder, {key: text.encode() for key, text in files.items()})
+        with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            found = list(pool.map(lambda b: _build_and_check(folder, golden, *b), builds))
+    for (compiler, _, flags), result in zip(builds, found, strict=True):
+        compared = sum(block["compared"] for block in result["blocks"])
+        differing = sum(block["differing"] for block in result["blocks"])
+        print(
+            f"{name} {'fixed' if fixed else 'float'}: {compiler} {flags}: {result['kernels']}: "
+            f"{differing} of {compared:,} integers differ, checksum {result['checksum']}",
+            flush=True,
+        )
+        if not result["passed"]:
+            sys.exit(f"error: {name}: {compiler} {flags}: integers differ")
+    checksums = {result["checksum"] for result in found}
+    if len(checksums) != 1:
+        sys.exit(f"error: {name}: not one checksum but {len(checksums)}")
+
+
+def main(path: str) -> None:
+    """Builds and runs everything."""
+    for compiler, emulator, _ in _BUILDS:
+        for program in (compiler.split()[0], *emulator.split()):
+            if shutil.which(program) is None:
+                sys.exit(f"error: {program}: not installed")
+    digits = runtime_lib.Runtime.load(path)
+    for fixed in (False, True):
+        _try("digits", digits, _digits(), _BUILDS, fixed)
+        for name in ("derived", "baseline", "prelu"):
+            net = c_programs.runtime(name)
+            images = c_programs.networks.images(net.artifact.image_size)
+            _try(name, net, images, _EVERYWHERE, fixed)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else str(_ROOT / "runs" / "quickstart" / "model.safetensors"))

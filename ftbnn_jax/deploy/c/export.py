@@ -1,0 +1,176 @@
+"""`--mode=export --format=c`: an artifact as a folder of C, with golden vectors of real images."""
+
+import contextlib
+import itertools
+import os
+import pathlib
+import shutil
+from collections.abc import Iterable
+
+import jax
+import numpy as np
+
+from ftbnn_jax.deploy import artifact as artifact_lib
+from ftbnn_jax.deploy import runtime as runtime_lib
+from ftbnn_jax.deploy.c import fixed_point, generate, golden, lowering
+from ftbnn_jax.errors import UserError
+from ftbnn_jax.report import print_table
+
+# Written last into a folder, and looked for before a folder is replaced.
+_MARK = "model.h"
+_CALIBRATION_IMAGES = 64
+_GOLDEN_IMAGES = 8
+_GOLDEN_BYTES = 16 * 2**20
+
+
+class Reference:
+    """What a C program is compared with: the runtime, or the emulation in fixed point.
+
+    Args:
+      runtime: the packed network.
+      fraction_bits: None for single precision.
+    """
+
+    def __init__(self, runtime: runtime_lib.Runtime, fraction_bits: int | None):
+        self.network = lowering.lower(runtime.artifact)
+        self._trace = runtime.trace
+        if fraction_bits is not None:
+            quantized = fixed_point.quantize(self.network, fraction_bits)
+            self._trace = fixed_point.Emulator(quantized, runtime).trace
+
+    def golden(self, images: np.ndarray) -> bytes:
+        """Returns the golden vectors of a batch, uint8 `[N, image_size, image_size, channels]`."""
+        logits, records = self._trace(images)
+        return golden.pack(self.network, images, records, np.asarray(logits))
+
+
+def real_images(batches: Iterable[dict[str, np.ndarray]], size: int) -> Iterable[np.ndarray]:
+    """Yields the images of weight above 0 of each batch, brought to `size` x `size`, uint8."""
+    for batch in batches:
+        images = batch["image"][batch["weight"] > 0]
+        n, height, width, channels = images.shape
+        if (height, width) != (size, size):
+            resized = jax.image.resize(images.astype(np.float32), (n, size, size, channels), "linear")
+            images = np.clip(np.rint(resized), 0, 255).astype(np.uint8)
+        if n:
+            yield images
+
+
+def run(
+    path: str,
+    folder: str,
+    batches: Iterable[dict[str, np.ndarray]],
+    with_fixed_point: bool = False,
+) -> int:
+    """Writes the artifact at `path` as C to `folder`, prints its sizes, returns the exit status.
+
+    Args:
+      path: of the artifact.
+      folder: replaced at once where it holds an earlier export.
+      batches: uint8 `image` and `weight`, for golden vectors and the range of fixed point.
+      with_fixed_point: integers instead of single precision between the convolutions.
+
+    Raises:
+      UserError: the artifact cannot be read or turned into C, or the folder cannot be written or is no
+        earlier export.
+    """
+    runtime = runtime_lib.Runtime.load(path)
+    artifact = runtime.artifact
+    images = _take(real_images(batches, artifact.image_size), _CALIBRATION_IMAGES)
+    fraction_bits = fixed_point.calibrate(runtime, images) if with_fixed_point else None
+    files: dict[str, bytes] = {
+        name: text.encode() for name, text in generate.files(artifact, fraction_bits).items()
+    }
+    reference = Reference(runtime, fraction_bits)
+    one = len(reference.golden(images[:1]))
+    files["golden.bin"] = reference.golden(
+        images[: int(np.clip(_GOLDEN_BYTES // one, 1, _GOLDEN_IMAGES))]
+    )
+    write(pathlib.Path(folder), files)
+    network = reference.network
+    print_table(
+        "Exported as C",
+        [
+            ("folder", folder),
+            ("between the convolutions", arithmetic_name(fraction_bits)),
+            ("memory beside the weights", f"{network.arena_bytes:,} bytes"),
+            ("golden vectors", f"{len(files['golden.bin']):,} bytes"),
+            ("to build and check", f"make -C {folder} check"),
+        ],
+    )
+    return 0
+
+
+def arithmetic_name(fraction_bits: int | None) -> str:
+    """Returns how a report calls an arithmetic."""
+    return "single precision" if fraction_bits is None else f"fixed point, {fraction_bits} fraction bits"
+
+
+def write(folder: pathlib.Path, files: dict[str, bytes]) -> None:
+    """Writes a folder so that it is there as a whole or not at all; an earlier export is replaced.
+
+    Raises:
+      UserError: it cannot be written, or something else is there.
+    """
+    new = folder.with_name(f"{folder.name}.tmp")
+    old = folder.with_name(f"{folder.name}.old")
+    if folder.exists() and not (folder / _MARK).is_file():
+        raise UserError(f"{folder}: is there already and is no earlier export; move it away")
+    try:
+        for leftover in (new, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        new.mkdir(parents=True)
+        for name, content in files.items():
+            (new / name).write_bytes(content)
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(new, folder)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            shutil.rmtree(new)
+        raise UserError(f"{folder}: cannot be written: {error.strerror}") from error
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def read_fraction_bits(folder: pathlib.Path) -> int | None:
+    """Returns the fraction bits of an exported folder, None for single precision.
+
+    Raises:
+      UserError: there is no such folder.
+    """
+    try:
+        lines = (folder / _MARK).read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{folder}: no exported C program; --mode=export --format=c writes it"
+        ) from error
+    found = [line.split()[-1] for line in lines if line.startswith("#define FTBNN_FRACTION_BITS ")]
+    if not found:
+        return None
+    if not found[0].isdecimal():
+        raise UserError(f"{folder / _MARK}: FTBNN_FRACTION_BITS {found[0]}: a number expected")
+    return int(found[0])
+
+
+def check_is_from(
+    folder: pathlib.Path, artifact: artifact_lib.Artifact, fraction_bits: int | None
+) -> None:
+    """Raises a UserError unless every file in the folder is what the artifact gives."""
+    for name, text in generate.files(artifact, fraction_bits).items():
+        path = folder / name
+        if not path.is_file() or path.read_bytes() != text.encode():
+            raise UserError(
+                f"{path}: not what the artifact gives; --mode=export --format=c writes it anew"
+            )
+
+
+def _take(batches: Iterable[np.ndarray], count: int) -> np.ndarray:
+    """Returns the first `count` images, or as many as there are."""
+    taken: list[np.ndarray] = []
+    for images in itertools.islice(batches, count):
+        taken.append(images)
+        if sum(map(len, taken)) >= count:
+            break
+    if not taken:
+        raise UserError("no test image: golden vectors need at least one")
+    return np.concatenate(taken)[:count]

@@ -1,0 +1,60 @@
+/* Binary 3x3 convolution, padding 1, in groups, on packed signs. The same in both arithmetics.
+ *
+ * With `a` and `w` the sign bits of a window and of a kernel, `m` set where the window holds no 0, and
+ * K the bits in a window, a sum is
+ *
+ *     XNOR     K - 2 count(a ^ w)                  inputs -1 and +1
+ *     AND      2 count(a & w) - count(a)           inputs 0 and +1
+ *     TERNARY  count(m) - 2 count(m & (a ^ w))     inputs -1, 0 and +1
+ *
+ * Padding is 0, so XNOR becomes TERNARY at the border, and TERNARY is XNOR where no input is 0.
+ */
+#ifndef FTBNN_BINARY_H
+#define FTBNN_BINARY_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum { FTBNN_XNOR, FTBNN_AND, FTBNN_TERNARY };
+
+/* Output positions convolved at once, and elements that may be written or read past the last one. */
+enum { FTBNN_BLOCK = 4, FTBNN_SLACK = 16 };
+
+typedef struct {
+  int height, width;       /* of the input */
+  int in_features;         /* channels that the convolution reads */
+  int features;            /* channels that it gives */
+  int groups;              /* as equal as can be, the last one takes the rest */
+  int stride;
+  int form;                /* FTBNN_XNOR, FTBNN_AND or FTBNN_TERNARY */
+  const uint32_t *weights; /* group after group, [words of a window][output channels] */
+} ftbnn_conv;
+
+/* The signs of an activation, two bits a value: [height][width][words of a position] each. In every
+ * position each group begins with a new word; the first channel is the lowest bit; spare bits are 0.
+ * Only TERNARY needs `nonzero`. */
+typedef struct {
+  uint32_t *positive, *nonzero;
+} ftbnn_signs;
+
+/* Words of one position. */
+int ftbnn_position_words(const ftbnn_conv *conv);
+
+/* Convolves `count` output positions, 1 to FTBNN_BLOCK, from number `first` on (row by row).
+ *
+ * windows: scratch of 2 * ftbnn_position_words + 2 * FTBNN_BLOCK * (words of the widest window) words.
+ * sums:    [FTBNN_BLOCK][features + FTBNN_SLACK]; those past `features` are meaningless. */
+void ftbnn_convolve(const ftbnn_conv *conv, ftbnn_signs signs, int first, int count, uint32_t *windows,
+                    int32_t *sums);
+
+static inline int ftbnn_output_size(int size, int stride) { return (size - 1) / stride + 1; }
+
+/* Channels of one group out of `groups`. */
+static inline int ftbnn_group_size(int channels, int groups, int group) {
+  int part = channels / groups;
+  return group == groups - 1 ? channels - part * (groups - 1) : part;
+}
+
+static inline int ftbnn_words(int bits) { return (bits + 31) / 32; }
+
+#endif

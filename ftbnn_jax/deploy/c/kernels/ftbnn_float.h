@@ -1,0 +1,158 @@
+/* Single precision between the binary convolutions.
+ *
+ * Every sum is taken in one fixed order, whatever the vector length, and nothing is contracted into fused
+ * multiply-adds, so that all compilers and processors give the same numbers.
+ */
+#ifndef FTBNN_ARITHMETIC_H
+#define FTBNN_ARITHMETIC_H
+
+#include <float.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX2__) && !defined(FTBNN_PORTABLE)
+#include <immintrin.h>
+#endif
+#if defined(__clang__)
+#pragma STDC FP_CONTRACT OFF
+#endif
+#if !defined(FLT_EVAL_METHOD) || FLT_EVAL_METHOD != 0
+#error "float arithmetic must be done in float: on 32-bit x86 compile with -msse2 -mfpmath=sse"
+#endif
+
+typedef float ftbnn_value;     /* what flows between the layers */
+typedef float ftbnn_parameter; /* of a batch norm or an activation */
+typedef float ftbnn_weight;    /* of a real convolution; a pixel in the network's scale */
+typedef float ftbnn_sum;       /* of values */
+typedef float ftbnn_pixel_sum; /* of the stem's products */
+
+typedef struct {
+  const float *multiplier, *offset;
+} ftbnn_norm;
+
+typedef struct {
+  int kind;
+  const float *negative, *positive;
+} ftbnn_activation;
+
+
+static inline ftbnn_value ftbnn_from_sum(ftbnn_sum sum, int shift, uint32_t *saturated) {
+  (void)shift, (void)saturated;
+  return sum;
+}
+
+static inline ftbnn_value ftbnn_mean(ftbnn_sum sum, int count) { return sum / (float)count; }
+
+static inline void ftbnn_add_values(int n, float *restrict y, const float *restrict x, uint32_t *saturated) {
+  (void)saturated;
+  for (int i = 0; i < n; i++) y[i] += x[i];
+}
+
+static inline void ftbnn_normalize(const ftbnn_norm *norm, int n, float *restrict y, uint32_t *saturated) {
+  const float *restrict multiplier = norm->multiplier, *restrict offset = norm->offset;
+  (void)saturated;
+  for (int i = 0; i < n; i++) y[i] = y[i] * multiplier[i] + offset[i];
+}
+
+static inline void ftbnn_prelu(const ftbnn_activation *activation, int n, float *restrict y,
+                               uint32_t *saturated) {
+  const float *restrict negative = activation->negative;
+  (void)saturated;
+  for (int i = 0; i < n; i++) {
+    float scaled = y[i] * negative[i];
+    y[i] = y[i] > 0 ? y[i] : scaled;
+  }
+}
+
+static inline void ftbnn_fprelu(const ftbnn_activation *activation, int n, float *restrict y,
+                                uint32_t *saturated) {
+  const float *restrict negative = activation->negative, *restrict positive = activation->positive;
+  (void)saturated;
+  for (int i = 0; i < n; i++) {
+    float up = y[i] * positive[i], down = y[i] * negative[i];
+    y[i] = y[i] > 0 ? up : down;
+  }
+}
+
+/* Signs of `bits` values, at most 32; up to 7 values after them may be read. A number below the smallest
+ * normal one counts as 0, since some processors take it for 0. */
+static inline void ftbnn_sign_bits(const float *x, int bits, uint32_t *above, uint32_t *below) {
+  *above = *below = 0;
+#if defined(__AVX2__) && !defined(FTBNN_PORTABLE)
+  const __m256 least = _mm256_set1_ps(FLT_MIN), most = _mm256_set1_ps(-FLT_MIN);
+  for (int i = 0; i < bits; i += 8) {
+    __m256 v = _mm256_loadu_ps(x + i);
+    *above |= (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(v, least, _CMP_GE_OQ)) << i;
+    *below |= (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(v, most, _CMP_LE_OQ)) << i;
+  }
+  if (bits < 32) {
+    *above &= ((uint32_t)1 << bits) - 1;
+    *below &= ((uint32_t)1 << bits) - 1;
+  }
+#else
+  for (int i = 0; i < bits; i++) {
+    *above |= (uint32_t)(x[i] >= FLT_MIN) << i;
+    *below |= (uint32_t)(x[i] <= -FLT_MIN) << i;
+  }
+#endif
+}
+
+/* As ftbnn_accumulate for the LANES * 2 outputs of a vector type, with the sums in registers. */
+#define FTBNN_ACCUMULATE(name, vector, lanes, load, store, spread, add, multiply)                          \
+  static inline void name(const float *const x[FTBNN_BLOCK], int inputs, const float *weights, int features, \
+                          float *const sums[FTBNN_BLOCK]) {                                                 \
+    vector low[FTBNN_BLOCK], high[FTBNN_BLOCK];                                                             \
+    for (int p = 0; p < FTBNN_BLOCK; p++) {                                                                 \
+      low[p] = load(sums[p]);                                                                               \
+      high[p] = load(sums[p] + lanes);                                                                      \
+    }                                                                                                       \
+    for (int i = 0; i < inputs; i++, weights += features) {                                                 \
+      vector first = load(weights), second = load(weights + lanes);                                         \
+      for (int p = 0; p < FTBNN_BLOCK; p++) {                                                               \
+        vector value = spread(x[p][i]);                                                                     \
+        low[p] = add(low[p], multiply(value, first));                                                       \
+        high[p] = add(high[p], multiply(value, second));                                                    \
+      }                                                                                                     \
+    }                                                                                                       \
+    for (int p = 0; p < FTBNN_BLOCK; p++) {                                                                 \
+      store(sums[p], low[p]);                                                                               \
+      store(sums[p] + lanes, high[p]);                                                                      \
+    }                                                                                                       \
+  }
+
+#if defined(__AVX512F__) && !defined(FTBNN_PORTABLE)
+FTBNN_ACCUMULATE(ftbnn_accumulate_32, __m512, 16, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_set1_ps,
+                 _mm512_add_ps, _mm512_mul_ps)
+#endif
+#if defined(__AVX2__) && !defined(FTBNN_PORTABLE)
+FTBNN_ACCUMULATE(ftbnn_accumulate_16, __m256, 8, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_set1_ps,
+                 _mm256_add_ps, _mm256_mul_ps)
+#endif
+
+/* sums[p][o] += sum over i of x[p][i] * weights[i][o], for a chunk of outputs at FTBNN_BLOCK positions. */
+static inline void ftbnn_accumulate(const float *const x[FTBNN_BLOCK], int inputs,
+                                    const float *restrict weights, int features, int chunk,
+                                    float sums[FTBNN_BLOCK][FTBNN_CHUNK]) {
+  int done = 0;
+#if defined(__AVX512F__) && !defined(FTBNN_PORTABLE)
+  for (; done + 32 <= chunk; done += 32) {
+    float *const at[FTBNN_BLOCK] = {sums[0] + done, sums[1] + done, sums[2] + done, sums[3] + done};
+    ftbnn_accumulate_32(x, inputs, weights + done, features, at);
+  }
+#endif
+#if defined(__AVX2__) && !defined(FTBNN_PORTABLE)
+  for (; done + 16 <= chunk; done += 16) {
+    float *const at[FTBNN_BLOCK] = {sums[0] + done, sums[1] + done, sums[2] + done, sums[3] + done};
+    ftbnn_accumulate_16(x, inputs, weights + done, features, at);
+  }
+#endif
+  for (int i = 0; i < inputs && done < chunk; i++, weights += features) {
+    for (int p = 0; p < FTBNN_BLOCK; p++) {
+      for (int o = done; o < chunk; o++) sums[p][o] += x[p][i] * weights[o];
+    }
+  }
+}
+
+#define ftbnn_accumulate_pixels ftbnn_accumulate
+
+#endif

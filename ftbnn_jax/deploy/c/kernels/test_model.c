@@ -1,0 +1,187 @@
+/* Checks this build against golden vectors: test_model [golden.bin]
+ *
+ * Every binary convolution runs on the very signs that reached it in the reference, and every integer is
+ * compared. Then the whole network runs on the images. In fixed point all of its integers must be those of
+ * the reference; in single precision a real convolution before may round another way in the last place,
+ * so that those are counted only. `checksum`, over all integers and logits of the whole network, is equal
+ * between all builds. Prints one JSON object, `classes` being the most likely one of each image; the exit
+ * status is 1 if an integer differs that must not.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "model.h"
+
+#ifdef FTBNN_FIXED_POINT
+#define EXACT 1
+#else
+#define EXACT 0
+#endif
+
+typedef struct {
+  int positions, plane; /* of the output; words of one bit of every input value */
+  uint32_t *positive, *nonzero;
+  int16_t *expected;
+  unsigned long compared, differing, end_to_end;
+} block_state;
+
+typedef struct {
+  block_state blocks[FTBNN_BLOCKS];
+  uint64_t checksum;
+} state;
+
+static ftbnn_net memory;
+
+static void fail(const char *message) {
+  fprintf(stderr, "error: %s\n", message);
+  exit(2);
+}
+
+static void *allocate(size_t count, size_t size) {
+  void *memory_block = calloc(count, size);
+  if (!memory_block) fail("out of memory");
+  return memory_block;
+}
+
+/* Little-endian, whatever this machine's order is. */
+static uint32_t read_number(FILE *file, int bytes) {
+  uint32_t number = 0;
+  for (int i = 0; i < bytes; i++) {
+    int byte = getc(file);
+    if (byte == EOF) fail("the golden vectors end early");
+    number |= (uint32_t)byte << (8 * i);
+  }
+  return number;
+}
+
+static void add_to_checksum(state *s, uint32_t number) {
+  for (int i = 0; i < 4; i++) s->checksum = (s->checksum ^ (number >> (8 * i) & 255)) * 1099511628211u;
+}
+
+static void prepare(state *s) {
+  s->checksum = 14695981039346656037u;
+  for (int i = 0; i < FTBNN_BLOCKS; i++) {
+    const ftbnn_conv *conv = &ftbnn_blocks[i].conv;
+    block_state *b = &s->blocks[i];
+    b->positions =
+        ftbnn_output_size(conv->height, conv->stride) * ftbnn_output_size(conv->width, conv->stride);
+    b->plane = conv->height * conv->width * ftbnn_position_words(conv);
+    b->positive = allocate((size_t)b->plane, sizeof *b->positive);
+    b->nonzero = allocate((size_t)b->plane, sizeof *b->nonzero);
+    b->expected = allocate((size_t)b->positions * (size_t)conv->features, sizeof *b->expected);
+    b->compared = b->differing = b->end_to_end = 0;
+  }
+}
+
+static void release(state *s) {
+  for (int i = 0; i < FTBNN_BLOCKS; i++) {
+    free(s->blocks[i].positive);
+    free(s->blocks[i].nonzero);
+    free(s->blocks[i].expected);
+  }
+}
+
+static void read_block(FILE *file, const ftbnn_conv *conv, block_state *b) {
+  for (int i = 0; i < b->plane; i++) b->positive[i] = read_number(file, 4);
+  if (conv->form == FTBNN_TERNARY) {
+    for (int i = 0; i < b->plane; i++) b->nonzero[i] = read_number(file, 4);
+  }
+  for (int i = 0; i < b->positions * conv->features; i++) {
+    uint32_t number = read_number(file, 2);
+    b->expected[i] = (int16_t)(number < 32768 ? (int32_t)number : (int32_t)number - 65536);
+  }
+}
+
+static unsigned long count_differing(const int32_t *sums, const int16_t *expected, int count) {
+  unsigned long found = 0;
+  for (int i = 0; i < count; i++) found += sums[i] != expected[i];
+  return found;
+}
+
+static void check_block(const ftbnn_conv *conv, block_state *b) {
+  ftbnn_signs signs = {b->positive, b->nonzero};
+  for (int first = 0; first < b->positions; first += FTBNN_BLOCK) {
+    int count = b->positions - first < FTBNN_BLOCK ? b->positions - first : FTBNN_BLOCK;
+    ftbnn_convolve(conv, signs, first, count, memory.windows, memory.sums);
+    for (int p = 0; p < count; p++)
+      b->differing += count_differing(memory.sums + p * (conv->features + FTBNN_SLACK),
+                                      b->expected + (first + p) * conv->features, conv->features);
+  }
+  b->compared += (unsigned long)b->positions * (unsigned long)conv->features;
+}
+
+static void observe(void *context, int block, int position, const int32_t *sums) {
+  state *s = context;
+  int features = ftbnn_blocks[block].conv.features;
+  s->blocks[block].end_to_end +=
+      count_differing(sums, s->blocks[block].expected + position * features, features);
+  for (int i = 0; i < features; i++) add_to_checksum(s, (uint32_t)sums[i]);
+}
+
+static int largest(const ftbnn_value *logits) {
+  int best = 0;
+  for (int i = 1; i < FTBNN_CLASSES; i++) best = logits[i] > logits[best] ? i : best;
+  return best;
+}
+
+int main(int argc, char **argv) {
+  static state s;
+  static uint8_t pixels[FTBNN_PIXEL_BYTES];
+  static ftbnn_value logits[FTBNN_CLASSES], expected[FTBNN_CLASSES];
+  const char *path = argc > 1 ? argv[1] : "golden.bin";
+  FILE *file = fopen(path, "rb");
+  if (!file) {
+    fprintf(stderr, "error: %s: cannot be read\n", path);
+    return 2;
+  }
+  const uint32_t header[] = {0x47425446u, FTBNN_PIXEL_BYTES, FTBNN_BLOCKS, FTBNN_CLASSES, EXACT};
+  for (size_t i = 0; i < sizeof header / sizeof *header; i++) {
+    if (read_number(file, 4) != header[i]) fail("golden vectors of another network");
+  }
+  uint32_t images = read_number(file, 4);
+  if (!images) fail("no golden vectors");
+  ftbnn_net *net;
+  prepare(&s);
+  if (ftbnn_init(&memory, sizeof memory, &net) || ftbnn_observe(net, observe, &s)) fail("init");
+
+  unsigned long saturated = 0, logits_differing = 0;
+  for (uint32_t image = 0; image < images; image++) {
+    if (fread(pixels, 1, sizeof pixels, file) != sizeof pixels) fail("the golden vectors end early");
+    for (int i = 0; i < FTBNN_BLOCKS; i++) {
+      read_block(file, &ftbnn_blocks[i].conv, &s.blocks[i]);
+      check_block(&ftbnn_blocks[i].conv, &s.blocks[i]);
+    }
+    for (int i = 0; i < FTBNN_CLASSES; i++) {
+      uint32_t bits = read_number(file, 4);
+      memcpy(&expected[i], &bits, 4);
+    }
+    int status = ftbnn_predict(net, pixels, sizeof pixels, logits, FTBNN_CLASSES);
+    if (status < 0) fail("predict");
+    saturated += status == FTBNN_SATURATED;
+    printf("%s%d", image ? ", " : "{\"classes\": [", largest(logits));
+    for (int i = 0; i < FTBNN_CLASSES; i++) {
+      uint32_t bits;
+      memcpy(&bits, &logits[i], 4);
+      add_to_checksum(&s, bits);
+      logits_differing += logits[i] != expected[i];
+    }
+  }
+  if (getc(file) != EOF) fail("the golden vectors go on behind their end");
+  fclose(file);
+
+  unsigned long wrong = EXACT ? logits_differing : 0;
+  printf("], \"kernels\": \"%s\", \"images\": %lu, \"saturated\": %lu, ", ftbnn_kernels(),
+         (unsigned long)images, saturated);
+  printf("\"logits_differing\": %lu, \"checksum\": \"%08lx%08lx\", \"blocks\": [", logits_differing,
+         (unsigned long)(s.checksum >> 32), (unsigned long)(s.checksum & 0xffffffffu));
+  for (int i = 0; i < FTBNN_BLOCKS; i++) {
+    block_state *b = &s.blocks[i];
+    wrong += b->differing + (EXACT ? b->end_to_end : 0);
+    printf("%s\n  {\"name\": \"%s\", \"compared\": %lu, \"differing\": %lu, \"end_to_end\": %lu}", i ? "," : "",
+           ftbnn_block_names[i], b->compared, b->differing, b->end_to_end);
+  }
+  printf("]}\n");
+  release(&s);
+  return wrong ? 1 : 0;
+}

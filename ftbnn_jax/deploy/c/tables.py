@@ -1,0 +1,97 @@
+"""The constants of a network as C arrays."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from ftbnn_jax.deploy import layout
+from ftbnn_jax.deploy.c import lowering
+from ftbnn_jax.errors import UserError
+from ftbnn_jax.ops import popcount
+
+_TYPES = {
+    np.dtype(np.uint32): "uint32_t",
+    np.dtype(np.int32): "int32_t",
+    np.dtype(np.int16): "int16_t",
+    np.dtype(np.float32): "float",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """One constant array.
+
+    Attributes:
+      name: in the C program.
+      values: uint32, int32, int16 or float32, any shape.
+    """
+
+    name: str
+    values: np.ndarray
+
+    @property
+    def declaration(self) -> str:
+        """What both the definition and the header say."""
+        return f"const {_TYPES[self.values.dtype]} {self.name}[{self.values.size}]"
+
+    def definition(self) -> str:
+        """Returns the array with its values, exact: floats are hexadecimal."""
+        flat = self.values.reshape(-1)
+        if self.values.dtype == np.float32:
+            # A float32 has 24 bits: the last digits of the double's are 0.
+            literals = [value.hex().replace("0000000p", "p") + "f" for value in flat.tolist()]
+        elif self.values.dtype == np.uint32:
+            literals = [f"0x{value:x}u" for value in flat.tolist()]
+        else:
+            literals = [str(value) for value in flat.tolist()]
+        lines = [", ".join(literals[i : i + 8]) for i in range(0, len(literals), 8)]
+        shape = " x ".join(str(n) for n in self.values.shape)
+        return f"/* {shape} */\n{self.declaration} = {{\n" + ",\n".join(lines) + "};\n"
+
+
+def name_of(tensor: str) -> str:
+    """Returns the C name of a tensor of the artifact."""
+    return "ftbnn_" + tensor.replace("/", "_")
+
+
+def binary_weights(network: lowering.Network) -> list[Table]:
+    """Returns the kernels of each binary convolution as the words that its windows meet."""
+    found = []
+    for block in network.blocks:
+        name = f"{block.plan.name}/conv/bits"
+        kernels = layout.unpack_kernels(block.plan, network.artifact.tensors[name])
+        words = [popcount.pack_kernels(kernel[None]).reshape(-1) for kernel in kernels]
+        # A vector of the last channels may reach beyond them.
+        words.append(np.zeros(lowering.SLACK, np.uint32))
+        found.append(Table(name_of(name), np.concatenate(words).astype(np.uint32)))
+    return found
+
+
+def float_tables(network: lowering.Network) -> list[Table]:
+    """Returns all other constants for the program in single precision.
+
+    Raises:
+      UserError: one of them is not finite.
+    """
+    artifact = network.artifact
+    pixels = np.arange(256, dtype=np.float32)
+    mean, std = standardization(artifact.pixel_mean, artifact.pixel_std, artifact.channels)
+    tensors: Mapping[str, np.ndarray] = {
+        "stem/pixels": (pixels - mean[:, None]) / std[:, None],
+        **{name: t for name, t in artifact.tensors.items() if t.dtype == np.float32},
+    }
+    for name, tensor in tensors.items():
+        check_finite(name, tensor)
+    return [Table(name_of(name), tensor) for name, tensor in sorted(tensors.items())]
+
+
+def standardization(mean: tuple[float, ...], std: tuple[float, ...], channels: int) -> np.ndarray:
+    """Returns mean and standard deviation of each channel, float32 `[2, channels]`."""
+    return np.stack([np.broadcast_to(np.float32(part), channels) for part in (mean, std)])
+
+
+def check_finite(name: str, tensor: np.ndarray) -> None:
+    """Raises a UserError where a tensor holds what C has no literal for."""
+    if not np.isfinite(tensor).all():
+        raise UserError(f"tensor {name!r}: holds a number that is not finite; C takes finite ones only")

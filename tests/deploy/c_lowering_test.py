@@ -1,0 +1,184 @@
+"""Memory, sizes and text of a C program, without a compiler."""
+
+import dataclasses
+
+import c_programs
+import networks
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ftbnn_jax.deploy import artifact as artifact_lib
+from ftbnn_jax.deploy import layout
+from ftbnn_jax.deploy.c import export, fixed_point, generate, lowering, memory, tables
+from ftbnn_jax.errors import UserError
+from ftbnn_jax.nn import spec as spec_lib
+
+_BUFFERS = st.lists(
+    st.tuples(st.integers(1, 9), st.integers(0, 5), st.integers(0, 3)).map(
+        lambda t: memory.Buffer(t[0], t[1], t[1] + t[2])
+    ),
+    max_size=8,
+)
+
+
+@given(_BUFFERS)
+def test_buffers_in_use_at_once_never_overlap(buffers):
+    offsets, total = memory.place(buffers)
+    for step in range(9):
+        taken = [
+            set(range(offset, offset + b.size))
+            for offset, b in zip(offsets, buffers, strict=True)
+            if b.first <= step <= b.last
+        ]
+        assert len(set().union(*taken)) == sum(map(len, taken))
+    assert total == max((o + b.size for o, b in zip(offsets, buffers, strict=True)), default=0)
+
+
+def test_a_chain_of_buffers_takes_two_places():
+    chain = [memory.Buffer(size, i, i + 1) for i, size in enumerate((8, 8, 4, 4, 2))]
+    assert memory.place(chain)[1] == 16
+
+
+def _without_values(spec, size=224, classes=1000):
+    """An artifact whose every tensor is 0 or, so that it can be quantised, 1."""
+    return artifact_lib.Artifact(
+        spec=spec,
+        num_classes=classes,
+        channels=3,
+        image_size=size,
+        pixel_mean=(120.0,),
+        pixel_std=(60.0,),
+        class_names=(),
+        step=0,
+        versions={},
+        tensors={
+            name: np.zeros(shape, dtype)
+            for name, (dtype, shape) in layout.tensors(spec, 3, classes).items()
+        },
+    )
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [spec_lib.baseline(), spec_lib.derived(34, 5), spec_lib.derived(44, 5), spec_lib.derived(18, 1)],
+)
+def test_memory_is_at_most_1_2_times_the_largest_pair_of_activations(spec):
+    network = lowering.lower(_without_values(spec))
+    first, size = spec.plan()[0], 56
+    # Stem and what its pool leaves, or what enters and leaves a block: float32 all.
+    pairs = [(112**2 + 56**2) * spec.stem_features, 112**2 * spec.stem_features + 224**2 * 3]
+    features = first.in_features
+    for plan in spec.plan():
+        out = size // plan.stride
+        pairs.append(size**2 * features + out**2 * plan.features)
+        size, features = out, plan.features
+    assert network.arena_bytes <= 1.2 * 4 * max(pairs)
+    assert network.largest_pair == max(pairs)
+
+
+def test_weights_are_at_most_1_02_times_the_packed_file():
+    artifact = _without_values(spec_lib.derived(44, 5))
+    network = lowering.lower(artifact)
+    packed = sum(tensor.nbytes for tensor in artifact.tensors.values())
+    constants = tables.binary_weights(network) + tables.float_tables(network)
+    assert sum(table.values.nbytes for table in constants) <= 1.02 * packed
+
+
+def test_the_same_artifact_gives_the_same_bytes_and_another_gives_others():
+    spec, size = c_programs.NETWORKS["two-valued"]
+    first, again = (networks.build(spec, size)[2] for _ in range(2))
+    other = networks.build(spec, size, seed=5)[2]
+    for bits in (None, 20):
+        assert generate.files(first, bits) == generate.files(again, bits)
+        assert generate.files(first, bits) != generate.files(other, bits)
+
+
+def test_the_program_names_layers_shapes_and_budget():
+    files = generate.files(c_programs.runtime("derived").artifact)
+    # 13 channels in groups of 4, 4 and 5; 26 in 8, 8 and 10.
+    budget = 9 * 10 * 10 * (4 * 4 + 4 * 4 + 5 * 5)
+    assert "block1_1: 10x10x13 -> 10x10x13, 3 groups, stride 1, ternary" in files["model.c"]
+    assert f"{budget:,} binary" in " ".join(files["model.c"].split())
+    assert f"{9 * 5 * 5 * (8 * 8 + 8 * 8 + 10 * 10):,} binary" in " ".join(files["model.c"].split())
+
+
+def test_class_names_of_any_kind_become_c_strings():
+    artifact = dataclasses.replace(
+        c_programs.runtime("derived").artifact, class_names=('a"b\\c', "??/1", "ü\n9")
+    )
+    program = generate.files(artifact)["model.c"]
+    for literal in (r'"a\042b\134c"', r'"\077\077/1"', r'"\303\274\0129"', '"class 3"', '"class 4"'):
+        assert literal in program
+
+
+@pytest.mark.parametrize("bits", [None, 20])
+def test_a_number_that_is_not_finite_is_refused(bits):
+    artifact = c_programs.runtime("derived").artifact
+    bad = {"head/bias": np.full(5, np.nan, np.float32)}
+    artifact = dataclasses.replace(artifact, tensors={**artifact.tensors, **bad})
+    with pytest.raises(UserError, match="'head/bias': holds a number that is not finite"):
+        generate.files(artifact, bits)
+
+
+def test_fixed_point_refuses_what_does_not_fit():
+    artifact = c_programs.runtime("derived").artifact
+    large = {"block1_1/bn/offset": np.full(13, 1e6, np.float32)}
+    artifact = dataclasses.replace(artifact, tensors={**artifact.tensors, **large})
+    with pytest.raises(UserError, match=r"'block1_1/bn': 1e.06 does not fit into fixed point of 20"):
+        generate.files(artifact, 20)
+
+
+@pytest.mark.parametrize("name", ["derived", "baseline", "prelu"])
+def test_fixed_point_is_near_single_precision(name):
+    net = c_programs.runtime(name)
+    images = networks.images(net.artifact.image_size)
+    bits = c_programs.exported(name, True)[0]
+    emulator = fixed_point.Emulator(fixed_point.quantize(lowering.lower(net.artifact), bits), net)
+    found, _ = emulator.trace(images)
+    expected = np.asarray(net.trace(images)[0])
+    assert emulator.saturated == 0
+    np.testing.assert_allclose(found * 2.0**-bits, expected, atol=1e-2 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("shift", [0, 1, 5])
+def test_shifts_round_to_the_nearest_halves_up(shift):
+    values = np.arange(-100, 101)
+    expected = np.floor(values / 2.0**shift + 0.5)
+    np.testing.assert_array_equal(fixed_point._shifted(values, shift), expected)
+
+
+def test_images_of_another_size_are_resized_and_filling_ones_left_out():
+    batch = {"image": networks.images(12, 4), "weight": np.array([1, 0, 1, 1])}
+    none = {"image": networks.images(9, 1), "weight": np.zeros(1)}
+    (found,) = export.real_images([batch, none], 9)
+    assert found.shape == (3, 9, 9, 3)
+    (same,) = export.real_images([batch], 12)
+    np.testing.assert_array_equal(same, batch["image"][[0, 2, 3]])
+
+
+def test_what_is_no_export_is_not_overwritten(tmp_path):
+    folder = tmp_path / "c"
+    folder.mkdir()
+    (folder / "notes").write_text("mine")
+    with pytest.raises(UserError, match="no earlier export"):
+        export.write(folder, {"model.h": b""})
+    assert (folder / "notes").read_text() == "mine"
+
+
+def test_an_export_takes_the_place_of_an_earlier_one(tmp_path):
+    folder = tmp_path / "c"
+    export.write(folder, {"model.h": b"1", "old.c": b""})
+    export.write(folder, {"model.h": b"2"})
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"model.h": b"2"}
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
+def test_a_runtime_traces_what_it_computes():
+    net = c_programs.runtime("derived")
+    images = networks.images(net.artifact.image_size)
+    logits, records = net.trace(images)
+    np.testing.assert_array_equal(logits, net.logits(images))
+    for plan, (x, sums) in zip(net.artifact.spec.plan(), records, strict=True):
+        np.testing.assert_array_equal(sums, net.binary_conv(plan, x))

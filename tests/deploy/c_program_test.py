@@ -1,0 +1,125 @@
+"""The exported C program: integers equal under every kernel, arithmetic and level of optimisation."""
+
+import re
+import subprocess
+
+import c_programs
+import networks
+import numpy as np
+import pytest
+
+from ftbnn_jax.deploy.c import build, export, fixed_point, lowering
+
+c_programs.need_compiler()
+
+_BUILDS = {
+    "-O0 with sanitizers": c_programs.SANITIZED,
+    "-O3": ("-O3", "-Werror"),
+    "this processor": ("-O3", "-march=native", "-Werror"),
+    "portable 64": ("-O2", "-march=native", "-DFTBNN_PORTABLE=64", "-Werror"),
+    "portable 32": ("-O2", "-DFTBNN_PORTABLE=32", "-Werror"),
+}
+
+
+@pytest.mark.parametrize("fixed", [False, True], ids=["float", "fixed"])
+@pytest.mark.parametrize("name", ["derived", "baseline", "two-valued", "prelu"])
+def test_no_integer_differs(tmp_path, name, fixed):
+    folder = c_programs.write(tmp_path / "c", name, fixed)
+    found = c_programs.check(folder, c_programs.exported(name, fixed)[2])
+    plans = c_programs.runtime(name).artifact.spec.plan()
+    assert found["passed"]
+    assert [block["name"] for block in found["blocks"]] == [plan.name for plan in plans]
+    for block in found["blocks"]:
+        assert block["compared"] > 0
+        assert block["differing"] == 0
+        assert not fixed or block["end_to_end"] == 0
+    if not fixed:
+        net = c_programs.runtime(name)
+        logits, _ = net.trace(networks.images(net.artifact.image_size))
+        np.testing.assert_array_equal(found["classes"], np.argmax(logits, -1))
+    if fixed:
+        assert found["logits_differing"] == found["saturated"] == 0
+
+
+@pytest.mark.parametrize(("name", "fixed"), [("derived", False), ("baseline", True)])
+def test_every_build_computes_the_same_numbers(tmp_path, name, fixed):
+    folder = c_programs.write(tmp_path / "c", name, fixed)
+    golden = c_programs.exported(name, fixed)[2]
+    found = [c_programs.check(folder, golden, flags) for flags in _BUILDS.values()]
+    assert all(result["passed"] for result in found)
+    assert len({result["checksum"] for result in found}) == 1
+    assert [result["kernels"] for result in found[-2:]] == ["portable, 64 bits", "portable, 32 bits"]
+
+
+def test_flipped_weight_bits_are_found_and_located(tmp_path):
+    _, files, golden = c_programs.exported("derived", False)
+    start = files["weights.c"].index("ftbnn_block1_2_conv_bits[")
+    head, tail = files["weights.c"][:start], files["weights.c"][start:]
+    word = re.search("0x([0-9a-f]+)u", tail)
+    flipped = f"{tail[: word.start()]}0x{int(word[1], 16) ^ 255:x}u{tail[word.end() :]}"
+    folder = c_programs.write(tmp_path / "c", "derived", weights_c=head + flipped)
+    found = c_programs.check(folder, golden)
+    assert not found["passed"]
+    assert [b["name"] for b in found["blocks"] if b["differing"]] == ["block1_2"]
+
+
+def test_one_wrong_slope_of_fixed_point_is_found_end_to_end(tmp_path):
+    _, files, golden = c_programs.exported("derived", True)
+    changed = re.sub(
+        r"(ftbnn_block1_1_act_positive_slope\[\d+\] = \{\n)-?\d+", r"\g<1>-999999999", files["weights.c"]
+    )
+    assert changed != files["weights.c"]
+    found = c_programs.check(
+        c_programs.write(tmp_path / "c", "derived", True, weights_c=changed), golden
+    )
+    assert not found["passed"]
+    assert all(block["differing"] == 0 for block in found["blocks"])
+
+
+def test_saturation_is_the_same_in_c_and_reported(tmp_path):
+    net = c_programs.runtime("none")
+    images = networks.images(net.artifact.image_size)
+    bits = 28  # Leaves room to 8: less than the activations take.
+    emulator = fixed_point.Emulator(fixed_point.quantize(lowering.lower(net.artifact), bits), net)
+    emulator.trace(images)
+    assert emulator.saturated > 0
+    files = c_programs.generate.files(net.artifact, bits)
+    folder = tmp_path / "c"
+    export.write(folder, {name: text.encode() for name, text in files.items()})
+    found = c_programs.check(folder, export.Reference(net, bits).golden(images), c_programs.SANITIZED)
+    assert found["passed"]
+    assert 0 < found["saturated"] <= found["images"]
+
+
+def test_golden_vectors_of_another_network_or_cut_short_are_refused(tmp_path):
+    folder = c_programs.write(tmp_path / "c", "derived")
+    golden = c_programs.exported("derived", False)[2]
+    program = tmp_path / "test_model"
+    build.build(folder, program, c_programs.SANITIZED)
+    for content, words in (
+        (c_programs.exported("baseline", False)[2], "another network"),
+        (golden[:-1], "end early"),
+        (golden[:10], "end early"),
+        (golden + b"x", "behind their end"),
+    ):
+        with pytest.raises(c_programs.UserError, match=words):
+            build.check(program, content, tmp_path)
+
+
+def test_code_is_small(tmp_path):
+    folder = c_programs.write(tmp_path / "c", "derived")
+    sources = [s for s in build.sources(folder) if not s.endswith(("weights.c", "test_model.c"))]
+    assert len(sources) == 3
+    command = [*build.compiler(), *build.STANDARD, *build.FLAGS, "-c", *sources]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    assert sum(path.stat().st_size for path in tmp_path.glob("*.o")) < 64 * 1024
+
+
+def test_make_builds_and_checks(tmp_path):
+    folder = c_programs.write(tmp_path / "c", "two-valued")
+    made = subprocess.run(
+        ["make", "-s", "check"], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert made.returncode == 0, made.stderr
+    assert '"differing": 0' in made.stdout
+    assert made.stderr == ""

@@ -1,0 +1,80 @@
+"""Networks exported to C for the tests, and a compiler to build them with."""
+
+import functools
+import pathlib
+
+import networks
+import pytest
+
+from ftbnn_jax.deploy import runtime as runtime_lib
+from ftbnn_jax.deploy.c import build, export, fixed_point, generate
+from ftbnn_jax.errors import UserError
+from ftbnn_jax.nn import spec as spec_lib
+
+_SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+STRICT = ("-O0", "-Werror")
+SANITIZED = ("-O0", "-g", "-Werror", *_SANITIZERS)
+
+# What, spec, image size: all shortcuts, activations and forms, uneven groups, sizes odd and even.
+NETWORKS = {
+    "derived": (
+        spec_lib.ResNetSpec(
+            blocks=(2, 1),
+            width=13,
+            groups=3,
+            stem_features=9,
+            stem_kernel=3,
+            stem_activation="prelu",
+            bridge=True,
+            downsample="duplicate",
+        ),
+        37,
+    ),
+    "baseline": (spec_lib.ResNetSpec(blocks=(2, 1), width=40, stem_features=40), 33),
+    "two-valued": (spec_lib.small((1, 2), 12, sign="two_valued", groups=5), 10),
+    "prelu": (
+        spec_lib.small((1, 2), 33, stem_activation="relu", activation="prelu", stem_stride=2),
+        11,
+    ),
+    "none": (spec_lib.small((2, 1), 17, activation="none", stage_end_activation="none"), 7),
+}
+
+
+def need_compiler() -> None:
+    """Skips the tests of a module where there is no C compiler."""
+    try:
+        build.compiler()
+    except UserError as error:
+        pytest.skip(str(error), allow_module_level=True)
+
+
+@functools.cache
+def runtime(name: str) -> runtime_lib.Runtime:
+    spec, size = NETWORKS[name]
+    return runtime_lib.Runtime(networks.build(spec, size)[2])
+
+
+@functools.cache
+def exported(name: str, fixed: bool):
+    """Returns fraction bits, files and golden vectors of a network."""
+    net = runtime(name)
+    images = networks.images(net.artifact.image_size)
+    fraction_bits = fixed_point.calibrate(net, images) if fixed else None
+    golden = export.Reference(net, fraction_bits).golden(images)
+    return fraction_bits, generate.files(net.artifact, fraction_bits), golden
+
+
+def write(folder: pathlib.Path, name: str, fixed: bool = False, **changed: str) -> pathlib.Path:
+    """Writes a network's program, `changed` text in the place of a file's (`model_c` for model.c)."""
+    _, files, golden = exported(name, fixed)
+    files = {**files, **{key.replace("_c", ".c"): text for key, text in changed.items()}}
+    contents = {key: text.encode() for key, text in files.items()} | {"golden.bin": golden}
+    export.write(folder, contents)
+    return folder
+
+
+def check(folder: pathlib.Path, golden: bytes, flags=STRICT):
+    """Builds and runs a folder's `test_model`."""
+    program = folder.parent / f"{folder.name}_test"
+    build.build(folder, program, flags)
+    return build.check(program, golden, folder.parent)
