@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ftbnn_jax.deploy import artifact as artifact_lib
 from ftbnn_jax.deploy import layout
-from ftbnn_jax.deploy.c import export, fixed_point, generate, lowering, memory, tables
+from ftbnn_jax.deploy.c import export, fixed_point, generate, golden, lowering, memory, tables
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn import spec as spec_lib
 
@@ -156,6 +156,14 @@ def test_images_of_another_size_are_resized_and_filling_ones_left_out():
     assert found.shape == (3, 9, 9, 3)
     (same,) = export.real_images([batch], 12)
     np.testing.assert_array_equal(same, batch["image"][[0, 2, 3]])
+
+
+@pytest.mark.parametrize("fixed", [False, True], ids=["float", "fixed"])
+@pytest.mark.parametrize("name", ["derived", "two-valued"])
+def test_golden_vectors_take_the_bytes_that_are_foreseen(name, fixed):
+    network = lowering.lower(c_programs.runtime(name).artifact)
+    content = c_programs.exported(name, fixed)[2]
+    assert len(content) == 6 * 4 + 3 * golden.image_bytes(network)
 
 
 def test_what_is_no_export_is_not_overwritten(tmp_path):

@@ -76,16 +76,20 @@ def run(
     """
     runtime = runtime_lib.Runtime.load(path)
     artifact = runtime.artifact
+    count = _GOLDEN_BYTES // golden.image_bytes(lowering.lower(artifact))
+    count = min(max(count, 1), _GOLDEN_IMAGES)
     images = _take(real_images(batches, artifact.image_size), _CALIBRATION_IMAGES)
-    fraction_bits = fixed_point.calibrate(runtime, images) if with_fixed_point else None
+    # One size of batch, so that the runtime is compiled once.
+    parts = [images[i : i + count] for i in range(0, len(images), count)]
+    parts = [part for part in parts if len(part) == len(parts[0])]
+    fraction_bits = None
+    if with_fixed_point:
+        fraction_bits = min(fixed_point.calibrate(runtime, part) for part in parts)
     files: dict[str, bytes] = {
         name: text.encode() for name, text in generate.files(artifact, fraction_bits).items()
     }
     reference = Reference(runtime, fraction_bits)
-    one = len(reference.golden(images[:1]))
-    files["golden.bin"] = reference.golden(
-        images[: int(np.clip(_GOLDEN_BYTES // one, 1, _GOLDEN_IMAGES))]
-    )
+    files["golden.bin"] = reference.golden(parts[0])
     write(pathlib.Path(folder), files)
     network = reference.network
     print_table(

@@ -16,6 +16,17 @@ from ftbnn_jax.ops import binary, bitpack
 _MAGIC = 0x47425446
 
 
+def image_bytes(network: lowering.Network) -> int:
+    """Returns how many bytes one image takes, with all that belongs to it."""
+    artifact = network.artifact
+    blocks = sum(
+        4 * block.plane * (2 if block.form == "ternary" else 1)
+        + 2 * block.out_size**2 * block.plan.features
+        for block in network.blocks
+    )
+    return artifact.image_size**2 * artifact.channels + blocks + 4 * artifact.num_classes
+
+
 def pack(
     network: lowering.Network,
     images: np.ndarray,
