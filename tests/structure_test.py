@@ -39,6 +39,7 @@ _WITHOUT = {
     "nn": _FRAMEWORKS - {"flax"},
     # What a device or a server loads an artifact with.
     "deploy.runtime": _FRAMEWORKS,
+    "deploy.onnx_network": _FRAMEWORKS,
 }
 _MAY_MENTION_CONFIG_DICT = {"main", "config", "train.loop"}
 

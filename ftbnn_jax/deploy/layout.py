@@ -30,6 +30,14 @@ def kernel_bits(plan: BinaryConvPlan) -> int:
     return sum(math.prod(shape) for shape in kernel_shapes(plan))
 
 
+def unpack_kernels(plan: BinaryConvPlan, words: np.ndarray) -> list[np.ndarray]:
+    """Returns the kernels in `conv/bits`, booleans `[3, 3, I_g, O_g]`, True for +1, one a group."""
+    shapes = kernel_shapes(plan)
+    sizes = [math.prod(shape) for shape in shapes]
+    bits = np.split(bitpack.unpack_stream(words, sum(sizes)), np.cumsum(sizes)[:-1])
+    return [b.reshape(shape) for b, shape in zip(bits, shapes, strict=True)]
+
+
 def tensors(
     spec: ResNetSpec, channels: int, num_classes: int
 ) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:

@@ -1,7 +1,6 @@
 """Runs an artifact: every binary convolution on bits, the rest in float32. Needs numpy and jax alone."""
 
 import functools
-import math
 from typing import Any
 
 import jax
@@ -13,7 +12,7 @@ from ftbnn_jax.deploy import artifact as artifact_lib
 from ftbnn_jax.deploy import layout
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn.spec import BinaryConvPlan, ResNetSpec
-from ftbnn_jax.ops import activations, batch_norm, binary, bitpack, convolution, image, pooling, popcount
+from ftbnn_jax.ops import activations, batch_norm, binary, convolution, image, pooling, popcount
 
 Tensors = dict[str, Any]
 
@@ -93,11 +92,7 @@ def _prepare(artifact: artifact_lib.Artifact) -> Tensors:
         *path, leaf = name.split("/")
         functools.reduce(lambda node, key: node.setdefault(key, {}), path, nested)[leaf] = tensor
     for plan, size in zip(artifact.spec.plan(), input_sizes(artifact), strict=True):
-        shapes = layout.kernel_shapes(plan)
-        sizes = [math.prod(shape) for shape in shapes]
-        words = artifact.tensors[f"{plan.name}/conv/bits"]
-        bits = np.split(bitpack.unpack_stream(words, sum(sizes)), np.cumsum(sizes)[:-1])
-        kernels = [b.reshape(shape) for b, shape in zip(bits, shapes, strict=True)]
+        kernels = layout.unpack_kernels(plan, artifact.tensors[f"{plan.name}/conv/bits"])
         nested[plan.name]["conv"] = packed_conv(artifact.spec, plan).prepare(kernels, size, size)
     return jax.tree.map(jnp.asarray, nested)
 
