@@ -1,10 +1,14 @@
 """The networks as ONNX models, against the packed runtime."""
 
+import json
+
 import jax.numpy as jnp
 import networks
 import numpy as np
 import pytest
 
+from ftbnn_jax.deploy import artifact as artifact_lib
+from ftbnn_jax.deploy import benchmark, benchmark_network
 from ftbnn_jax.deploy import runtime as runtime_lib
 from ftbnn_jax.nn import spec as spec_lib
 from ftbnn_jax.ops import popcount
@@ -94,3 +98,46 @@ def test_a_layer_sums_products_of_signs(form, widths, sign, stride):
     ]
     np.testing.assert_array_equal(found, np.concatenate(expected, axis=1))
     assert found.dtype == (np.int32 if form == "int8" else np.float32)
+
+
+def test_the_benchmarks_time_onnxruntime_in_the_same_run(tmp_path, capsys, monkeypatch):
+    def medians(calls):
+        assert all(np.all(np.isfinite(call())) for call in calls)
+        return [10.0 + i for i, _ in enumerate(calls)]
+
+    monkeypatch.setattr(benchmark, "medians", medians)
+    monkeypatch.setattr(benchmark, "BATCHES", (2,))
+    monkeypatch.setattr(popcount, "FORMS", ("ternary",))
+    config, variables, artifact = networks.build(spec_lib.small((1,), 4, groups=3), 8)
+    found = benchmark_network.rows(config, variables, runtime_lib.Runtime(artifact))
+    monkeypatch.setattr(benchmark_network, "rows", lambda *args: found)
+    path = str(tmp_path / "model.safetensors")
+    artifact_lib.save(path, artifact)
+    assert benchmark_network.run(path, config, variables, as_json=True) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert benchmark.main(["5:4:3", "--json"]) == 0
+    rows += json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in rows] == ["block1_1", "whole network", "5x5, 4 channels, 3 groups"]
+    names = ("float_ms", "packed_ms", "onnx_float32_ms", "onnx_int8_ms")
+    assert {tuple(row[name] for name in names) for row in rows} == {(10, 11, 12, 13)}
+
+    assert benchmark_network.run(path, config, variables) == 0
+    text = capsys.readouterr().out
+    assert text.count("onnxruntime") == 2
+    assert text.count("12.000") == text.count("13.000") == 2
+    assert "onnxruntime float32    12.000 ms  int8    13.000 ms" in benchmark.line(found[0])
+
+
+def test_a_layer_with_other_integers_is_not_timed(monkeypatch):
+    class Wrong:
+        FORMS = onnx_network.FORMS
+        layer = onnx_network.layer
+
+        @staticmethod
+        def load(model, threads):
+            run = onnx_network.load(model, threads)
+            return lambda x: run(x) + 1
+
+    monkeypatch.setattr(benchmark, "onnx_network", Wrong)
+    with pytest.raises(AssertionError, match="a: packed and onnxruntime's results differ"):
+        benchmark.layer("a", popcount.PackedConv((4,), (4,)), 5, 1)
