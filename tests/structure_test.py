@@ -15,7 +15,7 @@ _ROOT = pathlib.Path(ftbnn_jax.__file__).parent
 # or for a package with all that is in it. `nn.spec` and the plan it returns are below `nn`, since the
 # packed runtime needs them.
 _LAYERS = (
-    ("errors", "heap", "report"),
+    ("errors", "machine", "report"),
     ("ops",),
     ("nn.plan",),
     ("nn.spec",),
@@ -39,6 +39,7 @@ _WITHOUT = {
     "nn": _FRAMEWORKS - {"flax"},
     # What a device or a server loads an artifact with.
     "deploy.runtime": _FRAMEWORKS,
+    "deploy.onnx_network": _FRAMEWORKS,
 }
 _MAY_MENTION_CONFIG_DICT = {"main", "config", "train.loop"}
 

@@ -7,9 +7,13 @@ Both sides alternate in one run and medians are compared, so that a busy machine
 takes all cores; for one thread, pin the process and turn XLA's thread pool off:
 
     XLA_FLAGS="--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1" taskset -c 0 python ...
+
+With the extra `onnx`, onnxruntime takes its turn in the same run, on as many threads, in float32 and in
+int8 (`onnx_network`).
 """
 
 import dataclasses
+import functools
 import json
 import sys
 import time
@@ -20,12 +24,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ftbnn_jax import heap
+from ftbnn_jax import machine
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.ops import binary, convolution, popcount
 
+try:
+    from ftbnn_jax.deploy import onnx_network
+except ImportError:
+    onnx_network = None
+
 BATCHES = (1, 8)
 LAYERS = ("56:64:1", "28:128:1", "14:256:1", "7:512:1", "28:200:5", "14:480:5")
+
+NO_ONNX = "not compared with onnxruntime: pip install -e '.[onnx]' adds it"
 
 _ROUNDS = 15
 _TURN_MS = 10.0
@@ -43,6 +54,8 @@ class Row:
       float_ms: median time of the float32 formulation, in ms.
       packed_ms: median time of the packed one, binarising and packing included, in ms.
       binary_ops: additions and multiplications of signs that one call replaces.
+      onnx_float32_ms: median time of onnxruntime, all in float32, in ms; None where it is not installed.
+      onnx_int8_ms: the same with the binary convolutions in int8.
     """
 
     name: str
@@ -51,6 +64,8 @@ class Row:
     float_ms: float
     packed_ms: float
     binary_ops: int
+    onnx_float32_ms: float | None = None
+    onnx_int8_ms: float | None = None
 
     @property
     def ratio(self) -> float:
@@ -65,6 +80,19 @@ class Row:
     def to_dict(self) -> dict[str, Any]:
         """Returns fields, ratio and G binary operations a second."""
         return {**dataclasses.asdict(self), "ratio": self.ratio, "gops": self.gops}
+
+
+def onnx_calls(build: Callable[[str], Any], x: np.ndarray) -> list[Callable[[], np.ndarray]]:
+    """Returns one call of onnxruntime for each of its forms; none where it is not installed.
+
+    Args:
+      build: returns the model of a form.
+      x: what to run it on.
+    """
+    if onnx_network is None:
+        return []
+    loaded = [onnx_network.load(build(form), machine.num_cores()) for form in onnx_network.FORMS]
+    return [functools.partial(run, x) for run in loaded]
 
 
 def medians(calls: Sequence[Callable[[], Any]], rounds: int = _ROUNDS) -> list[float]:
@@ -122,11 +150,19 @@ def layer(name: str, conv: popcount.PackedConv, size: int, batch: int) -> Row:
         x = binary.sign_activation(x, two_valued=conv.form == "xnor")
         return binary.grouped_conv2d(x, signs, conv.stride, conv.padding)
 
+    others = onnx_calls(
+        lambda form: onnx_network.layer(conv, kernels, form),
+        np.ascontiguousarray(x.transpose(0, 3, 1, 2)),
+    )
     x = jnp.asarray(x)
-    if not np.array_equal(packed(weights, x), real(signs, x)):
+    integers = np.asarray(packed(weights, x))
+    if not np.array_equal(integers, real(signs, x)):
         raise AssertionError(f"{name}: packed and float32 results differ")
-    float_ms, packed_ms = medians([lambda: real(signs, x), lambda: packed(weights, x)])
-    return Row(name, conv.form, batch, float_ms, packed_ms, operations(conv, size) * batch)
+    for call in others:
+        if not np.array_equal(integers, call().transpose(0, 2, 3, 1)):
+            raise AssertionError(f"{name}: packed and onnxruntime's results differ")
+    times = medians([lambda: real(signs, x), lambda: packed(weights, x), *others])
+    return Row(name, conv.form, batch, *times[:2], operations(conv, size) * batch, *times[2:])
 
 
 def operations(conv: popcount.PackedConv, size: int) -> int:
@@ -155,7 +191,7 @@ def main(arguments: Sequence[str]) -> int:
     """Times the layers that the arguments name, in all forms, and prints a table or JSON."""
     as_json = "--json" in arguments
     layers = [parse_layer(a) for a in arguments if a != "--json"] or [parse_layer(a) for a in LAYERS]
-    heap.keep_memory()
+    machine.keep_memory()
     rows = []
     for batch in BATCHES:
         for size, channels, groups in layers:
@@ -167,15 +203,20 @@ def main(arguments: Sequence[str]) -> int:
                     print(line(rows[-1]), flush=True)
     if as_json:
         print(json.dumps([row.to_dict() for row in rows]))
+    elif onnx_network is None:
+        print(NO_ONNX)
     return 0
 
 
 def line(row: Row) -> str:
     """Returns a row as text."""
-    return (
+    text = (
         f"batch {row.batch}  {row.name:34} {row.form:8} float32 {row.float_ms:9.3f} ms  "
         f"packed {row.packed_ms:9.3f} ms  {row.ratio:5.1f} times as fast  {row.gops:8.1f} Gop/s"
     )
+    if row.onnx_int8_ms is None:
+        return text
+    return f"{text}  onnxruntime float32 {row.onnx_float32_ms:9.3f} ms  int8 {row.onnx_int8_ms:9.3f} ms"
 
 
 if __name__ == "__main__":

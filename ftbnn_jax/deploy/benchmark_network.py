@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import rich.table
 
-from ftbnn_jax import heap
+from ftbnn_jax import machine
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.deploy import benchmark
 from ftbnn_jax.deploy import runtime as runtime_lib
@@ -53,9 +53,13 @@ def rows(
             found.append(benchmark.layer(name, conv, size, batch))
         shape = (batch, config.image_size, config.image_size, runtime.artifact.channels)
         images = jnp.asarray(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
-        times = benchmark.medians([lambda: real(variables, images), lambda: runtime.logits(images)])  # noqa: B023
+        others = benchmark.onnx_calls(
+            lambda form: benchmark.onnx_network.network(runtime.artifact, form), np.asarray(images)
+        )
+        calls = [lambda: real(variables, images), lambda: runtime.logits(images), *others]  # noqa: B023
+        times = benchmark.medians(calls)
         total = sum(benchmark.operations(conv, size) for conv, size in convs) * batch
-        found.append(benchmark.Row("whole network", "", batch, *times, total))
+        found.append(benchmark.Row("whole network", "", batch, *times[:2], total, *times[2:]))
     return found
 
 
@@ -67,19 +71,23 @@ def run(path: str, config: TrainConfig, variables: dict[str, Any], as_json: bool
     """
     runtime = runtime_lib.Runtime.load(path)
     runtime_lib.check_same_network(path, runtime.artifact, config.model, config.num_classes)
-    heap.keep_memory()
+    machine.keep_memory()
     found = rows(config, variables, runtime)
     packed_bytes = os.path.getsize(path)
     float_bytes = sum(4 * leaf.size for leaf in jax.tree.leaves(variables))
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads = machine.num_cores()
     if as_json:
         sizes = {"packed_bytes": packed_bytes, "float32_bytes": float_bytes, "processors": threads}
         print(json.dumps({"rows": [row.to_dict() for row in found], **sizes}))
         return 0
     table = rich.table.Table(title=f"Timed on {threads} processors", title_justify="left")
-    for header in ("batch", "what", "form", "float32 ms", "packed ms", "times as fast", "Gop/s"):
+    headers = ["batch", "what", "form", "float32 ms", "packed ms", "times as fast", "Gop/s"]
+    if benchmark.onnx_network is not None:
+        headers += ["onnxruntime float32 ms", "onnxruntime int8 ms"]
+    for header in headers:
         table.add_column(header, justify="left" if header in ("what", "form") else "right")
     for row in found:
+        others = [ms for ms in (row.onnx_float32_ms, row.onnx_int8_ms) if ms is not None]
         table.add_row(
             str(row.batch),
             row.name,
@@ -88,10 +96,13 @@ def run(path: str, config: TrainConfig, variables: dict[str, Any], as_json: bool
             f"{row.packed_ms:.3f}",
             f"{row.ratio:.1f}",
             f"{row.gops:.1f}",
+            *(f"{ms:.3f}" for ms in others),
         )
     console.print(table)
     console.print(
-        f"medians, both sides alternating, freed memory kept by the C library. File: {packed_bytes:,} "
+        f"medians, all sides alternating, freed memory kept by the C library. File: {packed_bytes:,} "
         f"bytes, the float32 variables: {float_bytes:,}, {float_bytes / packed_bytes:.1f} times as many"
     )
+    if benchmark.onnx_network is None:
+        console.print(benchmark.NO_ONNX, markup=False)
     return 0

@@ -31,7 +31,7 @@ def kernel_bits(plan: BinaryConvPlan) -> int:
 
 
 def unpack_kernels(plan: BinaryConvPlan, words: np.ndarray) -> list[np.ndarray]:
-    """Returns the weights of each group, boolean `[3, 3, I_g, O_g]`, from an artifact's `conv/bits`."""
+    """Returns the kernels in `conv/bits`, booleans `[3, 3, I_g, O_g]`, True for +1, one a group."""
     shapes = kernel_shapes(plan)
     sizes = [math.prod(shape) for shape in shapes]
     bits = np.split(bitpack.unpack_stream(words, sum(sizes)), np.cumsum(sizes)[:-1])

@@ -25,7 +25,7 @@ import rich.table
 from PIL import Image
 
 from ftbnn_jax import config as config_lib
-from ftbnn_jax import heap, report
+from ftbnn_jax import machine, report
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.train import datasets, decode, input_pipeline, records, stream
@@ -114,8 +114,8 @@ def measure(config: TrainConfig, seconds: float) -> dict[str, Any]:
     if not isinstance(split, records.RecordSplit):
         raise UserError(f"config.augment={config.augment!r}: no images are decoded; use 'resized_crop'")
     split = split.head(_MOST_IMAGES)
-    heap.keep_memory()
-    cores = stream.num_cores()
+    machine.keep_memory()
+    cores = machine.num_cores()
     variants = _variants(split, config, cores)
     budget = seconds / _ROUNDS / len(variants)
     rounds = [{name: variant(budget) for name, variant in variants.items()} for _ in range(_ROUNDS)]

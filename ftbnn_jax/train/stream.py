@@ -1,12 +1,11 @@
 """Batches decoded by tf.data, or one image at a time where a record is corrupt."""
 
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from ftbnn_jax import heap, report
+from ftbnn_jax import machine, report
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.train import datasets, decode, records
@@ -44,7 +43,7 @@ class Stream:
         train: bool,
     ):
         self._tf = records.import_tensorflow()
-        heap.keep_memory()
+        machine.keep_memory()
         self._split = split
         self._config = config
         self._indices_of = indices_of
@@ -76,7 +75,7 @@ class Stream:
             step += 1
 
     def _fast(self, first_step: int, last_step: int) -> Iterator[Batch]:
-        tf, split, cores = self._tf, self._split, num_cores()
+        tf, split, cores = self._tf, self._split, machine.num_cores()
 
         def read(step):
             indices, positions = self._indices_of(int(step))
@@ -137,11 +136,6 @@ class Stream:
         else:
             image = decode.center_crop(tf, image, self._config, channels)
         return {"image": image, "label": label}
-
-
-def num_cores() -> int:
-    """Returns how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def parse(tf: Any, split: records.RecordSplit, serialized: Any) -> tuple[Any, Any]:

@@ -60,6 +60,29 @@ def test_the_micro_benchmark_times_every_form_at_each_batch(capsys):
         assert row["gops"] > 0
 
 
+def test_without_onnxruntime_a_line_says_what_would_add_it(built, tmp_path, capsys, monkeypatch):
+    row = benchmark.Row("a", "and", 1, 4.0, 2.0, 10)
+    monkeypatch.setattr(benchmark, "onnx_network", None)
+    monkeypatch.setattr(benchmark, "layer", lambda *args: row)
+    monkeypatch.setattr(benchmark_network, "rows", lambda *args: [row])
+    assert benchmark.onnx_calls(lambda form: None, np.zeros(1)) == []
+    assert benchmark.main(["5:12:5"]) == 0
+    text = capsys.readouterr().out
+    assert text.splitlines()[-1] == benchmark.NO_ONNX
+    assert text.count("onnxruntime") == 1
+
+    config, variables, artifact = built
+    path = str(tmp_path / "model.safetensors")
+    artifact_lib.save(path, artifact)
+    assert benchmark_network.run(path, config, variables) == 0
+    text = capsys.readouterr().out
+    assert benchmark.NO_ONNX in text
+    assert text.count("onnxruntime") == 1
+    assert benchmark_network.run(path, config, variables, as_json=True) == 0
+    (found,) = json.loads(capsys.readouterr().out)["rows"]
+    assert found["onnx_float32_ms"] is found["onnx_int8_ms"] is None
+
+
 def test_a_network_is_timed_layer_by_layer_and_whole(built, tmp_path, capsys):
     config, variables, artifact = built
     path = str(tmp_path / "model.safetensors")

@@ -1,6 +1,12 @@
-"""How the C library hands out memory."""
+"""The machine that the process runs on: its cores, and how its C library hands out memory."""
 
 import ctypes
+import os
+
+
+def num_cores() -> int:
+    """Returns how many cores this process may use; JAX takes as many threads."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def keep_memory() -> None:
