@@ -119,9 +119,11 @@ def _tfds_builder(dataset: str, data_dir: str) -> Any:
     except (ValueError, OSError) as error:
         raise UserError(f"config.dataset={dataset!r}: {str(error).splitlines()[0]}") from error
     if not builder.info.splits:
+        archived = name == "imagenet2012"
+        command = "launch/prepare_imagenet.sh" if archived else f"tfds build {dataset}"
         raise UserError(
             f"config.dataset={dataset!r}: not prepared in {root}; prepare it with "
-            f"`tfds build {dataset} --data_dir={root}`, or name its place with --config.data_dir"
+            f"`{command} --data_dir={root}`, or name its place with --config.data_dir"
         )
     return builder
 

@@ -173,9 +173,9 @@ def prepare(manual_dir: pathlib.Path, data_dir: pathlib.Path, *, dry_run: bool =
     checked = not (data_dir / _NAME).exists()
     if checked:
         _check(manual_dir, data_dir)
-    from ftbnn_jax.train import datasets
+    from ftbnn_jax.train import records
 
-    tf = datasets.import_tensorflow()
+    tf = records.import_tensorflow()
     import tensorflow_datasets as tfds
 
     builder = tfds.builder(_NAME, data_dir=data_dir)
