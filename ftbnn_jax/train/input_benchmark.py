@@ -144,20 +144,15 @@ def _variants(
     images, windows = _sample(split, config.seed)
     size, channels = config.image_size, split.channels
 
-    def resize(pixels):
-        # Of floating point numbers TensorFlow is faster than of uint8.
-        resized = tf.image.resize(tf.cast(pixels, tf.float32), (size, size))
-        return tf.cast(tf.round(resized), tf.uint8)
-
     def fused(image, window):
-        return resize(decode.crop(tf, image, lambda _: tf.unstack(window), channels))
+        return decode.resize(tf, decode.crop(tf, image, lambda _: tf.unstack(window), channels), size)
 
     def separate(image, window):
         top, left, height, width = tf.unstack(window)
         pixels = tf.io.decode_image(image, channels=channels, expand_animations=False)
         crop = pixels[top : top + height, left : left + width]
         crop.set_shape((None, None, channels))
-        return resize(crop)
+        return decode.resize(tf, crop, size)
 
     def by_tensorflow(function: Callable[..., Any]) -> Callable[[float], float]:
         data = tf.data.Dataset.from_tensor_slices(windows)

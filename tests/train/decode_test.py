@@ -116,6 +116,6 @@ def test_center_crop_is_that_of_the_resized_image(tmp_path, write_split, height,
     config = dataclasses.replace(CONFIG, image_size=224, batch_size=1)
     split = write_split(tmp_path, [encode(image, "PNG")])
     (batch,) = input_pipeline.eval_batches(split, config)
-    # Interpolated in fixed point, and rounded; at the crop's edge nothing beyond it is known.
+    # Rounded to whole numbers; at the crop's edge nothing beyond it is known.
     inner = (slice(1, -1), slice(1, -1))
-    assert abs(batch["image"][0].astype(float) - expected)[inner].max() < 1
+    assert abs(batch["image"][0].astype(float) - expected)[inner].max() <= 0.5 + 1e-3
