@@ -2,6 +2,7 @@
 
 import json
 import os
+import types
 
 import jax
 import networks
