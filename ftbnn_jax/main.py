@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
     logging.set_verbosity(logging.FATAL)
 
     # Imported late: a mistake in the command line is told without waiting for these.
-    from ftbnn_jax.train import checkpoint, distributed
+    from ftbnn_jax.train import checkpoint, distributed, paths
 
     _keep_compiled_programs()
 
@@ -94,7 +94,7 @@ def main(argv: Sequence[str]) -> int:
         with distributed.together():
             return _train_or_evaluate(config, workdir)
 
-    if "://" in workdir:
+    if paths.is_remote(workdir):
         raise UserError(f"--workdir={workdir}: --mode={_MODE.value} needs a copy on this machine")
     variables, experiment, step = checkpoint.load_variables(workdir, _CHECKPOINT.value)
     checkpoint.check_same_model(workdir, config, experiment)

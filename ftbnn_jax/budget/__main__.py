@@ -5,23 +5,17 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 import jax
 
 from ftbnn_jax import config
 from ftbnn_jax.budget import figure3, published, records, tables
-from ftbnn_jax.errors import UserError
+from ftbnn_jax.errors import ArgumentParser, UserError
 from ftbnn_jax.nn import spec
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; --help lists the arguments")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = ArgumentParser(
         prog="python -m ftbnn_jax.budget",
         description="Count parameters, FLOPs, BOPs, bytes and activation memory of networks, from the "
         "traced program; no weights are made.",

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 import ftbnn_jax
@@ -153,7 +154,7 @@ class Checkpoints:
             for step in steps:
                 (aside / str(step)).rmtree(missing_ok=True)
                 (self._directory / str(step)).rename(aside / str(step))
-        distributed.on_all(True)  # Waits for it.
+        multihost_utils.sync_global_devices("damaged checkpoints are set aside")
         self._manager.reload()
 
 

@@ -75,13 +75,6 @@ def from_main(value: bool) -> bool:
     return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
 
 
-def on_all(value: bool) -> bool:
-    """Whether `value` is true in every process; called by all of them."""
-    if jax.process_count() == 1:
-        return value
-    return bool(multihost_utils.process_allgather(np.asarray(value)).all())
-
-
 @contextlib.contextmanager
 def together() -> Iterator[None]:
     """Around the work of one of several processes: an error of one ends all, with one line.

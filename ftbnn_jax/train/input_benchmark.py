@@ -6,7 +6,6 @@ All variants take turns in one run, on the same images and as many threads as th
 medians are compared, so that a busy machine hurts them alike.
 """
 
-import argparse
 import concurrent.futures
 import dataclasses
 import io
@@ -17,7 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,7 +26,7 @@ from PIL import Image
 from ftbnn_jax import config as config_lib
 from ftbnn_jax import machine, report
 from ftbnn_jax.config import TrainConfig
-from ftbnn_jax.errors import UserError
+from ftbnn_jax.errors import ArgumentParser, UserError
 from ftbnn_jax.train import datasets, decode, input_pipeline, records, stream
 
 PIPELINE, FUSED, SEPARATE, PIL = "pipeline", "fused", "decode_then_crop", "pil"
@@ -47,13 +46,8 @@ _CROPS_PER_IMAGE = 8
 _GROUP = 64
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; --help lists the arguments")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
         prog="python -m ftbnn_jax.train.input_pipeline",
         description="Time the input pipeline beside decoding alone.",
     )

@@ -19,6 +19,7 @@ import numpy as np
 
 from ftbnn_jax import report
 from ftbnn_jax.errors import UserError
+from ftbnn_jax.train import paths
 
 _HEADER_BYTES = 12
 _FOOTER_BYTES = 4
@@ -107,7 +108,7 @@ class RecordSplit:
 
     def read_many(self, indices: np.ndarray) -> list[bytes]:
         """Returns the serialised examples at some indices, as `read` does."""
-        if _is_remote(self.files[0].path):
+        if paths.is_remote(self.files[0].path):
             return list(_pool().map(self.read, indices.tolist()))
         # The system fetches all of them at once; threads would, too, but stand in the decoder's way.
         if hasattr(os, "posix_fadvise"):
@@ -182,7 +183,7 @@ def _pool() -> concurrent.futures.ThreadPoolExecutor:
 def _open(path: str) -> Iterator[Callable[[int, int], bytes]]:
     """Yields a function that reads from an offset a number of bytes, or as many as there are."""
     try:
-        if _is_remote(path):
+        if paths.is_remote(path):
             with import_tensorflow().io.gfile.GFile(path, "rb") as file:
 
                 def read(offset: int, size: int) -> bytes:
@@ -194,7 +195,7 @@ def _open(path: str) -> Iterator[Callable[[int, int], bytes]]:
             with _open_local(path) as file:
                 yield lambda offset, size: os.pread(file, size, offset)
     except Exception as error:
-        if not _is_remote(path) or not isinstance(error, import_tensorflow().errors.OpError):
+        if not paths.is_remote(path) or not isinstance(error, import_tensorflow().errors.OpError):
             raise
         raise UserError(f"{path}: {first_line(error)}") from error
 
@@ -212,16 +213,12 @@ def _open_local(path: str) -> Iterator[int]:
         raise UserError(f"{path}: {error.strerror}") from error
 
 
-def _is_remote(path: str) -> bool:
-    return "://" in path
-
-
 def _index_file(file: RecordFile) -> tuple[np.ndarray, np.ndarray]:
     """Returns offset and length of the payloads of one file's records, int64 each."""
     offsets, lengths, position = [], [], 0
     unpack = struct.Struct("<Q").unpack
     with _open(file.path) as read:
-        if _is_remote(file.path):
+        if paths.is_remote(file.path):
             end = import_tensorflow().io.gfile.stat(file.path).length
         else:
             end = os.path.getsize(file.path)

@@ -17,20 +17,8 @@ SANITIZED = ("-O0", "-g", "-Werror", *_SANITIZERS)
 
 # What, spec, image size: all shortcuts, activations and forms, uneven groups, sizes odd and even.
 NETWORKS = {
-    "derived": (
-        spec_lib.ResNetSpec(
-            blocks=(2, 1),
-            width=13,
-            groups=3,
-            stem_features=9,
-            stem_kernel=3,
-            stem_activation="prelu",
-            bridge=True,
-            downsample="duplicate",
-        ),
-        37,
-    ),
-    "baseline": (spec_lib.ResNetSpec(blocks=(2, 1), width=40, stem_features=40), 33),
+    "derived": (networks.DERIVED, 37),
+    "baseline": (networks.BASELINE, 33),
     "two-valued": (spec_lib.small((1, 2), 12, sign="two_valued", groups=5), 10),
     "prelu": (
         spec_lib.small((1, 2), 33, stem_activation="relu", activation="prelu", stem_stride=2),

@@ -6,9 +6,23 @@ import numpy as np
 
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.deploy import export
+from ftbnn_jax.nn import spec as spec_lib
 from ftbnn_jax.nn.resnet import ResNet
 
 _QUICK_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+# The two kinds of the paper's networks: bridge, uneven groups and duplicated channels; real shortcuts.
+DERIVED = spec_lib.ResNetSpec(
+    blocks=(2, 1),
+    width=13,
+    groups=3,
+    stem_features=9,
+    stem_kernel=3,
+    stem_activation="prelu",
+    bridge=True,
+    downsample="duplicate",
+)
+BASELINE = spec_lib.ResNetSpec(blocks=(2, 1), width=40, stem_features=40)
 
 
 def build(spec, size, *, classes=5, channels=3, seed=0, compute_dtype="float32"):

@@ -18,18 +18,6 @@ def _small(**fields):
     return spec_lib.small((1, 2), 12, **fields)
 
 
-_DERIVED = spec_lib.ResNetSpec(
-    blocks=(2, 1),
-    width=13,
-    groups=3,
-    stem_features=9,
-    stem_kernel=3,
-    stem_activation="prelu",
-    bridge=True,
-    downsample="duplicate",
-)
-_BASELINE = spec_lib.ResNetSpec(blocks=(2, 1), width=40, stem_features=40)
-
 # What, spec, image size, compute dtype, forms of the binary convolutions.
 _NETWORKS = {
     "fprelu": (_small(), 9, "float32", "ternary and ternary"),
@@ -51,8 +39,8 @@ _NETWORKS = {
     "two-valued groups": (_small(sign="two_valued", groups=5), 10, "float32", "xnor and xnor"),
     "uneven groups": (_small(groups=5), 9, "float32", "ternary and ternary"),
     "duplicate": (_small(downsample="duplicate", groups=1), 11, "float32", "ternary and ternary"),
-    "derived": (_DERIVED, 37, "float32", "ternary ternary ternary and"),
-    "baseline": (_BASELINE, 33, "float32", "ternary ternary and"),
+    "derived": (networks.DERIVED, 37, "float32", "ternary ternary ternary and"),
+    "baseline": (networks.BASELINE, 33, "float32", "ternary ternary and"),
     "scaled": (_small(scaling="mean_abs", groups=5), 9, "float32", "ternary and ternary"),
     "float16 signs": (_small(), 8, "float16", "ternary and ternary"),
 }
