@@ -57,8 +57,9 @@ class TrainConfig:
         device use those of its own share, as data parallel training in PyTorch does.
       accumulation_steps: parts into which a batch is cut, to be gone through one after the other in
         less memory; batch statistics are those of a part.
-      remat: whether the backward pass computes the activations of each stage again instead of keeping
-        them, for less memory and more time; XLA undoes it on a CPU.
+      remat: what the backward pass computes again instead of keeping it. "none": nothing. "outputs": all
+        but what the binary convolutions read and give, and batch statistics. "stages": all but what
+        enters each stage, for least memory and more time; XLA undoes it on a CPU.
       augment: "resized_crop" (random scale and aspect; evaluation takes the centre crop), "pad_crop"
         (random shifts by `crop_padding`) or "none".
       crop_padding: for "pad_crop", zero pixels added on each side before the crop.
@@ -96,7 +97,7 @@ class TrainConfig:
     compute_dtype: str = "float32"
     batch_norm: str = "global"
     accumulation_steps: int = 1
-    remat: bool = False
+    remat: str = "none"
     augment: str = "resized_crop"
     crop_padding: int = 4
     flip: bool = True
@@ -109,6 +110,7 @@ class TrainConfig:
             ("schedule", ("cosine", "multistep", "constant")),
             ("compute_dtype", ("auto", "float32", "bfloat16", "float16")),
             ("batch_norm", ("global", "per_device")),
+            ("remat", ("none", "outputs", "stages")),
             ("augment", ("resized_crop", "pad_crop", "none")),
         ):
             value = getattr(self, field)

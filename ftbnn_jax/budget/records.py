@@ -107,7 +107,7 @@ def count_configs(
 
 def _count(job: tuple[str, TrainConfig, int, int, bool]) -> Record:
     name, config, size, channels, memory = job
-    net = ResNet(config.model, config.num_classes)
+    net = ResNet(config.model, config.num_classes, remat=config.remat)
     # A trace is made of many small objects that live until its end: looking for garbage among them
     # again and again takes almost half of the time.
     gc.disable()

@@ -1,4 +1,7 @@
-"""Activation modules: the functions of `ops.activations` with their slopes as parameters."""
+"""Activation modules: the functions of `ops.activations` with their slopes as parameters.
+
+`slopes(features)` makes or returns a module's parameters, for whoever calls the function itself.
+"""
 
 import jax
 from flax import linen as nn
@@ -9,12 +12,18 @@ from ftbnn_jax.ops import activations
 class Identity(nn.Module):
     """No activation."""
 
+    def slopes(self, features: int) -> tuple[jax.Array, ...]:
+        return ()
+
     def __call__(self, x: jax.Array) -> jax.Array:
         return x
 
 
 class ReLU(nn.Module):
     """`max(x, 0)`."""
+
+    def slopes(self, features: int) -> tuple[jax.Array, ...]:
+        return ()
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return activations.relu(x)
@@ -24,19 +33,29 @@ class PReLU(nn.Module):
     """Learnt slope for negative inputs, one per channel, 0.25 at the start (He et al., 2015)."""
 
     @nn.compact
+    def slopes(self, features: int) -> tuple[jax.Array, ...]:
+        return (self.param("negative_slope", nn.initializers.constant(0.25), (features,)),)
+
     def __call__(self, x: jax.Array) -> jax.Array:
-        slope = self.param("negative_slope", nn.initializers.constant(0.25), x.shape[-1:])
-        return activations.prelu(x, slope)
+        return activations.prelu(x, *self.slopes(x.shape[-1]))
 
 
 class FPReLU(nn.Module):
     """Learnt slopes on both sides, one pair per channel, both 1 at the start (Fig. 3, left)."""
 
     @nn.compact
+    def slopes(self, features: int) -> tuple[jax.Array, ...]:
+        names = ("negative_slope", "positive_slope")
+        return tuple(self.param(name, nn.initializers.ones, (features,)) for name in names)
+
     def __call__(self, x: jax.Array) -> jax.Array:
-        negative = self.param("negative_slope", nn.initializers.ones, x.shape[-1:])
-        positive = self.param("positive_slope", nn.initializers.ones, x.shape[-1:])
-        return activations.fprelu(x, negative, positive)
+        return activations.fprelu(x, *self.slopes(x.shape[-1]))
 
 
+FUNCTIONS = {
+    "none": lambda x: x,
+    "relu": activations.relu,
+    "prelu": activations.prelu,
+    "fprelu": activations.fprelu,
+}
 MODULES = {"none": Identity, "relu": ReLU, "prelu": PReLU, "fprelu": FPReLU}

@@ -5,6 +5,7 @@ where that is the compute dtype and float32 otherwise: float16's range is too sm
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from ftbnn_jax.nn import activations
 from ftbnn_jax.nn.plan import BinaryConvPlan, RealBlockPlan
 from ftbnn_jax.nn.spec import ResNetSpec
 from ftbnn_jax.ops import batch_norm, binary, convolution, pooling
+from ftbnn_jax.ops.recompute import recomputed
 
 
 def stream_dtype(compute_dtype: jnp.dtype) -> jnp.dtype:
@@ -54,6 +56,7 @@ class BinaryConv(nn.Module):
     two_valued: bool = False
     compute_dtype: jnp.dtype = jnp.float32
     gradient: str = "clipped"
+    recompute: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -74,6 +77,7 @@ class BinaryConv(nn.Module):
             two_valued=self.two_valued,
             gradient=self.gradient,
             compute_dtype=self.compute_dtype,
+            recompute=self.recompute,
         )
 
     def weight_scale(self) -> jax.Array:
@@ -88,13 +92,27 @@ class BatchNorm(nn.Module):
     In training, the statistics are those of the whole batch, over every device it is spread on.
     Otherwise the running statistics are folded into one multiplication and one addition, or those of
     `nn.folding` are taken where they are given. An input scale, `[C]`, multiplies the input first.
+
+    A `tail` is what follows on the normalised `y`, in training alone: a function of `y` and further
+    arguments, those with a batch axis in front (`tail_batch`), and others (`tail_others`). The backward
+    pass is handed the statistics and all arguments, and no intermediate result; `largest_integer` is the
+    largest that `x`, then made of integers, can hold.
     """
 
     momentum: float = 0.9
     epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool, input_scale: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        train: bool,
+        input_scale: jax.Array | None = None,
+        tail: Callable[..., jax.Array] | None = None,
+        tail_batch: tuple[jax.Array, ...] = (),
+        tail_others: tuple[jax.Array, ...] = (),
+        largest_integer: int | None = None,
+    ) -> jax.Array:
         shape = x.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, shape)
         bias = self.param("bias", nn.initializers.zeros, shape)
@@ -107,9 +125,27 @@ class BatchNorm(nn.Module):
                 statistics = running_mean.value, running_var.value
                 folded = batch_norm.fold(scale, bias, *statistics, self.epsilon, input_scale)
             return batch_norm.apply_folded(x, *folded)
-        if input_scale is not None:
-            x = x * input_scale
-        y, mean, var = batch_norm.normalize(x, scale, bias, self.epsilon)
+
+        def scaled(x, input_scale):
+            return x if input_scale is None else x * input_scale
+
+        if tail is None:
+            y, mean, var = batch_norm.normalize(scaled(x, input_scale), scale, bias, self.epsilon)
+        else:
+
+            def statistics(batch, input_scale):
+                return batch_norm.statistics(scaled(batch[0], input_scale))
+
+            def finish(batch, input_scale, *others):
+                *normalizers, others = others
+                x = scaled(batch[0], input_scale)
+                y = batch_norm.normalize_by(x, *normalizers, self.epsilon)
+                return tail(y, *batch[1:], *others)
+
+            mean, var = recomputed(statistics, largest_integer)((x,), input_scale)
+            y = recomputed(finish, largest_integer)(
+                (x, *tail_batch), input_scale, mean, var, scale, bias, tail_others
+            )
         if not self.is_initializing():
             keep = self.momentum
             running_mean.value = keep * running_mean.value + (1 - keep) * mean
@@ -153,6 +189,7 @@ class BinaryBlock(nn.Module):
     spec: ResNetSpec
     plan: BinaryConvPlan
     compute_dtype: jnp.dtype = jnp.float32
+    recompute: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -178,15 +215,26 @@ class BinaryBlock(nn.Module):
             two_valued=s.two_valued_sign(p),
             compute_dtype=self.compute_dtype,
             gradient=s.activation_gradient,
+            recompute=self.recompute,
             name="conv",
         )
         y = conv(x)
         scale = conv.weight_scale() if s.scaling == "mean_abs" else None
-        y = _batch_norm(s, "bn")(y, train, scale)
-        if shortcut is not None:
-            y = y + shortcut.astype(jnp.float32)
-        y = y.astype(stream_dtype(self.compute_dtype))
-        return activations.MODULES[p.activation](name="act")(y)
+        bn = _batch_norm(s, "bn")
+        act = activations.MODULES[p.activation](name="act")
+        function = activations.FUNCTIONS[p.activation]
+
+        def tail(y, *arguments):
+            if shortcut is not None:
+                y, arguments = y + arguments[0].astype(jnp.float32), arguments[1:]
+            return function(y.astype(stream_dtype(self.compute_dtype)), *arguments)
+
+        batch = () if shortcut is None else (shortcut,)
+        slopes = act.slopes(p.features)
+        if self.recompute and train:
+            largest = conv.kernel_size**2 * max(binary.group_sizes(x.shape[-1], p.groups))
+            return bn(y, train, scale, tail, batch, slopes, largest)
+        return tail(bn(y, train, scale), *batch, *slopes)
 
 
 class RealBlock(nn.Module):

@@ -22,19 +22,22 @@ class ResNet(nn.Module):
       spec: the network's structure.
       num_classes: number of logits.
       compute_dtype: dtype of the convolutions' operands; see `nn.blocks`.
-      remat: whether the backward pass keeps what enters each stage only, and computes the rest again.
+      remat: what the backward pass keeps: "none" computes nothing again; "outputs" keeps what each
+        binary convolution reads and gives, and batch statistics; "stages" what enters each stage.
     """
 
     spec: ResNetSpec
     num_classes: int
     compute_dtype: jnp.dtype = jnp.float32
-    remat: bool = False
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Maps standardised images `[N, H, W, C]` to float32 logits `[N, num_classes]`."""
         x = blocks.Stem(self.spec, self.compute_dtype, name="stem")(x, train)
-        run = nn.remat(ResNet._stage, static_argnums=(2, 3)) if self.remat else ResNet._stage
+        run = ResNet._stage
+        if self.remat == "stages":
+            run = nn.remat(run, static_argnums=(2, 3))
         for stage in self._stages():
             x = run(self, x, stage, train)
         x = pooling.global_avg_pool(x.astype(jnp.float32))
@@ -48,13 +51,19 @@ class ResNet(nn.Module):
 
     def _stage(self, x: jax.Array, plans: tuple[Any, ...], train: bool) -> jax.Array:
         for plan in plans:
-            block = blocks.BinaryBlock if isinstance(plan, BinaryConvPlan) else blocks.RealBlock
-            x = block(self.spec, plan, self.compute_dtype, name=plan.name)(x, train)
+            if isinstance(plan, BinaryConvPlan):
+                recompute = self.remat == "outputs"
+                block = blocks.BinaryBlock(
+                    self.spec, plan, self.compute_dtype, recompute, name=plan.name
+                )
+            else:
+                block = blocks.RealBlock(self.spec, plan, self.compute_dtype, name=plan.name)
+            x = block(x, train)
         return x
 
 
 def make(
-    spec: ResNetSpec, num_classes: int, compute_dtype: str = "float32", remat: bool = False
+    spec: ResNetSpec, num_classes: int, compute_dtype: str = "float32", remat: str = "none"
 ) -> ResNet:
     """Returns the network of a config's fields; "auto" is the dtype that suits the backend."""
     if compute_dtype == "auto":

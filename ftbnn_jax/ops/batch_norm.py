@@ -59,10 +59,27 @@ def normalize(
       `(y, mean, variance)`: float32 of the shape of `x`, and the batch's statistics, `[C]`; the
       variance is the biased one.
     """
+    mean, variance = statistics(x)
+    return normalize_by(x, mean, variance, scale, bias, epsilon), mean, variance
+
+
+def statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns mean and biased variance of each channel, float32 `[C]`; `x` is `[..., C]`."""
     x = x.astype(jnp.float32)
     axes = tuple(range(x.ndim - 1))
     mean = jnp.mean(x, axes)
     # One pass over x instead of two; rounding can leave a tiny negative, hence the maximum.
-    variance = jnp.maximum(jnp.mean(jnp.square(x), axes) - jnp.square(mean), 0)
-    y = (x - mean) * (scale / jnp.sqrt(variance + epsilon)) + bias
-    return mark(y, BATCH_NORM), mean, variance
+    return mean, jnp.maximum(jnp.mean(jnp.square(x), axes) - jnp.square(mean), 0)
+
+
+def normalize_by(
+    x: jax.Array,
+    mean: jax.Array,
+    variance: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    epsilon: float,
+) -> jax.Array:
+    """Normalises `[..., C]` by given statistics; returns float32."""
+    y = (x.astype(jnp.float32) - mean) * (scale / jnp.sqrt(variance + epsilon)) + bias
+    return mark(y, BATCH_NORM)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ftbnn_jax.ops import convolution
+from ftbnn_jax.ops.recompute import recomputed
 
 STE_BOUND = 1.2
 
@@ -130,6 +131,7 @@ def binary_conv2d(
     two_valued: bool = False,
     gradient: str = "clipped",
     compute_dtype: jnp.dtype = jnp.float32,
+    recompute: bool = False,
 ) -> jax.Array:
     """Binarises activations and latent weights and convolves them, group by group.
 
@@ -142,10 +144,17 @@ def binary_conv2d(
       two_valued: whether an exact 0 among the activations becomes -1 instead of staying 0.
       gradient: of the activations' sign, "clipped" or "piecewise_quadratic".
       compute_dtype: dtype of the signs; the sums are the same integers in every one.
+      recompute: whether the backward pass is handed `x` and finds signs and gradient masks again.
 
     Returns:
       float32 `[N, H', W', O]`, every element an integer.
     """
-    signs = sign_activation(x, bound, two_valued, gradient)
-    signed_kernels = [sign_weight(kernel, bound) for kernel in kernels]
-    return convolution.grouped_conv2d(signs, signed_kernels, stride, padding, compute_dtype, signs=True)
+
+    def compute(batch, *kernels):
+        signs = sign_activation(batch[0], bound, two_valued, gradient)
+        signed_kernels = [sign_weight(kernel, bound) for kernel in kernels]
+        return convolution.grouped_conv2d(
+            signs, signed_kernels, stride, padding, compute_dtype, signs=True
+        )
+
+    return (recomputed(compute) if recompute else compute)((x,), *kernels)

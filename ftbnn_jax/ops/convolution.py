@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from ftbnn_jax.ops import convolution_algorithms as algorithms
 from ftbnn_jax.ops import convolution_table as table
+from ftbnn_jax.ops.recompute import after
 
 # Float16 holds every integer up to here.
 _FLOAT16_INTEGERS = 2048
@@ -57,9 +58,8 @@ def conv2d(
     largest_sum = kernel[..., 0].size
     narrow = signs and x.dtype == jnp.float16 and largest_sum <= _FLOAT16_INTEGERS
     narrow = narrow and jax.default_backend() == "gpu"
-    return _forward(x, kernel, stride, _both(padding), None if narrow else jnp.float32).astype(
-        jnp.float32
-    )
+    out_dtype = None if narrow else jnp.float32
+    return forward(x, kernel, stride, _both(padding), out_dtype).astype(jnp.float32)
 
 
 def _both(padding):
@@ -77,7 +77,14 @@ def _row(x_shape, kernel_shape, stride, padding):
     return table.nearest(jax.default_backend(), kernel_size, stride, size, *kernel_shape[2:])
 
 
-def _forward(x, kernel, stride, padding, out_dtype=None):
+def forward(
+    x: jax.Array,
+    kernel: jax.Array,
+    stride: int,
+    padding: algorithms.Padding,
+    out_dtype: jnp.dtype | None = None,
+) -> jax.Array:
+    """Convolves as the table says, without a gradient of its own; padding as in the algorithms."""
     row = _row(x.shape, kernel.shape, stride, padding)
     return algorithms.FORWARD[row.forward](x, kernel, stride, padding, out_dtype)
 
@@ -98,10 +105,10 @@ def _conv2d_bwd(stride, padding, compute_dtype, signs, residuals, g):
     row = _row(x.shape, kernel.shape, stride, padding)
     # Transposing wants operands and result of one dtype, hence no float32 accumulator type here.
     input_gradient = algorithms.INPUT_GRADIENT[row.input_gradient]
-    dx = input_gradient(g, kernel, x.shape, stride, padding, _forward)
+    dx = input_gradient(g, kernel, x.shape, stride, padding, forward)
     kernel_gradient = algorithms.KERNEL_GRADIENT[row.kernel_gradient]
     dkernel = kernel_gradient(x, g, kernel.shape, stride, padding)
-    return dx.astype(like_x.dtype), dkernel.astype(like_kernel.dtype)
+    return after(dx, dkernel).astype(like_x.dtype), dkernel.astype(like_kernel.dtype)
 
 
 conv2d.defvjp(_conv2d_fwd, _conv2d_bwd)

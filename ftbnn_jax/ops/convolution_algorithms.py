@@ -169,6 +169,11 @@ KERNEL_GRADIENT: dict[str, Callable[..., jax.Array]] = {
 }
 
 
+def fits(name: str, kernel_size: int, stride: int) -> bool:
+    """Whether an algorithm can compute such a convolution at all."""
+    return not ((name == "matmul" and kernel_size > 1) or (name == "shifts" and stride > 1))
+
+
 def _contract(a: jax.Array, b: jax.Array) -> jax.Array:
     """Sums `a[n, h, w, :] x b[n, h, w, :]` over all positions, in float32."""
     a, b = (x.reshape(-1, x.shape[-1]) for x in (a, b))

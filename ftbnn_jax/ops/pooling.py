@@ -1,5 +1,7 @@
 """Pooling on NHWC arrays."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -16,9 +18,59 @@ def _window(x, init, operation, size, stride, low, high):
     )
 
 
+@jax.custom_vjp
 def max_pool(x: jax.Array) -> jax.Array:
-    """3x3 maximum, stride 2, over `[N, H, W, C]`; returns `[N, ceil(H/2), ceil(W/2), C]`."""
+    """3x3 maximum, stride 2, over `[N, H, W, C]`; returns `[N, ceil(H/2), ceil(W/2), C]`.
+
+    The gradient goes to the first of several equal maxima. It keeps their places, a byte each: XLA's
+    own would look for them again, one window after the other.
+    """
     return _window(x, -jnp.inf, lax.max, 3, 2, 1, (1, 1))
+
+
+_TAPS = tuple((i, j) for i in range(3) for j in range(3))
+
+
+def _max_and_place(x):
+    """Returns the maxima, and which of `_TAPS` each stems from, uint8."""
+    _, h, w, _ = x.shape
+    # One row and column before, and after where the size is odd.
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
+    taps = [x[:, i : i + h : 2, j : j + w : 2] for i, j in _TAPS]
+    largest = functools.reduce(jnp.maximum, taps)
+    place = jnp.zeros(largest.shape, jnp.uint8)
+    for number in reversed(range(len(taps))):
+        place = jnp.where(taps[number] == largest, jnp.uint8(number), place)
+    return largest, place
+
+
+def _max_pool_fwd(x):
+    largest, place = _max_and_place(x)
+    return largest, (place, jnp.zeros((0, *x.shape[1:]), x.dtype))
+
+
+def _max_pool_bwd(residuals, g):
+    place, like_x = residuals
+    _, h, w, _ = like_x.shape
+    # Of an even position (2m) only the middle tap of output m meets it; of an odd one (2m + 1), the last
+    # tap of m and the first of m + 1.
+    meets = (((1, 0),), ((2, 0), (0, 1)))
+
+    def part(rows, columns):
+        total = 0
+        for i, down in rows:
+            for j, right in columns:
+                edges = ((0, 0), (0, down), (0, right), (0, 0))
+                passed = jnp.where(place == _TAPS.index((i, j)), g, 0)
+                total = total + jnp.pad(passed, edges)[:, down:, right:]
+        return total
+
+    dx = jnp.stack([jnp.stack([part(r, c) for c in meets], 3) for r in meets], 2)
+    n, rows, columns, features = g.shape
+    return (dx.reshape(n, 2 * rows, 2 * columns, features)[:, :h, :w],)
+
+
+max_pool.defvjp(_max_pool_fwd, _max_pool_bwd)
 
 
 def avg_pool_3x3(x: jax.Array) -> jax.Array:

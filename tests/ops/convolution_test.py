@@ -111,7 +111,7 @@ def test_every_algorithm_is_laxs_convolution(
     cotangent = jnp.asarray(np.random.default_rng(1).standard_normal(shape), jnp.float32)
     expected = _value_and_gradients(lambda x, k: _plain(x, k, stride, padding), x, kernel, cotangent)
     forward, inputs, kernels = (
-        [name for name in names if _fits(name, kernel_size, stride)]
+        [name for name in names if convolution_algorithms.fits(name, kernel_size, stride)]
         for names in (
             convolution_algorithms.FORWARD,
             convolution_algorithms.INPUT_GRADIENT,
@@ -132,10 +132,6 @@ def test_every_algorithm_is_laxs_convolution(
             _assert_close(a, e, 2e-6)
 
 
-def _fits(name, kernel_size, stride):
-    return not ((name == "matmul" and kernel_size > 1) or (name == "shifts" and stride > 1))
-
-
 def test_the_table_names_algorithms_that_exist_and_all_of_them():
     rows = [row for rows in convolution_table.ROWS.values() for row in rows]
     for field, there in (
@@ -145,8 +141,8 @@ def test_the_table_names_algorithms_that_exist_and_all_of_them():
     ):
         assert {getattr(row, field) for row in rows} == set(there)
     for row in rows:
-        assert _fits(row.forward, row.kernel_size, row.stride)
-        assert _fits(row.kernel_gradient, row.kernel_size, row.stride)
+        assert convolution_algorithms.fits(row.forward, row.kernel_size, row.stride)
+        assert convolution_algorithms.fits(row.kernel_gradient, row.kernel_size, row.stride)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu", "tpu"])
@@ -155,8 +151,8 @@ def test_every_shape_finds_a_row_that_can_compute_it(backend):
         (1, 2, 3, 5, 7), (1, 2, 3), (1, 300), (1, 999)
     ):
         row = convolution_table.nearest(backend, kernel_size, stride, size, features, features)
-        assert _fits(row.forward, kernel_size, stride)
-        assert _fits(row.kernel_gradient, kernel_size, stride)
+        assert convolution_algorithms.fits(row.forward, kernel_size, stride)
+        assert convolution_algorithms.fits(row.kernel_gradient, kernel_size, stride)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu", "tpu"])

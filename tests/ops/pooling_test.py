@@ -1,5 +1,6 @@
 """Pooling against loops over windows in NumPy, at even and odd sizes."""
 
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -41,3 +42,19 @@ def test_pooling_follows_its_definition(function, expected, dtype, tolerance):
         np.testing.assert_allclose(
             np.asarray(y, np.float64), expected(x.astype(np.float64)), rtol=tolerance
         )
+
+
+@pytest.mark.parametrize("size", [(6, 4), (7, 5), (4, 7), (1, 1), (2, 3)])
+def test_max_pools_gradient_goes_to_the_first_of_equal_maxima(size):
+    """Few different values, so that most windows hold several maxima."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 3, (2, *size, 3)).astype(np.float32)
+    y, pullback = jax.vjp(pooling.max_pool, jnp.asarray(x))
+    g = rng.standard_normal(y.shape).astype(np.float32)
+    expected = np.zeros(x.shape)
+    for n, i, j, c in np.ndindex(y.shape):
+        rows, columns = (slice(max(2 * k - 1, 0), 2 * k + 2) for k in (i, j))
+        window = x[n, rows, columns, c]
+        row, column = np.unravel_index(np.argmax(window), window.shape)
+        expected[n, rows.start + row, columns.start + column, c] += g[n, i, j, c]
+    np.testing.assert_allclose(pullback(jnp.asarray(g))[0], expected, rtol=1e-5, atol=1e-6)

@@ -205,29 +205,55 @@ def test_accumulation_exchanges_no_activations():
 
 
 def test_rematerialisation_keeps_less_and_computes_the_same():
-    """Of two stages of four blocks, the backward pass is handed what enters each, and little more.
+    """Of stages of four blocks, the backward pass is handed what enters each stage, and little more.
 
-    Counted before compilation, since XLA's compiler for the CPU merges what is computed twice.
+    Counted before compilation, since XLA's compiler for the CPU merges what "stages" computes twice.
     """
     config = dataclasses.replace(CONFIG, model=spec.small((4, 4), 4))
+    kept = {remat: _kept_bytes(dataclasses.replace(config, remat=remat)) for remat in _REMATS}
+    assert 0 < kept["stages"] < 0.3 * kept["none"]
+    # 6 bytes of each output and input, where plain are at least 4 + 4 + 4 + 1 + 4.
+    assert kept["outputs"] < 0.5 * kept["none"]
+    short = dataclasses.replace(config, model=spec.small((1, 2), 4))
+    sums = [run(dataclasses.replace(short, remat=r), mesh_of(1), 2)[1][-1] for r in _REMATS]
+    for other in sums[1:]:
+        np.testing.assert_allclose(other["loss"], sums[0]["loss"], rtol=1e-5)
+
+
+_REMATS = ("none", "outputs", "stages")
+
+
+def _kept_bytes(config):
+    model = state.make_model(config)
     images = jax.ShapeDtypeStruct((16, 8, 8, 3), np.float32)
-    kept = {}
-    for remat in (False, True):
-        model = state.make_model(dataclasses.replace(config, remat=remat))
-        variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
 
-        def residuals(variables, images, model=model):
-            def forward(params):
-                return model.apply({**variables, "params": params}, images, True, mutable="batch_stats")
+    def residuals(variables, images):
+        def forward(params):
+            return model.apply({**variables, "params": params}, images, True, mutable="batch_stats")
 
-            return jax.vjp(forward, variables["params"], has_aux=False)[1]
+        return jax.vjp(forward, variables["params"], has_aux=False)[1]
 
-        leaves = jax.tree.leaves(jax.eval_shape(residuals, variables, images))
-        kept[remat] = sum(leaf.size for leaf in leaves if leaf.ndim == 4 and leaf.shape[0] == 16)
-    assert 0 < kept[True] < 0.3 * kept[False]
-    short = dataclasses.replace(config, model=spec.small((1, 1), 4))
-    sums = [run(dataclasses.replace(short, remat=r), mesh_of(1), 1)[1][0] for r in (False, True)]
-    np.testing.assert_allclose(*(s["loss"] for s in sums), rtol=1e-5)
+    leaves = jax.tree.leaves(jax.eval_shape(residuals, variables, images))
+    return sum(
+        leaf.size * leaf.dtype.itemsize for leaf in leaves if leaf.ndim == 4 and leaf.shape[0] == 16
+    )
+
+
+def test_keeping_outputs_saves_memory_on_a_cpu_too():
+    config = dataclasses.replace(CONFIG, model=spec.small((10,), 8), batch_size=64, image_size=16)
+    shapes = {
+        "image": jax.ShapeDtypeStruct((64, 16, 16, 3), np.uint8),
+        "label": jax.ShapeDtypeStruct((64,), np.int32),
+    }
+    tx = optimizer.make(config, 100)
+    temporary = {}
+    for remat in ("none", "outputs"):
+        lean = dataclasses.replace(config, remat=remat)
+        abstract = jax.eval_shape(lambda lean=lean: state.init(lean, 3, tx))
+        compiled = step_lib.make_train_step(lean, tx, mesh_of(1)).lower(abstract, shapes).compile()
+        temporary[remat] = compiled.memory_analysis().temp_size_in_bytes
+    assert temporary["outputs"] < 0.6 * temporary["none"]
 
 
 def test_automatic_dtype_is_the_backends():

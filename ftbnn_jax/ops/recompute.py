@@ -1,0 +1,65 @@
+"""Functions whose backward pass is handed their arguments alone, and computes the rest again.
+
+`jax.checkpoint` asks the same of the compiler with a barrier, which XLA's CPU backend drops: it then
+finds the forward pass's own intermediate results and keeps them after all.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+_INT16_MAX = 2**15 - 1
+
+
+def recomputed(function: Callable[..., Any], largest_integer: int | None = None) -> Callable[..., Any]:
+    """Returns `function`, with a backward pass that keeps its arguments alone.
+
+    Args:
+      function: of a tuple of arrays with a batch axis in front, and of any further arrays.
+      largest_integer: if given, the first array holds integers, none larger in magnitude; they are
+        kept as int16 if that holds them.
+    """
+    narrow = largest_integer is not None and largest_integer <= _INT16_MAX
+
+    @jax.custom_vjp
+    def call(batch, *others):
+        return function(batch, *others)
+
+    def forward(batch, *others):
+        first = batch[0].astype(jnp.int16) if narrow else batch[0]
+        like_first = jnp.zeros(0, batch[0].dtype)
+        return function(batch, *others), (first, like_first, batch[1:], others)
+
+    def backward(residuals, gradients):
+        first, like_first, rest, others = residuals
+        # What is computed again must not look the same as in the forward pass, or the compiler would
+        # keep it: a zero is added that it cannot know before the gradient is there. One for each image,
+        # so that no device needs another's.
+        g = jax.tree.leaves(gradients)[0]
+        zero = 0 * g.reshape(len(g), -1)[:, 0] if g.ndim > 1 else jnp.zeros(())
+        batch = (first.astype(like_first.dtype), *rest)
+        batch = tuple(_add_per_image(x, zero) for x in batch)
+        _, pullback = jax.vjp(function, batch, *others)
+        of_batch, *of_others = pullback(gradients)
+        return tuple(after(x, of_others) for x in of_batch), *of_others
+
+    call.defvjp(forward, backward)
+    return call
+
+
+def after(x: jax.Array, others: Any) -> jax.Array:
+    """Returns `x`, on a CPU once the arrays in `others` are there.
+
+    Its scheduler would put off the gradients of parameters until the end of the backward pass, and all
+    that they need would stay in memory. Accelerators schedule by memory themselves.
+    """
+    if jax.default_backend() != "cpu":
+        return x
+    zero = sum((0 * jnp.ravel(other)[0] for other in jax.tree.leaves(others)), jnp.zeros(()))
+    return x + zero.astype(x.dtype)
+
+
+def _add_per_image(x: jax.Array, zero: jax.Array) -> jax.Array:
+    return x + zero.reshape(zero.shape + (1,) * (x.ndim - zero.ndim)).astype(x.dtype)

@@ -1,0 +1,95 @@
+"""Measures every algorithm for the shapes of `ops.convolution_table`, and prints rows for it.
+
+    python -m ftbnn_jax.ops.tune_convolution [--batch=N] [--rounds=N]
+
+All algorithms of a pass take turns; the fastest median wins. The lines replace `ROWS[backend]`.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ftbnn_jax.errors import ArgumentParser, UserError
+from ftbnn_jax.ops import convolution, convolution_table
+from ftbnn_jax.ops import convolution_algorithms as algorithms
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="python -m ftbnn_jax.ops.tune_convolution",
+        description="Measure which algorithm computes each pass of a convolution fastest here, "
+        "and print the rows of ftbnn_jax/ops/convolution_table.py.",
+    )
+    parser.add_argument("--batch", type=int, default=16, metavar="N", help="images (default: 16)")
+    parser.add_argument("--rounds", type=int, default=7, metavar="N", help="turns of each (default: 7)")
+    return parser
+
+
+def fastest(calls: dict[str, Callable[[], jax.Array]], rounds: int) -> str:
+    """Returns the name of the call with the least median time, all taking turns."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        jax.block_until_ready(call())
+    for _ in range(rounds):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            times[name].append(time.perf_counter() - start)
+    return min(times, key=lambda name: np.median(times[name]))
+
+
+def measure(row: convolution_table.Row, batch: int, rounds: int) -> convolution_table.Row:
+    """Returns `row` with the algorithms that are fastest for its shape on this machine."""
+    k, stride = row.kernel_size, row.stride
+    # The smallest input that gives this output.
+    size, pad = (row.size - 1) * stride + 1, k // 2
+    padding = ((pad, pad), (pad, pad))
+    rng = np.random.default_rng(0)
+
+    def normal(*shape):
+        return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
+    x = normal(batch, size, size, row.features_in)
+    g = normal(batch, row.size, row.size, row.features_out)
+    kernel = normal(k, k, row.features_in, row.features_out)
+
+    def chosen(names, call):
+        fitting = [name for name in names if algorithms.fits(name, k, stride)]
+        compiled = {name: jax.jit(call(names[name])) for name in fitting}
+        return fastest({n: lambda f=f: f(x, g, kernel) for n, f in compiled.items()}, rounds)
+
+    forward = chosen(algorithms.FORWARD, lambda f: lambda x, g, k: f(x, k, stride, padding))
+    inputs = chosen(
+        algorithms.INPUT_GRADIENT,
+        lambda f: lambda x, g, k: f(g, k, x.shape, stride, padding, convolution.forward),
+    )
+    kernels = chosen(
+        algorithms.KERNEL_GRADIENT, lambda f: lambda x, g, k: f(x, g, k.shape, stride, padding)
+    )
+    return row._replace(forward=forward, input_gradient=inputs, kernel_gradient=kernels)
+
+
+def main() -> int:
+    """Measures and prints; returns the exit status, 2 for a user's mistake."""
+    try:
+        options = _parser().parse_args()
+        for name in ("batch", "rounds"):
+            if getattr(options, name) < 1:
+                raise UserError(f"--{name}={getattr(options, name)}: must be at least 1")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    # Every shape of the CPU's rows is of interest on any backend.
+    for row in convolution_table.ROWS["cpu"]:
+        shape = ", ".join(repr(value) for value in row[:5])
+        names = ", ".join(f'"{name}"' for name in measure(row, options.batch, options.rounds)[5:])
+        print(f"        Row({shape}, {names}),", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
