@@ -21,6 +21,21 @@ from ftbnn_jax.nn.spec import ResNetSpec
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
+# Fields of an experiment on CIFAR-10 that do not depend on the network.
+CIFAR10 = {
+    "dataset": "cifar10",
+    "image_size": 32,
+    "num_classes": 10,
+    "batch_size": 100,
+    "num_epochs": 5,
+    "checkpoint_every": 500,
+    "log_every": 50,
+    "augment": "pad_crop",
+    "crop_padding": 2,
+    "pixel_mean": (125.3, 123.0, 113.9),
+    "pixel_std": (63.0, 62.1, 66.7),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:

@@ -15,7 +15,7 @@ _ROOT = pathlib.Path(ftbnn_jax.__file__).parent
 # or for a package with all that is in it. `nn.spec` and the plan it returns are below `nn`, since the
 # packed runtime needs them.
 _LAYERS = (
-    ("errors", "machine", "report"),
+    ("errors", "machine", "plots", "report"),
     ("ops",),
     ("nn.plan",),
     ("nn.spec",),
@@ -23,7 +23,7 @@ _LAYERS = (
     ("config",),
     ("budget",),
     ("train", "deploy"),
-    ("figures",),
+    ("experiments",),
     ("main",),
 )
 # Neighbours in a layer that must not know each other.

@@ -1,4 +1,4 @@
-"""What goes into and comes out of the binary convolutions of a network."""
+"""What goes into and comes out of parts of a network."""
 
 from typing import Any
 
@@ -34,3 +34,17 @@ def binary_convolutions(
     with nn.intercept_methods(record):
         logits = model.apply(variables, x, train=False)
     return logits, found
+
+
+def classifier_input(model: ResNet, variables: dict[str, Any], x: jax.Array) -> jax.Array:
+    """Returns what the classifier reads, `[N, features]`, of standardised images `[N, H, W, C]`."""
+    found = []
+
+    def record(call, args, kwargs, context):
+        if context.module.path == ("head",):
+            found.append(args[0])
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(record):
+        model.apply(variables, x, train=False)
+    return found[0]

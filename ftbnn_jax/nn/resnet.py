@@ -14,7 +14,7 @@ from ftbnn_jax.ops import pooling
 
 
 class ResNet(nn.Module):
-    """Stem, bridge, binary or real blocks, global average pool and a real classifier.
+    """Stem, bridge, binary or real blocks, average pool and a real classifier.
 
     Variables are the collections `params` and `batch_stats`, float32 throughout.
 
@@ -37,7 +37,7 @@ class ResNet(nn.Module):
         run = nn.remat(ResNet._stage, static_argnums=(2, 3)) if self.remat else ResNet._stage
         for stage in self._stages():
             x = run(self, x, stage, train)
-        x = pooling.global_avg_pool(x.astype(jnp.float32))
+        x = pooling.head(x.astype(jnp.float32), self.spec.head)
         return nn.Dense(self.num_classes, name="head")(x)
 
     def _stages(self) -> list[tuple[BinaryConvPlan | RealBlockPlan, ...]]:

@@ -18,6 +18,7 @@ SIGNS = ("three_valued", "two_valued")
 ACTIVATION_GRADIENTS = ("clipped", "piecewise_quadratic")
 SCALINGS = ("none", "mean_abs")
 BLOCKS = ("binary", "real")
+HEADS = ("mean", "flatten")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,8 @@ class ResNetSpec:
         "piecewise_quadratic" (`2 - 2|x|` inside [-1, 1]; Bi-Real Net).
       scaling: "none", or "mean_abs": the output of each binary convolution is multiplied with the mean
         |w| of its channel's latent weights (Bi-Real Net). Batch norm absorbs it in deployment.
+      head: what the classifier reads, "mean" (of each channel over all positions) or "flatten" (2x2
+        means, every position by itself; Figure 2's net).
       block: "binary" (one binary convolution to a shortcut) or "real" (two real ones; full precision).
       ste_bound: where the straight-through gradients end, inclusive.
       batch_norm_momentum: share of the old running statistics kept in each step.
@@ -72,6 +75,7 @@ class ResNetSpec:
     sign: str = "three_valued"
     activation_gradient: str = "clipped"
     scaling: str = "none"
+    head: str = "mean"
     block: str = "binary"
     ste_bound: float = 1.2
     batch_norm_momentum: float = 0.9
@@ -86,6 +90,7 @@ class ResNetSpec:
             ("sign", SIGNS),
             ("activation_gradient", ACTIVATION_GRADIENTS),
             ("scaling", SCALINGS),
+            ("head", HEADS),
             ("block", BLOCKS),
         ):
             value = getattr(self, field)

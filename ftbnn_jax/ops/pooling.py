@@ -47,3 +47,18 @@ def avg_pool_2x2(x: jax.Array) -> jax.Array:
 def global_avg_pool(x: jax.Array) -> jax.Array:
     """Mean over the positions of `[N, H, W, C]`; returns `[N, C]`."""
     return jnp.mean(x, axis=(1, 2))
+
+
+def head(x: jax.Array, kind: str) -> jax.Array:
+    """What a classifier reads of `[N, H, W, C]`.
+
+    Args:
+      x: the last block's output.
+      kind: "mean" for `global_avg_pool`, or "flatten" for `avg_pool_2x2`, flattened.
+
+    Returns:
+      `[N, C]`, or `[N, ceil(H/2) * ceil(W/2) * C]`.
+    """
+    if kind == "mean":
+        return global_avg_pool(x)
+    return avg_pool_2x2(x).reshape(x.shape[0], -1)
