@@ -17,7 +17,7 @@ _ROOT = pathlib.Path(ftbnn_jax.__file__).parent
 _LAYERS = (
     ("errors", "machine", "plots", "report"),
     ("ops",),
-    ("nn.plan",),
+    ("nn.plan", "nn.strategies"),
     ("nn.spec",),
     ("nn",),
     ("config",),
@@ -35,6 +35,7 @@ _WITHOUT = {
     "errors": _FRAMEWORKS | {"jax"},
     "ops": _FRAMEWORKS,
     "nn.plan": _FRAMEWORKS | {"jax"},
+    "nn.strategies": _FRAMEWORKS | {"jax"},
     "nn.spec": _FRAMEWORKS | {"jax"},
     "nn": _FRAMEWORKS - {"flax"},
     # What a device or a server loads an artifact with.

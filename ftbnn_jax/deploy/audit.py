@@ -35,8 +35,9 @@ def sizes(config: TrainConfig, channels: int) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for name, (dtype, shape) in layout.tensors(config.model, channels, config.num_classes).items():
         leaf = name.rpartition("/")[2]
+        # `reduce_kernel` is a real kernel too, `negative_slope` one of the slopes.
         section = {"bits": "binary kernels", "kernel": "real kernels", "bias": "biases"}.get(
-            leaf, "slopes" if leaf.endswith("slope") else "batch norm"
+            leaf.rpartition("_")[2], "slopes" if leaf.endswith("slope") else "batch norm"
         )
         size = dtype.itemsize * int(np.prod(shape))
         entry = found.setdefault(section, {"bytes": 0, "least": 0.0})

@@ -30,12 +30,18 @@ def to_artifact(
       The artifact; the latent weights of binary convolutions are not in it.
 
     Raises:
-      UserError: the network has no binary convolution.
+      UserError: the network has no convolution of signs with signs.
     """
     if not config.model.plan():
         raise UserError(
             f"config.model.block={config.model.block!r}: nothing to pack; only 'binary' blocks can be"
         )
+    for field in ("binary_activations", "binary_weights"):
+        if not getattr(config.model, field):
+            raise UserError(
+                f"config.model.{field}=False: nothing to pack; the last step of multi-step training has "
+                "both binary"
+            )
     tensors: dict[str, np.ndarray] = {}
     _pack(variables["params"], folding.fold_batch_norms(variables, config.model), "", tensors)
     return artifact.Artifact(
@@ -56,6 +62,8 @@ def _pack(params: Any, folded: Any, prefix: str, tensors: dict[str, np.ndarray])
     """Walks the parameters: batch norms are replaced by `folded`, binary kernels by their bits."""
     for name, value in params.items():
         path = f"{prefix}{name}"
+        if name == "channel_scale":
+            continue  # Folded into batch norm.
         if not isinstance(value, dict):
             tensors[path] = np.asarray(value, np.float32)
         elif "multiplier" in folded.get(name, {}):

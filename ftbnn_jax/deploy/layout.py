@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 
+from ftbnn_jax.errors import UserError
+from ftbnn_jax.nn import strategies
 from ftbnn_jax.nn.spec import BinaryConvPlan, ResNetSpec
 from ftbnn_jax.ops import binary, bitpack
 
@@ -66,9 +68,29 @@ def tensors(
         found[f"{plan.name}/conv/bits"] = (BITS, (bitpack.words_for(kernel_bits(plan)),))
         norm(f"{plan.name}/bn", plan.features)
         activation(plan.name, plan.activation, plan.features)
+        if spec.scaling == "real_to_bin":
+            ins = plan.conv_in_features
+            inner = max(1, ins // strategies.REAL_TO_BIN_REDUCTION)
+            found[f"{plan.name}/gate/reduce_kernel"] = (FLOAT, (ins, inner))
+            found[f"{plan.name}/gate/expand_kernel"] = (FLOAT, (inner, plan.features))
         if plan.shortcut == "conv":
             found[f"{plan.name}/shortcut_conv/kernel"] = (FLOAT, (1, 1, plan.in_features, plan.features))
             norm(f"{plan.name}/shortcut_bn", plan.features)
     found["head/kernel"] = (FLOAT, (spec.features, num_classes))
     found["head/bias"] = (FLOAT, (num_classes,))
     return found
+
+
+def require_folded_scaling(spec: ResNetSpec, target: str) -> None:
+    """Raises a UserError where a network's scaling factors depend on its input.
+
+    Args:
+      spec: the network.
+      target: what cannot compute them, to begin the reason with.
+    """
+    if spec.scaling in strategies.FROM_INPUT:
+        foldable = [s for s in strategies.SCALINGS if s not in strategies.FROM_INPUT]
+        raise UserError(
+            f"model.scaling={spec.scaling!r}: {target} has no factors that depend on the input; "
+            f"the packed runtime has; {', '.join(foldable)} would do"
+        )

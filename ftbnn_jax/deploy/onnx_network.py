@@ -41,8 +41,12 @@ def network(artifact: artifact_lib.Artifact, form: str) -> onnx.ModelProto:
       A model from uint8 images `[N, image_size, image_size, channels]`, for any N, to float32 logits
       `[N, num_classes]`. A binary convolution starts with the node `{plan.name}/sign` and ends with
       `{plan.name}/conv`.
+
+    Raises:
+      UserError: the model has no such layer.
     """
     spec, size = artifact.spec, artifact.image_size
+    layout.require_folded_scaling(spec, "the ONNX model")
     graph = _Graph(artifact.tensors)
     x = graph.add("Transpose", ["images"], perm=[0, 3, 1, 2])
     x = graph.add("Cast", [x], to=TensorProto.FLOAT)

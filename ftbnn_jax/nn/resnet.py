@@ -31,12 +31,20 @@ class ResNet(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Maps standardised images `[N, H, W, C]` to float32 logits `[N, num_classes]`."""
+    def __call__(
+        self, x: jax.Array, train: bool = False, progress: jax.Array | float = 1.0
+    ) -> jax.Array:
+        """Maps standardised images `[N, H, W, C]` to float32 logits `[N, num_classes]`.
+
+        Args:
+          x: images.
+          train: whether batch norms take the batch's own statistics.
+          progress: scalar, share of the training that is done; the evolving gradients depend on it.
+        """
         x = blocks.Stem(self.spec, self.compute_dtype, name="stem")(x, train)
         run = nn.remat(ResNet._stage, static_argnums=(2, 3)) if self.remat else ResNet._stage
         for stage in self._stages():
-            x = run(self, x, stage, train)
+            x = run(self, x, stage, train, progress)
         x = pooling.head(x.astype(jnp.float32), self.spec.head)
         return nn.Dense(self.num_classes, name="head")(x)
 
@@ -46,10 +54,15 @@ class ResNet(nn.Module):
         cuts = [i for i, plan in enumerate(plans) if i and plan.stride == 2]
         return [tuple(plans[i:j]) for i, j in itertools.pairwise([0, *cuts, len(plans)])]
 
-    def _stage(self, x: jax.Array, plans: tuple[Any, ...], train: bool) -> jax.Array:
+    def _stage(
+        self, x: jax.Array, plans: tuple[Any, ...], train: bool, progress: jax.Array | float
+    ) -> jax.Array:
         for plan in plans:
-            block = blocks.BinaryBlock if isinstance(plan, BinaryConvPlan) else blocks.RealBlock
-            x = block(self.spec, plan, self.compute_dtype, name=plan.name)(x, train)
+            if isinstance(plan, BinaryConvPlan):
+                block = blocks.BinaryBlock(self.spec, plan, self.compute_dtype, name=plan.name)
+                x = block(x, train, progress)
+            else:
+                x = blocks.RealBlock(self.spec, plan, self.compute_dtype, name=plan.name)(x, train)
         return x
 
 

@@ -21,12 +21,12 @@ def max_pool(x: jax.Array) -> jax.Array:
     return _window(x, -jnp.inf, lax.max, 3, 2, 1, (1, 1))
 
 
-def avg_pool_3x3(x: jax.Array) -> jax.Array:
-    """3x3 mean, stride 2, over the zero-padded `[N, H, W, C]`: always divides by 9.
+def avg_pool_3x3(x: jax.Array, stride: int = 2) -> jax.Array:
+    """3x3 mean over the zero-padded `[N, H, W, C]`: always divides by 9.
 
-    Returns `[N, ceil(H/2), ceil(W/2), C]`, aligned with a 3x3 convolution of stride 2 and padding 1.
+    Returns `[N, ceil(H/stride), ceil(W/stride), C]`, aligned with a 3x3 convolution of padding 1.
     """
-    return _window(x, 0.0, lax.add, 3, 2, 1, (1, 1)) / jnp.asarray(9, x.dtype)
+    return _window(x, 0.0, lax.add, 3, stride, 1, (1, 1)) / jnp.asarray(9, x.dtype)
 
 
 def avg_pool_2x2(x: jax.Array) -> jax.Array:

@@ -16,6 +16,7 @@ import ftbnn_jax
 from ftbnn_jax import report
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.errors import UserError
+from ftbnn_jax.nn.spec import ResNetSpec
 from ftbnn_jax.train import distributed, paths
 from ftbnn_jax.train.state import TrainState
 
@@ -288,14 +289,13 @@ def _summary(error: Exception) -> str:
 def _flat(experiment: dict[str, Any]) -> dict[str, Any]:
     """Returns the fields that fix the shapes of the variables, under the names a user knows."""
     config = experiment["config"]
-    fields = {"channels of the images": experiment["channels"]}
-    for key in _ARCHITECTURE:
-        if isinstance(config[key], dict):
-            for name, value in config[key].items():
-                fields[f"config.{key}.{name}"] = tuple(value) if isinstance(value, list) else value
-        else:
-            fields[f"config.{key}"] = config[key]
-    return fields
+    # A checkpoint may be older than some fields, which then have their defaults.
+    model = ResNetSpec.from_dict(config["model"]).to_dict()
+    return {
+        "channels of the images": experiment["channels"],
+        "config.num_classes": config["num_classes"],
+        **{f"config.model.{name}": value for name, value in model.items()},
+    }
 
 
 def _check_same_architecture(path: epath.Path, ours: dict[str, Any], theirs: dict[str, Any]) -> None:

@@ -122,7 +122,7 @@ class _Run:
     def _compile(self, tx: Any, mesh: jax.sharding.Mesh) -> tuple[Callable[..., Any], ...]:
         """Compiles both steps beforehand, as long as there is nothing that a signal could lose."""
         current = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self._state)
-        train_step = step_lib.make_train_step(self._config, tx, mesh)
+        train_step = step_lib.make_train_step(self._config, tx, mesh, self.num_steps)
         batch = input_pipeline.train_batch_shapes(self._train_split, self._config)
         if self.first_step < self.num_steps:
             train_step = train_step.lower(current, batch).compile()

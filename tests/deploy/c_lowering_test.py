@@ -190,3 +190,10 @@ def test_a_runtime_traces_what_it_computes():
     np.testing.assert_array_equal(logits, net.logits(images))
     for plan, (x, sums) in zip(net.artifact.spec.plan(), records, strict=True):
         np.testing.assert_array_equal(sums, net.binary_conv(plan, x))
+
+
+@pytest.mark.parametrize("scaling", ["xnor_net", "real_to_bin"])
+def test_factors_that_depend_on_the_input_are_refused(scaling):
+    _, _, artifact = networks.build(spec_lib.small((1,), 8, scaling=scaling), 6)
+    with pytest.raises(UserError, match=rf"model\.scaling='{scaling}': the C program .* mean_abs"):
+        lowering.lower(artifact)

@@ -10,6 +10,7 @@ import pytest
 from ftbnn_jax.deploy import artifact as artifact_lib
 from ftbnn_jax.deploy import benchmark, benchmark_network
 from ftbnn_jax.deploy import runtime as runtime_lib
+from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn import spec as spec_lib
 from ftbnn_jax.ops import popcount
 
@@ -141,3 +142,9 @@ def test_a_layer_with_other_integers_is_not_timed(monkeypatch):
     monkeypatch.setattr(benchmark, "onnx_network", Wrong)
     with pytest.raises(AssertionError, match="a: packed and onnxruntime's results differ"):
         benchmark.layer("a", popcount.PackedConv((4,), (4,)), 5, 1)
+
+
+def test_factors_that_depend_on_the_input_are_refused():
+    _, _, artifact = networks.build(spec_lib.small((1,), 8, scaling="real_to_bin"), 6)
+    with pytest.raises(UserError, match=r"model\.scaling='real_to_bin': the ONNX model"):
+        onnx_network.network(artifact, "float32")

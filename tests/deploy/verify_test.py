@@ -42,6 +42,15 @@ _NETWORKS = {
     "derived": (networks.DERIVED, 37, "float32", "ternary ternary ternary and"),
     "baseline": (networks.BASELINE, 33, "float32", "ternary ternary and"),
     "scaled": (_small(scaling="mean_abs", groups=5), 9, "float32", "ternary and ternary"),
+    "learnt scaling": (_small(scaling="xnor_net++", groups=5), 9, "float32", "ternary and ternary"),
+    "scaled by the input": (_small(scaling="xnor_net", groups=5), 9, "float32", "ternary and ternary"),
+    "gated": (_small(scaling="real_to_bin"), 9, "float32", "ternary and ternary"),
+    "gated, duplicate": (
+        _small(scaling="real_to_bin", downsample="duplicate"),
+        9,
+        "float32",
+        "ternary and ternary",
+    ),
     "float16 signs": (_small(), 8, "float16", "ternary and ternary"),
 }
 
@@ -70,6 +79,12 @@ def test_a_network_without_binary_blocks_is_refused():
     spec = dataclasses.replace(spec_lib.resnet18(), blocks=(1,), width=4, stem_features=4)
     with pytest.raises(UserError, match=r"config\.model\.block='real': nothing to pack"):
         networks.build(spec, 8)
+
+
+@pytest.mark.parametrize("field", ["binary_weights", "binary_activations"])
+def test_a_network_that_is_not_binary_yet_is_refused(field):
+    with pytest.raises(UserError, match=rf"config\.model\.{field}=False: nothing to pack"):
+        networks.build(_small(**{field: False}), 8)
 
 
 def test_training_in_bfloat16_reaches_the_same_integers():

@@ -236,3 +236,21 @@ def test_automatic_dtype_is_the_backends():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "default_backend", lambda: "tpu")
         assert state.make_model(config).compute_dtype == jax.numpy.bfloat16
+
+
+def test_evolving_gradients_follow_the_step():
+    """The second of two steps depends on how long the training is; with 0 of 10 done nothing differs."""
+    model = dataclasses.replace(CONFIG.model, weight_gradient="evolving")
+    config = dataclasses.replace(CONFIG, model=model)
+    tx, mesh = optax.sgd(1.0), mesh_of(1)
+    with pytest.raises(ValueError, match="num_steps"):
+        step_lib.make_train_step(config, tx, mesh)
+    after = []
+    for num_steps, steps in ((2, 1), (10, 1), (2, 2), (10, 2)):
+        current = jax.jit(lambda: state.init(config, 3, tx))()
+        train_step = step_lib.make_train_step(config, tx, mesh, num_steps)
+        for number in range(steps):
+            current, _ = train_step(current, batch(number))
+        after.append(jax.device_get(current.params["block1_1"]["conv"]["kernel_0"]))
+    np.testing.assert_array_equal(after[0], after[1])
+    assert np.abs(after[2] - after[3]).max() > 0
