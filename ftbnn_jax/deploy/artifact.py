@@ -1,4 +1,4 @@
-"""The packed file: one `.safetensors` with bits for binary kernels and float32 for the rest.
+"""The packed file, one `.safetensors`: bits for binary kernels, int16 for the classifier, else float32.
 
 `container` says how the file is laid out and protected, `layout` which tensors it holds. Reading runs no
 code from the file.
@@ -17,7 +17,7 @@ from ftbnn_jax.deploy import container, layout
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn.spec import ResNetSpec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,8 @@ class Artifact:
       tensors: float32 arrays under the names of the training graph (`block1_1/act/negative_slope`),
         with batch norm folded (`bn/multiplier`, `bn/offset`), and for every binary convolution
         `conv/bits`, uint32: group after group, each kernel's signs in the order [row, column, input,
-        output], packed without a gap by `ops.bitpack.pack_stream`.
+        output], packed without a gap by `ops.bitpack.pack_stream`. The classifier is as
+        `layout.quantize_classifier` gives it.
     """
 
     spec: ResNetSpec

@@ -8,7 +8,7 @@ import numpy as np
 
 import ftbnn_jax
 from ftbnn_jax.config import TrainConfig
-from ftbnn_jax.deploy import artifact, runtime
+from ftbnn_jax.deploy import artifact, layout, runtime
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn import folding
 from ftbnn_jax.ops import binary, bitpack
@@ -30,7 +30,7 @@ def to_artifact(
       The artifact; the latent weights of binary convolutions are not in it.
 
     Raises:
-      UserError: the network has no convolution of signs with signs.
+      UserError: the network has no convolution of signs with signs, or a classifier that is not finite.
     """
     if not config.model.plan():
         raise UserError(
@@ -44,6 +44,9 @@ def to_artifact(
             )
     tensors: dict[str, np.ndarray] = {}
     _pack(variables["params"], folding.fold_batch_norms(variables, config.model), "", tensors)
+    if not np.isfinite(tensors["head/kernel"]).all():
+        raise UserError(f"step {step}: the classifier's kernel holds a number that is not finite")
+    tensors |= layout.quantize_classifier(tensors["head/kernel"])
     return artifact.Artifact(
         spec=config.model,
         num_classes=config.num_classes,

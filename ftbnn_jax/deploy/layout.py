@@ -1,4 +1,4 @@
-"""Which tensors an artifact of a network holds."""
+"""Which tensors an artifact of a network holds, and what those mean that are no plain float32."""
 
 import math
 
@@ -11,6 +11,9 @@ from ftbnn_jax.ops import binary, bitpack
 
 FLOAT = np.dtype("<f4")
 BITS = np.dtype("<u4")
+INT16 = np.dtype("<i2")
+
+_LARGEST = np.iinfo(INT16).max
 
 _SLOPES = {
     "none": (),
@@ -38,6 +41,23 @@ def unpack_kernels(plan: BinaryConvPlan, words: np.ndarray) -> list[np.ndarray]:
     sizes = [math.prod(shape) for shape in shapes]
     bits = np.split(bitpack.unpack_stream(words, sum(sizes)), np.cumsum(sizes)[:-1])
     return [b.reshape(shape) for b, shape in zip(bits, shapes, strict=True)]
+
+
+def quantize_classifier(kernel: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns `head/kernel` and `head/scale`: `kernel`, float32 `[features, classes]`, in 16 bits.
+
+    A class has the scale `max |w| / 32767`; its weights are multiples of that, rounded to the nearest.
+    """
+    scale = (np.abs(kernel).max(axis=0) / _LARGEST).astype(FLOAT)
+    # Where the scale has become subnormal, or 0, a multiple can leave 16 bits.
+    multiples = np.rint(kernel / np.maximum(scale, np.finfo(FLOAT).smallest_subnormal))
+    kernel = np.clip(multiples, -_LARGEST, _LARGEST).astype(INT16)
+    return {"head/kernel": kernel, "head/scale": scale}
+
+
+def classifier_kernel(tensors: dict[str, np.ndarray]) -> np.ndarray:
+    """Returns the kernel that `quantize_classifier` stored, float32 `[features, classes]`."""
+    return tensors["head/kernel"] * tensors["head/scale"]
 
 
 def tensors(
@@ -76,7 +96,8 @@ def tensors(
         if plan.shortcut == "conv":
             found[f"{plan.name}/shortcut_conv/kernel"] = (FLOAT, (1, 1, plan.in_features, plan.features))
             norm(f"{plan.name}/shortcut_bn", plan.features)
-    found["head/kernel"] = (FLOAT, (spec.features, num_classes))
+    found["head/kernel"] = (INT16, (spec.features, num_classes))
+    found["head/scale"] = (FLOAT, (num_classes,))
     found["head/bias"] = (FLOAT, (num_classes,))
     return found
 

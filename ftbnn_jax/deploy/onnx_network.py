@@ -60,8 +60,8 @@ def network(artifact: artifact_lib.Artifact, form: str) -> onnx.ModelProto:
         kernels = layout.unpack_kernels(plan, artifact.tensors[f"{plan.name}/conv/bits"])
         x = _block(graph, runtime_lib.packed_conv(spec, plan), kernels, plan, x, form)
     x = graph.add("Flatten", [graph.add("GlobalAveragePool", [x])])
-    head = [graph.constant(artifact.tensors[name]) for name in ("head/kernel", "head/bias")]
-    graph.add("Gemm", [x, *head], "logits")
+    head = (layout.classifier_kernel(artifact.tensors), artifact.tensors["head/bias"])
+    graph.add("Gemm", [x, *map(graph.constant, head)], "logits")
     return graph.model(
         ("images", TensorProto.UINT8, ["batch", size, size, artifact.channels]),
         ("logits", TensorProto.FLOAT, ["batch", artifact.num_classes]),

@@ -103,6 +103,7 @@ def _prepare(artifact: artifact_lib.Artifact) -> Tensors:
     for plan, size in zip(artifact.spec.plan(), input_sizes(artifact), strict=True):
         kernels = layout.unpack_kernels(plan, artifact.tensors[f"{plan.name}/conv/bits"])
         nested[plan.name]["conv"] = packed_conv(artifact.spec, plan).prepare(kernels, size, size)
+    nested["head"]["kernel"] = layout.classifier_kernel(artifact.tensors)
     return jax.tree.map(jnp.asarray, nested)
 
 

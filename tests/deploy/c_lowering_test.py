@@ -126,7 +126,9 @@ def test_fixed_point_refuses_what_does_not_fit():
     artifact = c_programs.runtime("derived").artifact
     large = {"block1_1/bn/offset": np.full(13, 1e6, np.float32)}
     artifact = dataclasses.replace(artifact, tensors={**artifact.tensors, **large})
-    with pytest.raises(UserError, match=r"'block1_1/bn': 1e.06 does not fit into fixed point of 20"):
+    with pytest.raises(
+        UserError, match=r"'block1_1/bn/offset': 1e.06 does not fit into fixed point of 20"
+    ):
         generate.files(artifact, 20)
 
 
