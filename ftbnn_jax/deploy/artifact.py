@@ -129,7 +129,8 @@ def _parse(metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> Artifact
 
 def _check_tensors(path: str, artifact: Artifact) -> None:
     """Raises a UserError naming the first tensor that is missing, unknown or of a wrong kind."""
-    expected = layout.tensors(artifact.spec, artifact.channels, artifact.num_classes)
+    sizes = artifact.channels, artifact.num_classes, artifact.image_size
+    expected = layout.tensors(artifact.spec, *sizes)
     for name in sorted(expected.keys() | artifact.tensors.keys()):
         tensor = artifact.tensors.get(name)
         found = "none" if tensor is None else f"{tensor.dtype.name} {list(tensor.shape)}"

@@ -34,7 +34,8 @@ def sizes(config: TrainConfig, channels: int) -> dict[str, dict[str, float]]:
       four bytes any other parameter.
     """
     found: dict[str, dict[str, float]] = {}
-    for name, (dtype, shape) in layout.tensors(config.model, channels, config.num_classes).items():
+    tensors = layout.tensors(config.model, channels, config.num_classes, config.image_size)
+    for name, (dtype, shape) in tensors.items():
         module, _, leaf = name.rpartition("/")
         # `reduce_kernel` is a real kernel too, `negative_slope` one of the slopes.
         section = {"bits": "binary kernels", "kernel": "real kernels", "bias": "biases"}.get(

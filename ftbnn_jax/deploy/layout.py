@@ -61,7 +61,7 @@ def classifier_kernel(tensors: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def tensors(
-    spec: ResNetSpec, channels: int, num_classes: int
+    spec: ResNetSpec, channels: int, num_classes: int, image_size: int
 ) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
     """Returns dtype and shape of every tensor, by name.
 
@@ -69,6 +69,7 @@ def tensors(
       spec: the network.
       channels: of the input images.
       num_classes: number of logits.
+      image_size: height and width of the input images.
     """
     found: dict[str, tuple[np.dtype, tuple[int, ...]]] = {}
 
@@ -96,7 +97,7 @@ def tensors(
         if plan.shortcut == "conv":
             found[f"{plan.name}/shortcut_conv/kernel"] = (FLOAT, (1, 1, plan.in_features, plan.features))
             norm(f"{plan.name}/shortcut_bn", plan.features)
-    found["head/kernel"] = (INT16, (spec.features, num_classes))
+    found["head/kernel"] = (INT16, (spec.classifier_inputs(image_size), num_classes))
     found["head/scale"] = (FLOAT, (num_classes,))
     found["head/bias"] = (FLOAT, (num_classes,))
     return found

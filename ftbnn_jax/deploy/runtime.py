@@ -158,7 +158,7 @@ def _forward(tensors, images, spec, image_size, pixel_mean, pixel_std):
     for plan in spec.plan():
         x, record = _block(tensors[plan.name], spec, plan, x)
         records.append(record)
-    logits = jnp.dot(pooling.global_avg_pool(x), tensors["head"]["kernel"]) + tensors["head"]["bias"]
+    logits = jnp.dot(pooling.head(x, spec.head), tensors["head"]["kernel"]) + tensors["head"]["bias"]
     return logits, records
 
 

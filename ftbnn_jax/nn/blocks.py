@@ -57,7 +57,7 @@ class BinaryConv(nn.Module):
     compute_dtype: jnp.dtype = jnp.float32
     gradient: str = "clipped"
     weight_gradient: str = "clipped"
-    binary_activations: bool = True
+    activations: str = "sign"
     binary_weights: bool = True
 
     @nn.compact
@@ -80,7 +80,7 @@ class BinaryConv(nn.Module):
             gradient=self.gradient,
             weight_gradient=self.weight_gradient,
             progress=progress,
-            binary_activations=self.binary_activations,
+            activations=self.activations,
             binary_weights=self.binary_weights,
             compute_dtype=self.compute_dtype,
         )
@@ -202,7 +202,7 @@ class BinaryBlock(nn.Module):
             compute_dtype=self.compute_dtype,
             gradient=s.activation_gradient,
             weight_gradient=s.weight_gradient,
-            binary_activations=s.binary_activations,
+            activations="sign" if s.binary_activations else s.real_activations,
             binary_weights=s.binary_weights,
             name="conv",
         )

@@ -17,6 +17,7 @@ ACTIVATIONS = ("none", "relu", "prelu", "fprelu")
 DOWNSAMPLES = ("conv", "duplicate")
 SIGNS = ("three_valued", "two_valued")
 BLOCKS = ("binary", "real")
+REAL_ACTIVATIONS = ("tanh", "identity")
 HEADS = ("mean", "flatten")
 
 
@@ -48,8 +49,9 @@ class ResNetSpec:
       weight_gradient: of the weights' sign, likewise.
       scaling: what the output of each binary convolution is multiplied with, one of
         `strategies.SCALINGS`.
-      binary_activations: False puts tanh in the place of the activations' sign, for a first step of
-        multi-step training; such a network cannot be packed.
+      binary_activations: False puts `real_activations` in the place of the activations' sign, for a
+        first step of multi-step training; such a network cannot be packed.
+      real_activations: "tanh", or "identity" for a network without any non-linearity (Figure 2).
       binary_weights: False takes the latent weights as they are, likewise.
       head: what the classifier reads, "mean" (of each channel over all positions) or "flatten" (2x2
         means, every position by itself; Figure 2's net).
@@ -79,6 +81,7 @@ class ResNetSpec:
     weight_gradient: str = "clipped"
     scaling: str = "none"
     binary_activations: bool = True
+    real_activations: str = "tanh"
     binary_weights: bool = True
     head: str = "mean"
     block: str = "binary"
@@ -97,6 +100,7 @@ class ResNetSpec:
             ("weight_gradient", strategies.GRADIENTS),
             ("scaling", strategies.SCALINGS),
             ("binary_activations", (True, False)),
+            ("real_activations", REAL_ACTIVATIONS),
             ("binary_weights", (True, False)),
             ("head", HEADS),
             ("block", BLOCKS),
@@ -137,8 +141,17 @@ class ResNetSpec:
 
     @property
     def features(self) -> int:
-        """Channels that reach the classifier."""
+        """Channels of the last block."""
         return self.width * 2 ** (len(self.blocks) - 1)
+
+    def classifier_inputs(self, image_size: int) -> int:
+        """Returns how many numbers the classifier reads of an image of this height and width."""
+        if self.head == "mean":
+            return self.features
+        # Every stage but the first halves the resolution, and so does the head; all round up.
+        halvings = self.stem_pool + len(self.blocks)
+        size = -(-image_size // (self.stem_stride * 2**halvings))
+        return size**2 * self.features
 
     def plan(self) -> tuple[BinaryConvPlan, ...]:
         """Returns every binary convolution of the network in order, the bridge first."""

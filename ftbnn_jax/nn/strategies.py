@@ -47,8 +47,11 @@ def check(spec: Any) -> None:
             binary_activations=True,
             binary_weights=True,
         )
-    if not spec.binary_activations:
-        reason = "is for the activations' sign, and model.binary_activations=False takes tanh"
+    if spec.binary_activations:
+        reason = "takes the place of the activations' sign, and model.binary_activations=True has it"
+        _require(spec, reason, real_activations="tanh")
+    else:
+        reason = "is for the activations' sign, and model.binary_activations=False has none"
         _require(spec, reason, sign="three_valued", activation_gradient="clipped")
         if spec.scaling == "xnor_net":
             _require(spec, reason, scaling="none")

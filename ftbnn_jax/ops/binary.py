@@ -195,7 +195,7 @@ def binary_conv2d(
     gradient: str = "clipped",
     weight_gradient: str = "clipped",
     progress: jax.Array | float = 1.0,
-    binary_activations: bool = True,
+    activations: str = "sign",
     binary_weights: bool = True,
     compute_dtype: jnp.dtype = jnp.float32,
 ) -> jax.Array:
@@ -211,14 +211,17 @@ def binary_conv2d(
       gradient: of the activations' sign, one of the module's.
       weight_gradient: of the weights' sign, likewise.
       progress: scalar, share of the training that is done; for the evolving gradients.
-      binary_activations: False takes tanh in the place of the activations' sign.
+      activations: what becomes of them: "sign", or "tanh" or "identity", which leave them real.
       binary_weights: False takes the latent weights as they are.
       compute_dtype: dtype of the signs; the sums are the same integers in every one.
 
     Returns:
       float32 `[N, H', W', O]`, every element an integer where both are binary.
     """
-    a = sign_activation(x, bound, two_valued, gradient, progress) if binary_activations else jnp.tanh(x)
+    if activations == "sign":
+        x = sign_activation(x, bound, two_valued, gradient, progress)
+    elif activations == "tanh":
+        x = jnp.tanh(x)
     if binary_weights:
         kernels = [sign_weight(kernel, bound, weight_gradient, progress) for kernel in kernels]
-    return grouped_conv2d(a, kernels, stride, padding, compute_dtype)
+    return grouped_conv2d(x, kernels, stride, padding, compute_dtype)

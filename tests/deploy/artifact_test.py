@@ -87,7 +87,9 @@ def test_classes_of_any_size_fit_into_16_bits(size):
 @pytest.mark.parametrize("name", ["baseline", "derived"])
 def test_a_file_is_as_small_as_its_bits(name, tmp_path):
     spec = spec_lib.baseline() if name == "baseline" else spec_lib.derived(44, 5)
-    tensors = {n: np.zeros(shape, dtype) for n, (dtype, shape) in layout.tensors(spec, 3, 1000).items()}
+    tensors = {
+        n: np.zeros(shape, dtype) for n, (dtype, shape) in layout.tensors(spec, 3, 1000, 224).items()
+    }
     metadata = {
         **dataclasses.asdict(spec),
         "class_names": [f"n{i:08}" for i in range(1000)],

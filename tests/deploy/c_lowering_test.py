@@ -55,7 +55,7 @@ def _without_values(spec, size=224, classes=1000):
         versions={},
         tensors={
             name: np.zeros(shape, dtype)
-            for name, (dtype, shape) in layout.tensors(spec, 3, classes).items()
+            for name, (dtype, shape) in layout.tensors(spec, 3, classes, size).items()
         },
     )
 
@@ -192,6 +192,12 @@ def test_a_runtime_traces_what_it_computes():
     np.testing.assert_array_equal(logits, net.logits(images))
     for plan, (x, sums) in zip(net.artifact.spec.plan(), records, strict=True):
         np.testing.assert_array_equal(sums, net.binary_conv(plan, x))
+
+
+def test_a_classifier_of_positions_is_refused():
+    _, _, artifact = networks.build(spec_lib.small((1,), 8, head="flatten"), 6)
+    with pytest.raises(UserError, match=r"model\.head='flatten': the C program has 'mean' alone"):
+        lowering.lower(artifact)
 
 
 @pytest.mark.parametrize("scaling", ["xnor_net", "real_to_bin"])

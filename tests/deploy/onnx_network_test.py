@@ -44,6 +44,8 @@ def _with_outputs(model, plans, form):
     [
         # Reduction by convolution, at sizes that halve and that do not; AND after the stages' ReLU.
         (spec_lib.small((1, 2), 8), 8),
+        # A classifier that reads positions; 9x9, so that the last means are of fewer than four.
+        (spec_lib.small((1, 1), 8, head="flatten"), 9),
         (spec_lib.small((1, 1), 8, groups=4, stem_activation="relu", activation="prelu"), 7),
         # Groups of 2, 2, 2, 2, 4 channels.
         (spec_lib.small((1, 1), 12, groups=5, stage_end_activation="fprelu"), 9),
@@ -57,7 +59,7 @@ def _with_outputs(model, plans, form):
             19,
         ),
     ],
-    ids=["conv", "odd", "uneven", "duplicate", "two_valued", "bridge"],
+    ids=["conv", "positions", "odd", "uneven", "duplicate", "two_valued", "bridge"],
 )
 def test_a_network_gives_the_packed_integers_and_logits(spec, size, form):
     _, _, artifact = networks.build(spec, size)

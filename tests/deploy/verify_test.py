@@ -51,6 +51,7 @@ _NETWORKS = {
         "float32",
         "ternary and ternary",
     ),
+    "positions": (_small(head="flatten"), 9, "float32", "ternary and ternary"),
     "float16 signs": (_small(), 8, "float16", "ternary and ternary"),
 }
 

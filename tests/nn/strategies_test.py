@@ -130,14 +130,25 @@ def test_integers_are_scaled_before_batch_norm(scaling, groups, index):
 
 
 @pytest.mark.parametrize(
-    ("weights", "activations"), [(True, True), (False, True), (False, False), (True, False)]
+    ("weights", "activations"),
+    [
+        (True, "sign"),
+        (False, "sign"),
+        (False, "tanh"),
+        (True, "tanh"),
+        (False, "identity"),
+        (True, "identity"),
+    ],
 )
 def test_weights_and_activations_can_stay_real(weights, activations):
-    net = spec.small((1,), 6, binary_weights=weights, binary_activations=activations)
+    real = (
+        {} if activations == "sign" else {"binary_activations": False, "real_activations": activations}
+    )
+    net = spec.small((1,), 6, binary_weights=weights, **real)
     x = np.random.default_rng(1).normal(size=(1, 3, 3, 6)).astype(np.float32)
     values, found, _ = _run(net, 0, jnp.asarray(x))
     kernel = values["params"]["conv"]["kernel_0"]
-    a = np.sign(x) if activations else np.tanh(x)
+    a = {"sign": np.sign, "tanh": np.tanh, "identity": np.array}[activations](x)
     w = np.where(kernel > 0, 1, -1) if weights else kernel
     # In the middle the window is the whole image.
     np.testing.assert_allclose(found[0, 1, 1], np.tensordot(a[0], w, 3), rtol=1e-4, atol=1e-4)

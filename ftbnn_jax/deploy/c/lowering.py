@@ -5,6 +5,7 @@ import dataclasses
 from ftbnn_jax.deploy import artifact as artifact_lib
 from ftbnn_jax.deploy import layout, runtime
 from ftbnn_jax.deploy.c import memory
+from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn.spec import BinaryConvPlan
 from ftbnn_jax.ops import binary, bitpack, convolution
 
@@ -107,6 +108,8 @@ def lower(artifact: artifact_lib.Artifact) -> Network:
     """
     spec = artifact.spec
     layout.require_folded_scaling(spec, "the C program")
+    if spec.head != "mean":
+        raise UserError(f"model.head={spec.head!r}: the C program has 'mean' alone")
     stem_size = convolution.output_size(
         artifact.image_size, spec.stem_kernel, spec.stem_stride, spec.stem_kernel // 2
     )
