@@ -122,6 +122,7 @@ def slopes(groups: Sequence[Group]) -> Any:
     if not axis.containers:
         raise UserError(f"{run.path}: the network has no slopes; PReLU and FPReLU have")
     axis.set_xticks(range(len(rows)), [row["name"] for row in rows], rotation=60, ha="right", fontsize=8)
+    axis.set_xlim(-0.6, len(rows) - 0.4)
     axis.axhline(1, color="0.6", linewidth=0.8, zorder=0)
     axis.axhline(0, color="0.6", linewidth=0.8, zorder=0)
     axis.set_ylabel("slope: mean, least, largest")
