@@ -13,7 +13,7 @@ from flax import linen as nn
 from flax.core import DenyList
 
 from ftbnn_jax.budget import walk
-from ftbnn_jax.ops import marks
+from ftbnn_jax.ops import convolution_table, marks
 
 _NORMS = (nn.BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm, nn.RMSNorm)
 
@@ -90,7 +90,9 @@ class Program:
             with nn.intercept_methods(_name_scopes):
                 return function(apply, arguments["params"])
 
-        jaxpr = jax.make_jaxpr(program)(arguments)
+        # What a network costs does not depend on how a backend computes its convolutions.
+        with convolution_table.forced("direct", "transposed", "transposed"):
+            jaxpr = jax.make_jaxpr(program)(arguments)
         flat, _ = jax.tree_util.tree_flatten_with_path(arguments)
         return jaxpr, [path[0].key for path, _ in flat]
 

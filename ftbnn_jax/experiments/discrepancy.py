@@ -13,7 +13,7 @@ import numpy as np
 
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.nn import folding, recording, resnet
-from ftbnn_jax.ops import binary, image
+from ftbnn_jax.ops import binary, convolution, image
 from ftbnn_jax.train import checkpoint, datasets, input_pipeline
 
 # Name, and what is averaged over images, positions and channels. `b` and `r` are the outputs of the
@@ -96,8 +96,8 @@ def _real_convolutions(conv, plan, inputs, sums):
     clipped = [jnp.clip(kernel, -1, 1) for kernel in kernels]
     return (
         sums,
-        binary.grouped_conv2d(inputs, kernels, plan.stride, 1),
-        binary.grouped_conv2d(jnp.clip(inputs, -1, 1), clipped, plan.stride, 1),
+        convolution.grouped_conv2d(inputs, kernels, plan.stride, 1),
+        convolution.grouped_conv2d(jnp.clip(inputs, -1, 1), clipped, plan.stride, 1),
     )
 
 

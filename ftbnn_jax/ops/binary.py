@@ -1,4 +1,4 @@
-"""Binarisation with three kinds of gradient, and grouped binary convolution.
+"""Binarisation with three kinds of gradient, and binary convolution.
 
 Paper: section 3 (straight-through estimator clipped to (-1.2, 1.2)), Appendix B (values after ReLU).
 
@@ -148,42 +148,6 @@ def group_sizes(channels: int, groups: int) -> tuple[int, ...]:
     return (part,) * (groups - 1) + (channels - part * (groups - 1),)
 
 
-def grouped_conv2d(
-    x: jax.Array,
-    kernels: Sequence[jax.Array],
-    stride: int,
-    padding: int,
-    compute_dtype: jnp.dtype | None = None,
-) -> jax.Array:
-    """Convolves each group of channels with its own kernel and concatenates the results.
-
-    A loop over groups, since `feature_group_count` cannot do groups of unequal width, gathers the
-    whole batch on every device under batch sharding, and has a slow weight gradient on CPU.
-
-    Args:
-      x: `[N, H, W, I]`; the groups take its channels in order.
-      kernels: one `[K, K, I_g, O_g]` a group, with `sum(I_g) == I`.
-      stride: step in both directions.
-      padding: zeros added on each of the four sides.
-      compute_dtype: of the operands, as in `convolution.conv2d`.
-
-    Returns:
-      float32 `[N, H', W', sum(O_g)]`.
-    """
-    widths = [kernel.shape[2] for kernel in kernels]
-    if sum(widths) != x.shape[-1]:
-        raise ValueError(f"kernels take {widths} channels, the input has {x.shape[-1]}")
-    if len(kernels) == 1:
-        return convolution.conv2d(x, kernels[0], stride, padding, compute_dtype)
-    offsets = [sum(widths[:g]) for g in range(1, len(widths))]
-    parts = jnp.split(x, offsets, axis=-1)
-    outputs = [
-        convolution.conv2d(part, kernel, stride, padding, compute_dtype)
-        for part, kernel in zip(parts, kernels, strict=True)
-    ]
-    return jnp.concatenate(outputs, axis=-1)
-
-
 def binary_conv2d(
     x: jax.Array,
     kernels: Sequence[jax.Array],
@@ -224,4 +188,5 @@ def binary_conv2d(
         x = jnp.tanh(x)
     if binary_weights:
         kernels = [sign_weight(kernel, bound, weight_gradient, progress) for kernel in kernels]
-    return grouped_conv2d(x, kernels, stride, padding, compute_dtype)
+    signs = binary_weights and activations == "sign"
+    return convolution.grouped_conv2d(x, kernels, stride, padding, compute_dtype, signs=signs)

@@ -1,17 +1,20 @@
-"""2-D convolution: the one place that says how it, and its gradients, are computed.
+"""2-D convolution, real, binary or in groups: the one place where it and its gradients are computed.
 
 Arrays are NHWC, kernels HWIO. Padding is symmetric and zero valued, which JAX's ``"SAME"`` is not at
-stride 2.
+stride 2. How each pass is computed follows from backend and shape, by `ops.convolution_table`.
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-# Below this many input channels a tap's matrix product is too thin to beat XLA's own weight gradient.
-_MIN_CHANNELS_FOR_TAPS = 16
+from ftbnn_jax.ops import convolution_algorithms as algorithms
+from ftbnn_jax.ops import convolution_table as table
+
+# Float16 holds every integer up to here.
+_FLOAT16_INTEGERS = 2048
 
 
 def output_size(size: int, kernel_size: int, stride: int, padding: int) -> int:
@@ -19,24 +22,14 @@ def output_size(size: int, kernel_size: int, stride: int, padding: int) -> int:
     return (size + 2 * padding - kernel_size) // stride + 1
 
 
-def _conv(x, kernel, stride, padding, out_dtype):
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=(stride, stride),
-        padding=((padding, padding), (padding, padding)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        preferred_element_type=out_dtype,
-    )
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
 def conv2d(
     x: jax.Array,
     kernel: jax.Array,
     stride: int = 1,
     padding: int = 0,
     compute_dtype: jnp.dtype | None = None,
+    signs: bool = False,
 ) -> jax.Array:
     """Convolves `x` with `kernel` and accumulates in float32.
 
@@ -54,12 +47,23 @@ def conv2d(
       padding: zeros added on each of the four sides.
       compute_dtype: what both operands are cast to: float32, bfloat16 or float16; None for the dtype
         of `x`.
+      signs: whether both operands hold -1, 0 and +1 alone. Then a GPU writes float16 sums as float16
+        where that holds them all.
 
     Returns:
       float32 `[N, H', W', O]` with `H' = (H + 2 * padding - KH) // stride + 1`.
     """
     x, kernel = _cast(x, kernel, compute_dtype)
-    return _conv(x, kernel, stride, padding, jnp.float32)
+    largest_sum = kernel[..., 0].size
+    narrow = signs and x.dtype == jnp.float16 and largest_sum <= _FLOAT16_INTEGERS
+    narrow = narrow and jax.default_backend() == "gpu"
+    return _forward(x, kernel, stride, _both(padding), None if narrow else jnp.float32).astype(
+        jnp.float32
+    )
+
+
+def _both(padding):
+    return ((padding, padding),) * 2
 
 
 def _cast(x, kernel, compute_dtype):
@@ -67,45 +71,102 @@ def _cast(x, kernel, compute_dtype):
     return x.astype(dtype), kernel.astype(dtype)
 
 
-def _conv2d_fwd(x, kernel, stride, padding, compute_dtype):
+def _row(x_shape, kernel_shape, stride, padding):
+    kernel_size = max(kernel_shape[:2])
+    size = output_size(x_shape[1], kernel_shape[0], stride, padding[0][0])
+    return table.nearest(jax.default_backend(), kernel_size, stride, size, *kernel_shape[2:])
+
+
+def _forward(x, kernel, stride, padding, out_dtype=None):
+    row = _row(x.shape, kernel.shape, stride, padding)
+    return algorithms.FORWARD[row.forward](x, kernel, stride, padding, out_dtype)
+
+
+def _conv2d_fwd(x, kernel, stride, padding, compute_dtype, signs):
     # A residual can be an array but not a dtype, so two empty arrays carry the arguments' dtypes.
     dtypes = jnp.zeros(0, x.dtype), jnp.zeros(0, kernel.dtype)
     residuals = (*_cast(x, kernel, compute_dtype), *dtypes)
-    return conv2d(x, kernel, stride, padding, compute_dtype), residuals
+    return conv2d(x, kernel, stride, padding, compute_dtype, signs), residuals
 
 
-def _conv2d_bwd(stride, padding, compute_dtype, residuals, g):
-    del compute_dtype  # The operands among the residuals are cast already.
+def _conv2d_bwd(stride, padding, compute_dtype, signs, residuals, g):
+    del compute_dtype, signs  # The operands among the residuals are cast already.
     x, kernel, like_x, like_kernel = residuals
     dtype = jnp.bfloat16 if x.dtype == jnp.float16 else x.dtype
-    x_, kernel_, g_ = x.astype(dtype), kernel.astype(dtype), g.astype(dtype)
+    x, kernel, g = x.astype(dtype), kernel.astype(dtype), g.astype(dtype)
+    padding = _both(padding)
+    row = _row(x.shape, kernel.shape, stride, padding)
     # Transposing wants operands and result of one dtype, hence no float32 accumulator type here.
-    (dx,) = jax.linear_transpose(lambda x: _conv(x, kernel_, stride, padding, None), x_)(g_)
-    if jax.default_backend() == "cpu" and kernel.shape[2] >= _MIN_CHANNELS_FOR_TAPS:
-        dkernel = _kernel_gradient_by_taps(x_, g_, kernel.shape, stride, padding)
-    else:
-        (dkernel,) = jax.linear_transpose(lambda k: _conv(x_, k, stride, padding, None), kernel_)(g_)
+    input_gradient = algorithms.INPUT_GRADIENT[row.input_gradient]
+    dx = input_gradient(g, kernel, x.shape, stride, padding, _forward)
+    kernel_gradient = algorithms.KERNEL_GRADIENT[row.kernel_gradient]
+    dkernel = kernel_gradient(x, g, kernel.shape, stride, padding)
     return dx.astype(like_x.dtype), dkernel.astype(like_kernel.dtype)
 
 
 conv2d.defvjp(_conv2d_fwd, _conv2d_bwd)
 
 
-def _kernel_gradient_by_taps(x, g, kernel_shape, stride, padding):
-    """Weight gradient as one matrix product per kernel position.
+def grouped_conv2d(
+    x: jax.Array,
+    kernels: Sequence[jax.Array],
+    stride: int,
+    padding: int,
+    compute_dtype: jnp.dtype | None = None,
+    signs: bool = False,
+) -> jax.Array:
+    """Convolves each group of channels with its own kernel and concatenates the results.
 
-    XLA's CPU backend computes the gradient as a convolution whose window is the whole image, which is
-    several times slower than these products.
+    A loop over groups, since `feature_group_count` cannot do groups of unequal width, gathers the
+    whole batch on every device under batch sharding, and has a slow weight gradient on CPU. Where the
+    table says so, neighbours that fit the matrix unit together are one group.
+
+    Args:
+      x: `[N, H, W, I]`; the groups take its channels in order.
+      kernels: one `[K, K, I_g, O_g]` a group, with `sum(I_g) == I`.
+      stride: step in both directions.
+      padding: zeros added on each of the four sides.
+      compute_dtype: of the operands, as in `conv2d`.
+      signs: as in `conv2d`.
+
+    Returns:
+      float32 `[N, H', W', sum(O_g)]`.
     """
-    kh, kw, features_in, features_out = kernel_shape
-    _, out_h, out_w, _ = g.shape
-    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    g = g.reshape(-1, features_out)
-    taps = []
-    for i in range(kh):
-        for j in range(kw):
-            rows = slice(i, i + stride * (out_h - 1) + 1, stride)
-            columns = slice(j, j + stride * (out_w - 1) + 1, stride)
-            tap = x[:, rows, columns].reshape(-1, features_in)
-            taps.append(jnp.matmul(tap.T, g, preferred_element_type=jnp.float32))
-    return jnp.stack(taps).reshape(kernel_shape)
+    widths = [kernel.shape[2] for kernel in kernels]
+    if sum(widths) != x.shape[-1]:
+        raise ValueError(f"kernels take {widths} channels, the input has {x.shape[-1]}")
+    kernels = [_block_diagonal(part) for part in _neighbours(kernels)]
+    widths = [kernel.shape[2] for kernel in kernels]
+    offsets = [sum(widths[:g]) for g in range(1, len(widths))]
+    parts = jnp.split(x, offsets, axis=-1) if offsets else [x]
+    outputs = [
+        conv2d(part, kernel, stride, padding, compute_dtype, signs)
+        for part, kernel in zip(parts, kernels, strict=True)
+    ]
+    return jnp.concatenate(outputs, axis=-1) if offsets else outputs[0]
+
+
+def _neighbours(kernels: Sequence[jax.Array]) -> list[list[jax.Array]]:
+    """Cuts the groups into runs of as many as the backend's matrix unit takes, at least one."""
+    most = table.group_channels(jax.default_backend())
+    runs: list[list[jax.Array]] = []
+    room = [0, 0]
+    for kernel in kernels:
+        if not runs or any(n > r for n, r in zip(kernel.shape[2:], room, strict=True)):
+            runs.append([])
+            room = [most, most]
+        runs[-1].append(kernel)
+        room = [r - n for r, n in zip(room, kernel.shape[2:], strict=True)]
+    return runs
+
+
+def _block_diagonal(kernels: Sequence[jax.Array]) -> jax.Array:
+    """Returns one kernel that computes the groups' side by side, with zeros between them."""
+    if len(kernels) == 1:
+        return kernels[0]
+    widths = [kernel.shape[3] for kernel in kernels]
+    rows = [
+        jnp.pad(kernel, ((0, 0),) * 3 + ((sum(widths[:g]), sum(widths[g + 1 :])),))
+        for g, kernel in enumerate(kernels)
+    ]
+    return jnp.concatenate(rows, axis=2)

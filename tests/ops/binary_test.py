@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from ftbnn_jax.ops import binary
+from ftbnn_jax.ops import binary, convolution
 
 _DTYPES = [np.float32, ml_dtypes.bfloat16, np.float16]
 
@@ -91,7 +91,7 @@ def test_group_sizes_names_what_does_not_fit(channels, groups):
 def test_grouped_conv2d_wants_kernels_for_all_channels():
     with pytest.raises(ValueError, match=r"kernels take \[2, 3\] channels, the input has 6"):
         kernels = [jnp.ones((1, 1, 2, 1)), jnp.ones((1, 1, 3, 1))]
-        binary.grouped_conv2d(jnp.ones((1, 2, 2, 6)), kernels, 1, 0)
+        convolution.grouped_conv2d(jnp.ones((1, 2, 2, 6)), kernels, 1, 0)
 
 
 def _operands(features_in, features_out, groups, size, kernel_size, seed=0):

@@ -1,12 +1,14 @@
 """conv2d against `lax.conv_general_dilated` and JAX's own gradients of it, in float32."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
 
-from ftbnn_jax.ops import convolution
+from ftbnn_jax.ops import convolution, convolution_algorithms, convolution_table
 
 
 def _plain(x, kernel, stride, padding):
@@ -78,6 +80,133 @@ def test_conv2d_is_laxs_convolution_with_its_gradients(
         _assert_close(actual[0], expected[0], _TOLERANCE[compute_dtype])
         for gradient, expected_gradient in zip(actual[1:], expected[1:], strict=True):
             _assert_close(gradient, expected_gradient, _GRADIENT_TOLERANCE[compute_dtype])
+
+
+# Of two rows, one is alone in a batch of two; larger turns take both images.
+@pytest.mark.parametrize("turn_bytes", [1, 2**30])
+@pytest.mark.parametrize(
+    ("size", "kernel_size", "stride", "padding"),
+    [
+        ((7, 9), 3, 1, 1),
+        ((6, 5), 3, 1, 0),
+        ((5, 4), 5, 1, 2),
+        ((4, 5), 3, 1, 2),
+        ((8, 7), 3, 2, 1),
+        ((7, 8), 3, 2, 0),
+        ((9, 6), 7, 2, 3),
+        ((8, 11), 3, 3, 1),
+        ((6, 7), 1, 1, 0),
+        ((6, 7), 1, 2, 0),
+        ((7, 6), 1, 2, 1),
+    ],
+)
+def test_every_algorithm_is_laxs_convolution(
+    size, kernel_size, stride, padding, turn_bytes, monkeypatch
+):
+    """One device, since a batch on several is not cut into turns."""
+    monkeypatch.setattr(convolution_algorithms, "_TURN_BYTES", turn_bytes)
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    x, kernel = _arguments(5, size, kernel_size, features_out=3)
+    shape = _plain(x, kernel, stride, padding).shape
+    cotangent = jnp.asarray(np.random.default_rng(1).standard_normal(shape), jnp.float32)
+    expected = _value_and_gradients(lambda x, k: _plain(x, k, stride, padding), x, kernel, cotangent)
+    forward, inputs, kernels = (
+        [name for name in names if _fits(name, kernel_size, stride)]
+        for names in (
+            convolution_algorithms.FORWARD,
+            convolution_algorithms.INPUT_GRADIENT,
+            convolution_algorithms.KERNEL_GRADIENT,
+        )
+    )
+    for names in itertools.zip_longest(forward, inputs, kernels, fillvalue=None):
+        chosen = [
+            name or first[0] for name, first in zip(names, (forward, inputs, kernels), strict=True)
+        ]
+        with convolution_table.forced(*chosen):
+            actual = jax.jit(
+                lambda x, k: _value_and_gradients(
+                    lambda x, k: convolution.conv2d(x, k, stride, padding), x, k, cotangent
+                )
+            )(x, kernel)
+        for a, e in zip(actual, expected, strict=True):
+            _assert_close(a, e, 2e-6)
+
+
+def _fits(name, kernel_size, stride):
+    return not ((name == "matmul" and kernel_size > 1) or (name == "shifts" and stride > 1))
+
+
+def test_the_table_names_algorithms_that_exist_and_all_of_them():
+    rows = [row for rows in convolution_table.ROWS.values() for row in rows]
+    for field, there in (
+        ("forward", convolution_algorithms.FORWARD),
+        ("input_gradient", convolution_algorithms.INPUT_GRADIENT),
+        ("kernel_gradient", convolution_algorithms.KERNEL_GRADIENT),
+    ):
+        assert {getattr(row, field) for row in rows} == set(there)
+    for row in rows:
+        assert _fits(row.forward, row.kernel_size, row.stride)
+        assert _fits(row.kernel_gradient, row.kernel_size, row.stride)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu", "tpu"])
+def test_every_shape_finds_a_row_that_can_compute_it(backend):
+    for kernel_size, stride, size, features in itertools.product(
+        (1, 2, 3, 5, 7), (1, 2, 3), (1, 300), (1, 999)
+    ):
+        row = convolution_table.nearest(backend, kernel_size, stride, size, features, features)
+        assert _fits(row.forward, kernel_size, stride)
+        assert _fits(row.kernel_gradient, kernel_size, stride)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu", "tpu"])
+@pytest.mark.parametrize("dtype", list(_TOLERANCE))
+def test_sums_of_signs_in_groups_are_exact_on_every_backends_path(backend, dtype, monkeypatch):
+    """Computed here by the CPU, as the table says for another backend.
+
+    The widest sum has 9 * 300 = 2700 products, above float16's 2048.
+    """
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    rng = np.random.default_rng(0)
+    ins, outs = (3, 5, 120, 300, 8), (4, 1, 7, 3, 5)
+    x = rng.integers(-1, 2, (1, 4, 5, sum(ins))).astype(np.float32)
+    x[..., sum(ins[:3]) : sum(ins[:4])] = 1
+    kernels = [
+        rng.choice([-1.0, 1.0], (3, 3, i, o)).astype(np.float32) for i, o in zip(ins, outs, strict=True)
+    ]
+    kernels[3][..., 0] = 1
+    cotangent = rng.standard_normal((1, 4, 5, sum(outs))).astype(np.float32)
+
+    def plain(x, kernels):
+        parts = jnp.split(x, np.cumsum(ins)[:-1], -1)
+        return jnp.concatenate([_plain(p, k, 1, 1) for p, k in zip(parts, kernels, strict=True)], -1)
+
+    expected = _value_and_gradients(plain, x, kernels, cotangent)
+    actual = jax.jit(
+        lambda *a: _value_and_gradients(
+            lambda x, k: convolution.grouped_conv2d(x, k, 1, 1, dtype, signs=True), *a
+        )
+    )(x, kernels, cotangent)
+    assert actual[0].dtype == jnp.float32
+    np.testing.assert_array_equal(actual[0], expected[0])
+    assert actual[0].max() == 2700
+    for a, e in zip(jax.tree.leaves(actual[1:]), jax.tree.leaves(expected[1:]), strict=True):
+        _assert_close(a, e, _GRADIENT_TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize(
+    ("widths", "expected"),
+    [
+        ((30, 30, 30, 34), [[30, 30, 30, 34]]),
+        ((64, 64, 64), [[64, 64], [64]]),
+        ((100, 100), [[100], [100]]),
+        ((300, 4, 4), [[300], [4, 4]]),
+    ],
+)
+def test_as_many_groups_as_fit_the_matrix_unit_are_computed_together(widths, expected, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    runs = convolution._neighbours([jnp.zeros((1, 1, w, w)) for w in widths])
+    assert [[kernel.shape[2] for kernel in run] for run in runs] == expected
 
 
 @pytest.mark.parametrize("features_in", [3, 20])

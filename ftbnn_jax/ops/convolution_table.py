@@ -1,0 +1,105 @@
+"""Which algorithm of `ops.convolution_algorithms` computes what: measured rows, and the nearest one.
+
+`python -m ftbnn_jax.ops.tune_convolution` measures the rows of this machine's backend anew.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+
+class Row(NamedTuple):
+    """One measurement.
+
+    Attributes:
+      kernel_size: height and width of the kernel.
+      stride: in both directions.
+      size: height and width of the output.
+      features_in: of the convolution, also where a gradient is computed.
+      features_out: likewise.
+      forward: the fastest algorithm of `FORWARD`.
+      input_gradient: of `INPUT_GRADIENT`.
+      kernel_gradient: of `KERNEL_GRADIENT`.
+    """
+
+    kernel_size: int
+    stride: int
+    size: int
+    features_in: int
+    features_out: int
+    forward: str
+    input_gradient: str
+    kernel_gradient: str
+
+
+# CPU: measured on two cores with AVX-512, batch 16. GPU and TPU: by their manuals, not measured. Tensor
+# cores take channels by eights. A TPU pads channels itself.
+ROWS: dict[str, tuple[Row, ...]] = {
+    "cpu": (
+        Row(1, 1, 28, 64, 128, "matmul", "phases", "matmul"),
+        Row(1, 2, 28, 64, 128, "matmul", "phases", "matmul"),
+        Row(3, 1, 56, 30, 30, "aligned16", "phases", "shifts"),
+        Row(3, 1, 56, 64, 64, "direct", "phases", "shifts"),
+        Row(3, 1, 7, 512, 512, "direct", "phases", "shifts"),
+        Row(3, 2, 28, 64, 128, "direct", "phases", "windows"),
+        Row(3, 1, 32, 3, 64, "direct", "transposed", "windows"),
+        Row(3, 2, 112, 3, 32, "direct", "transposed", "windows"),
+        Row(7, 1, 32, 3, 64, "direct", "transposed", "windows"),
+        Row(7, 2, 112, 3, 64, "direct", "transposed", "windows"),
+    ),
+    "gpu": (
+        Row(1, 1, 28, 64, 128, "direct", "transposed", "transposed"),
+        Row(3, 1, 56, 30, 30, "aligned8", "transposed", "transposed"),
+        Row(3, 1, 56, 64, 64, "direct", "transposed", "transposed"),
+    ),
+    "tpu": (Row(3, 1, 56, 64, 64, "direct", "transposed", "transposed"),),
+}
+
+# Channels of the matrix unit that groups are packed into, one block-diagonal kernel for as many as fit;
+# 1 computes every group by itself.
+GROUP_CHANNELS = {"cpu": 1, "gpu": 1, "tpu": 128}
+
+_forced: list[tuple[Row, int]] = []
+
+
+@contextlib.contextmanager
+def forced(
+    forward: str, input_gradient: str, kernel_gradient: str, group_channels: int = 1
+) -> Iterator[None]:
+    """Makes everything that is traced inside use these algorithms, whatever backend and shape."""
+    _forced.append((Row(0, 0, 0, 0, 0, forward, input_gradient, kernel_gradient), group_channels))
+    try:
+        yield
+    finally:
+        _forced.pop()
+
+
+def group_channels(backend: str) -> int:
+    """Returns how many channels of neighbouring groups are computed together at the most."""
+    return _forced[-1][1] if _forced else GROUP_CHANNELS.get(backend, 1)
+
+
+def nearest(
+    backend: str, kernel_size: int, stride: int, size: int, features_in: int, features_out: int
+) -> Row:
+    """Returns the row whose shape is nearest: in kernel size, then in stride, then in the rest.
+
+    1x1 kernels are apart from all others, and so is stride 1: some algorithms are for these alone. An
+    unknown backend's rows are the GPU's.
+    """
+    if _forced:
+        return _forced[-1][0]
+    shape = (size, features_in, features_out)
+
+    def distance(row: Row) -> tuple[float, ...]:
+        sizes = zip(shape, (row.size, row.features_in, row.features_out), strict=True)
+        rest = sum(abs(math.log(max(1, a) / b)) for a, b in sizes)
+        return (
+            (kernel_size == 1) != (row.kernel_size == 1),
+            (stride == 1) != (row.stride == 1),
+            abs(kernel_size - row.kernel_size),
+            rest,
+        )
+
+    return min(ROWS.get(backend, ROWS["gpu"]), key=distance)
