@@ -5,7 +5,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from ftbnn_jax.nn.blocks import BinaryConv
+from ftbnn_jax.nn.blocks import BinaryBlock, BinaryConv, RealBlock
 from ftbnn_jax.nn.resnet import ResNet
 
 
@@ -48,3 +48,35 @@ def classifier_input(model: ResNet, variables: dict[str, Any], x: jax.Array) -> 
     with nn.intercept_methods(record):
         model.apply(variables, x, train=False)
     return found[0]
+
+
+def block_outputs(
+    model: ResNet,
+    variables: dict[str, Any],
+    x: jax.Array,
+    train: bool = False,
+    progress: jax.Array | float = 1.0,
+) -> tuple[jax.Array, dict[str, jax.Array], dict[str, Any]]:
+    """Runs a network and keeps what comes out of its blocks.
+
+    Args:
+      model: the network.
+      variables: its collections.
+      x: standardised images `[N, H, W, C]`.
+      train: as for the network.
+      progress: as for the network.
+
+    Returns:
+      Logits `[N, num_classes]`; the output `[N, H', W', C']` of each block by its name; and, in
+      training, the new `batch_stats`.
+    """
+    logits, state = model.apply(
+        variables,
+        x,
+        train,
+        progress,
+        capture_intermediates=lambda module, _: isinstance(module, BinaryBlock | RealBlock),
+        mutable=["batch_stats", "intermediates"] if train else ["intermediates"],
+    )
+    found = {name: seen["__call__"][0] for name, seen in state.pop("intermediates").items()}
+    return logits, found, state

@@ -159,6 +159,12 @@ class Checkpoints:
         self._manager.reload()
 
 
+def exists(workdir: str) -> bool:
+    """Whether a work directory holds a checkpoint."""
+    directory = paths.absolute(workdir) / "checkpoints"
+    return directory.is_dir() and any(path.name.isdigit() for path in directory.iterdir())
+
+
 def load_variables(workdir: str, which: str = "latest") -> tuple[dict[str, Any], dict[str, Any], int]:
     """Reads the network of a trained run, without its optimizer.
 
@@ -259,6 +265,20 @@ def check_same_model(workdir: str, config: TrainConfig, experiment: dict[str, An
     _check_same_architecture(path, {**experiment, "config": config.to_dict()}, experiment)
 
 
+def check_same_shapes(expected: dict[str, Any], variables: dict[str, Any]) -> None:
+    """Raises a UserError naming the first array of `variables` that is not of the expected shape."""
+    ours, theirs = (
+        {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
+        for leaves in map(jax.tree_util.tree_leaves_with_path, (expected, variables))
+    )
+    for name in sorted(ours.keys() | theirs.keys()):
+        if ours.get(name) != theirs.get(name):
+            raise UserError(
+                f"{name}: {list(theirs.get(name, ()))} in the checkpoint, the network has "
+                f"{list(ours.get(name, ()))}"
+            )
+
+
 def _manager(directory: epath.Path, keep: int | None) -> ocp.CheckpointManager:
     policy = preservation_policy.PreserveAll()
     if keep is not None:
@@ -312,5 +332,6 @@ def _warn_of_changes(before: dict[str, Any], now: TrainConfig) -> None:
     for name, value in now.to_dict().items():
         old = before.get(name)
         old = tuple(old) if isinstance(old, list) else old
-        if name not in _ARCHITECTURE and old != value:
+        # A checkpoint may be older than some fields.
+        if name in before and name not in _ARCHITECTURE and old != value:
             report.warn(f"config.{name} is now {value!r}; the checkpoint was made with {old!r}")
