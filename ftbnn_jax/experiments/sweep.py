@@ -30,6 +30,7 @@ from ftbnn_jax.experiments import results
 # What a run says when it was asked to stop, and what a sweep says then.
 INTERRUPTED = 75
 _FINISHED = "finished.json"
+_MAIN = [sys.executable, "-m", "ftbnn_jax.main"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +79,8 @@ class Member:
         """Starts the run, on these cores; what it prints goes into `log.txt` of its directory."""
         directory = self.directory(workdir)
         os.makedirs(directory, exist_ok=True)
-        command = [sys.executable, "-m", "ftbnn_jax.main", f"--config={self.config}"]
-        command += [f"--workdir={directory}", f"--config.seed={self.seed}", *self.overrides]
+        command = [*_MAIN, f"--config={self.config}", f"--workdir={directory}"]
+        command += [f"--config.seed={self.seed}", *self.overrides]
         with open(os.path.join(directory, "log.txt"), "ab") as log, _on_cores(cores):
             # In a group of its own: Ctrl-C reaches the sweep alone, which hands it on.
             return subprocess.Popen(
