@@ -73,8 +73,8 @@ def attention_points(student: ResNetSpec, teacher: ResNetSpec) -> tuple[tuple[st
 def attention_map(x: jax.Array) -> jax.Array:
     """Returns the mean square over the channels of `[N, H, W, C]`, the largest made 1: `[N, H * W]`."""
     attention = jnp.mean(jnp.square(x.astype(jnp.float32)), axis=-1).reshape(len(x), -1)
-    # A map that is 0 everywhere stays 0.
-    return attention / jnp.maximum(jnp.max(attention, -1, keepdims=True), jnp.finfo(jnp.float32).tiny)
+    # A map that is 0 everywhere stays 0, and its gradient, in which this is squared, is finite.
+    return attention / jnp.maximum(jnp.max(attention, -1, keepdims=True), 1e-12)
 
 
 def attention_loss(student: Sequence[jax.Array], teacher: Sequence[jax.Array]) -> jax.Array:

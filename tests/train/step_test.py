@@ -239,18 +239,17 @@ def test_automatic_dtype_is_the_backends():
 
 
 def test_evolving_gradients_follow_the_step():
-    """The second of two steps depends on how long the training is; with 0 of 10 done nothing differs."""
-    model = dataclasses.replace(CONFIG.model, weight_gradient="evolving")
-    config = dataclasses.replace(CONFIG, model=model)
+    """The first step is the same however long the training is, the second is not."""
+    config = dataclasses.replace(CONFIG, model=spec.small((1,), 8, weight_gradient="evolving"))
     tx, mesh = optax.sgd(1.0), mesh_of(1)
     with pytest.raises(ValueError, match="num_steps"):
         step_lib.make_train_step(config, tx, mesh)
     after = []
-    for num_steps, steps in ((2, 1), (10, 1), (2, 2), (10, 2)):
+    for num_steps in (2, 10):
         current = jax.jit(lambda: state.init(config, 3, tx))()
         train_step = step_lib.make_train_step(config, tx, mesh, num_steps)
-        for number in range(steps):
+        for number in range(2):
             current, _ = train_step(current, batch(number))
-        after.append(jax.device_get(current.params["block1_1"]["conv"]["kernel_0"]))
-    np.testing.assert_array_equal(after[0], after[1])
-    assert np.abs(after[2] - after[3]).max() > 0
+            after.append(jax.device_get(current.params["block1_1"]["conv"]["kernel_0"]))
+    np.testing.assert_array_equal(after[0], after[2])
+    assert np.abs(after[1] - after[3]).max() > 0
