@@ -6,7 +6,9 @@ import os
 import statistics
 from typing import Any
 
+from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.errors import UserError
+from ftbnn_jax.train import stages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,27 +43,29 @@ class Run:
 
 
 def read(path: str) -> Run:
-    """Reads a run's directory.
+    """Reads a run's directory; of a run in stages, the last one's.
 
     Raises:
       UserError: it does not hold a run, or a file of it is damaged.
     """
-    found = {}
-    for name in ("config.json", "metrics.jsonl"):
-        file = os.path.join(path, name)
-        try:
-            with open(file) as stream:
-                found[name] = stream.read()
-        except OSError as error:
-            raise UserError(f"{file}: {error.strerror}; give the work directory of a run") from error
     try:
-        config = json.loads(found["config.json"])
+        config = json.loads(_content(os.path.join(path, "config.json")))
+        if config.get("stages"):
+            return read(stages.resolve(TrainConfig.from_dict(config), path)[-1].workdir)
         # A line without an end is being written.
-        lines = found["metrics.jsonl"].splitlines(keepends=True)
+        lines = _content(os.path.join(path, "metrics.jsonl")).splitlines(keepends=True)
         records = [json.loads(line) for line in lines if line.endswith("\n")]
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: config.json or metrics.jsonl is damaged ({error})") from error
     return Run(path, config, records)
+
+
+def _content(file: str) -> str:
+    try:
+        with open(file) as stream:
+            return stream.read()
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}; give the work directory of a run") from error
 
 
 def mean_and_deviation(values: list[float]) -> tuple[float, float | None]:

@@ -114,7 +114,7 @@ class _Run:
                 f"--workdir={workdir}: is at step {self.first_step}, past the {self.num_steps} asked for"
             )
         if distributed.is_main():
-            _write_config(workdir, config)
+            write_config(workdir, config)
         self.writer = metrics.MetricsWriter(workdir, self.first_step, distributed.is_main())
         stack.callback(self.writer.close)
         self._progress = metrics.Progress(self.first_step, self.num_steps, config.batch_size)
@@ -262,6 +262,7 @@ def _start_from(
     return fresh.replace(**jax.device_put(variables, sharding))
 
 
-def _write_config(workdir: str, config: TrainConfig) -> None:
+def write_config(workdir: str, config: TrainConfig) -> None:
+    """Writes `config.json`, by which others know what was trained there."""
     path = paths.absolute(workdir) / "config.json"
     paths.write_whole(path, json.dumps(config.to_dict(), indent=2) + "\n")

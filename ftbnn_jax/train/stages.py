@@ -90,6 +90,8 @@ def train(config: TrainConfig, workdir: str) -> None:
         if stage.config.teacher:
             split = datasets.open_split(stage.config, train=True)
             distillation.load(stage.config, split.channels, split.class_names)
+    if config.stages and distributed.is_main():
+        loop.write_config(workdir, config)
     for stage in stages:
         if stage.name and distributed.is_main():
             console.print(f"stage {stage.name}, in {stage.workdir}")

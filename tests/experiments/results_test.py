@@ -1,8 +1,10 @@
+import json
 import math
 
 import pytest
 import runs
 
+from ftbnn_jax import config
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.experiments import results
 
@@ -17,6 +19,16 @@ def test_a_run_is_read_from_its_files(tmp_path):
     assert run.curve("eval", "accuracy") == ([10, 20], [0.5, 0.75])
     assert run.curve("train", "loss") == ([10], [2.0])
     assert run.final_accuracy() == 0.75
+
+
+def test_of_a_run_in_stages_the_last_one_counts(tmp_path):
+    """`baseline_kd.py` ends with the stage "binary"."""
+    experiment = config.load(str(runs.CONFIGS / "baseline_kd.py:cifar10"))
+    (tmp_path / "config.json").write_text(json.dumps(experiment.to_dict()))
+    for stage, accuracy in (("tanh", 0.1), ("sign", 0.2), ("binary", 0.3)):
+        runs.write(tmp_path / stage, [accuracy])
+    run = results.read(str(tmp_path))
+    assert (run.path, run.final_accuracy()) == (str(tmp_path / "binary"), 0.3)
 
 
 def test_spread_is_mean_and_sample_deviation():

@@ -104,7 +104,7 @@ def test_a_finished_run_of_other_options_is_not_taken_for_this_one(tmp_path, stu
 
 def test_a_config_that_does_not_load_ends_a_sweep_before_it_begins(tmp_path):
     with pytest.raises(UserError, match="nope"):
-        sweep.main(["configs/ablation.py:nope", f"--workdir={tmp_path}"])
+        sweep.main([str(runs.CONFIGS / "ablation.py:nope"), f"--workdir={tmp_path}"])
     assert not list(tmp_path.iterdir())
 
 
