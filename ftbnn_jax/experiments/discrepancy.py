@@ -17,12 +17,16 @@ from ftbnn_jax.ops import binary, convolution, image
 from ftbnn_jax.train import checkpoint, datasets, input_pipeline
 
 # Name, and what is averaged over images, positions and channels. `b` and `r` are the outputs of the
-# binary and of the real convolution.
+# binary and of the real convolution, `c` that of the binary one with the sign of Eq. 2, which makes 0 to
+# -1; `m` is the mean |weight| of a channel, `s` is `m` times the mean |activation| (XNOR-Net's factors).
 DEFINITIONS = {
     "plain": "|b - r|",
     "relative": "|b - r| over the mean of |r|",
-    "scaled": "|m b - r|, m the mean |weight| of a channel",
+    "Eq. 2": "|c - r|",
+    "scaled": "|m b - r|",
+    "scaled, relative": "|s b - r| over the mean of |r|",
     "one batch norm": "|BN(b) - BN(r)| with the trained batch norm of the binary convolution",
+    "one batch norm, Eq. 2": "|BN(c) - BN(r)|",
     "two batch norms": "|BN(b) - BN'(r)|, BN' the same with the statistics of r",
     "standardised": "|(b - mean b) / sd b - (r - mean r) / sd r|, by channel",
     "clipped": "|b - r|, activations and weights clipped to [-1, 1] for r",
@@ -48,17 +52,18 @@ def measure(workdir: str, num_images: int) -> tuple[dict[str, float], np.ndarray
     model = resnet.make(config.model, config.num_classes, config.compute_dtype)
     folded = folding.fold_batch_norms(variables, config.model)
 
+    plans = config.model.plan() if config.model.binary_activations else ()
+
     @jax.jit
     def trace(images):
         x = image.standardize(images, config.image_size, config.pixel_mean, config.pixel_std)
         features = recording.classifier_input(model, variables, x)
         _, convolutions = recording.binary_convolutions(model, variables, x)
-        reals = {
-            plan.name: _real_convolutions(variables["params"][plan.name]["conv"], plan, *found)
-            for plan in config.model.plan()
-            for found in [convolutions[plan.name]]
+        kernels = {plan.name: _kernels(variables["params"][plan.name]["conv"]) for plan in plans}
+        return features, {
+            plan.name: _outputs(kernels[plan.name], plan.stride, *convolutions[plan.name])
+            for plan in plans
         }
-        return features, reals
 
     split = datasets.open_split(config, train=False)
     batches = input_pipeline.eval_batches(split, config, num_examples=num_images)
@@ -71,12 +76,12 @@ def measure(workdir: str, num_images: int) -> tuple[dict[str, float], np.ndarray
         outputs.append(jax.tree.map(lambda x, there=there: x[there], found[1]))
     layers = [
         _discrepancies(
-            *(np.concatenate([o[plan.name][i] for o in outputs]) for i in range(3)),
-            np.asarray(_weight_scale(variables["params"][plan.name]["conv"])),
-            folded[plan.name]["bn"],
+            {key: np.concatenate([o[plan.name][key] for o in outputs]) for key in outputs[0][plan.name]},
+            np.asarray(binary.weight_scale(_kernels(variables["params"][plan.name]["conv"]))),
+            folded[plan.name]["bn"]["multiplier"],
             np.asarray(variables["params"][plan.name]["bn"]["scale"]),
         )
-        for plan in config.model.plan()
+        for plan in plans
     ]
     means = {name: float(np.mean([layer[name] for layer in layers])) for name in DEFINITIONS if layers}
     return means, np.concatenate(features), np.concatenate(labels)
@@ -86,40 +91,54 @@ def _kernels(conv: dict[str, Any]) -> list[Any]:
     return [conv[f"kernel_{group}"] for group in range(len(conv))]
 
 
-def _weight_scale(conv: dict[str, Any]) -> jax.Array:
-    return binary.weight_scale(_kernels(conv))
+def _outputs(
+    kernels: list[jax.Array], stride: int, inputs: jax.Array, sums: jax.Array
+) -> dict[str, jax.Array]:
+    """Outputs `[N, H, W, O]` by the letters of `DEFINITIONS`, and `inputs` themselves.
 
-
-def _real_convolutions(conv, plan, inputs, sums):
-    """Outputs of the binary convolution, the real one, and the real one of clipped operands."""
-    kernels = _kernels(conv)
+    `clipped` is the real convolution of weights and activations within [-1, 1].
+    """
     clipped = [jnp.clip(kernel, -1, 1) for kernel in kernels]
-    return (
-        sums,
-        convolution.grouped_conv2d(inputs, kernels, plan.stride, 1),
-        convolution.grouped_conv2d(jnp.clip(inputs, -1, 1), clipped, plan.stride, 1),
-    )
+    return {
+        "inputs": inputs,
+        "b": sums,
+        "c": binary.binary_conv2d(inputs, kernels, stride=stride, two_valued=True),
+        "r": convolution.grouped_conv2d(inputs, kernels, stride, 1),
+        "clipped": convolution.grouped_conv2d(jnp.clip(inputs, -1, 1), clipped, stride, 1),
+    }
 
 
 def _discrepancies(
-    b: np.ndarray,
-    r: np.ndarray,
-    clipped: np.ndarray,
+    outputs: dict[str, np.ndarray],
     weight_scale: np.ndarray,
-    folded: dict[str, np.ndarray],
+    multiplier: np.ndarray,
     bn_scale: np.ndarray,
 ) -> dict[str, float]:
+    """All definitions for one convolution.
+
+    Args:
+      outputs: from `_outputs`.
+      weight_scale: mean |weight| by output channel.
+      multiplier: of the folded batch norm.
+      bn_scale: the batch norm's learnt scale.
+    """
+
     def standardised(x):
         return (x - x.mean((0, 1, 2))) / (x.std((0, 1, 2)) + 1e-12)
 
-    plain = np.abs(b - r).mean()
+    b, c, r = outputs["b"], outputs["c"], outputs["r"]
     standard = np.abs(standardised(b) - standardised(r))
-    return {
-        "plain": plain,
-        "relative": plain / np.abs(r).mean(),
-        "scaled": np.abs(weight_scale * b - r).mean(),
-        "one batch norm": np.abs(folded["multiplier"] * (b - r)).mean(),
-        "two batch norms": np.abs(bn_scale * standard).mean(),
-        "standardised": standard.mean(),
-        "clipped": np.abs(b - clipped).mean(),
+    scale = weight_scale * np.abs(outputs["inputs"]).mean()
+    found = {
+        "plain": np.abs(b - r),
+        "relative": np.abs(b - r) / np.abs(r).mean(),
+        "Eq. 2": np.abs(c - r),
+        "scaled": np.abs(weight_scale * b - r),
+        "scaled, relative": np.abs(scale * b - r) / np.abs(r).mean(),
+        "one batch norm": np.abs(multiplier * (b - r)),
+        "one batch norm, Eq. 2": np.abs(multiplier * (c - r)),
+        "two batch norms": np.abs(bn_scale) * standard,
+        "standardised": standard,
+        "clipped": np.abs(b - outputs["clipped"]),
     }
+    return {name: float(values.mean()) for name, values in found.items()}

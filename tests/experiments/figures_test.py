@@ -72,28 +72,37 @@ def test_discrepancies_follow_their_formulas():
     rng = np.random.default_rng(0)
     b = rng.integers(-9, 10, (5, 4, 4, 3)).astype(np.float32)
     scale = np.array([0.5, 1, 2], np.float32)
-    folded = {"multiplier": np.array([2, 2, 4], np.float32), "offset": np.zeros(3, np.float32)}
-    gamma = np.array([1, 2, 3], np.float32)
+    multiplier = np.array([2, 2, 4], np.float32)
+    gamma = np.array([1, -2, 3], np.float32)
+    inputs = np.full((5, 4, 4, 2), -0.25, np.float32)
+
+    def measured(r, c):
+        outputs = {"inputs": inputs, "b": b, "c": c, "r": r, "clipped": b + 2}
+        return discrepancy._discrepancies(outputs, scale, multiplier, gamma)
+
     # A real convolution that is 3 b + 1: standardised it is the same.
-    found = discrepancy._discrepancies(b, 3 * b + 1, b + 2, scale, folded, gamma)
-    assert found["plain"] == pytest.approx(np.abs(2 * b + 1).mean(), rel=1e-5)
-    assert found["relative"] == pytest.approx(
-        np.abs(2 * b + 1).mean() / np.abs(3 * b + 1).mean(), rel=1e-5
-    )
-    assert found["scaled"] == pytest.approx(np.abs((scale - 3) * b - 1).mean(), rel=1e-5)
-    assert found["one batch norm"] == pytest.approx(
-        np.abs(folded["multiplier"] * (2 * b + 1)).mean(), rel=1e-5
-    )
-    assert found["standardised"] == pytest.approx(0, abs=1e-5)
-    assert found["two batch norms"] == pytest.approx(0, abs=1e-5)
-    assert found["clipped"] == pytest.approx(2)
+    r = 3 * b + 1
+    found = measured(r, b - 5)
+    expected = {
+        "plain": np.abs(2 * b + 1).mean(),
+        "relative": np.abs(2 * b + 1).mean() / np.abs(r).mean(),
+        "Eq. 2": np.abs(2 * b + 6).mean(),
+        "scaled": np.abs((scale - 3) * b - 1).mean(),
+        "scaled, relative": np.abs((scale / 4 - 3) * b - 1).mean() / np.abs(r).mean(),
+        "one batch norm": np.abs(multiplier * (2 * b + 1)).mean(),
+        "one batch norm, Eq. 2": np.abs(multiplier * (2 * b + 6)).mean(),
+        "two batch norms": 0,
+        "standardised": 0,
+        "clipped": 2,
+    }
+    assert found == pytest.approx(expected, rel=1e-5, abs=1e-5)
     assert found.keys() == discrepancy.DEFINITIONS.keys()
     # One that is -b is as far as can be.
-    opposite = discrepancy._discrepancies(b, -b, b, scale, folded, gamma)
     centred = b - b.mean((0, 1, 2))
-    expected = np.abs(2 * centred / centred.std((0, 1, 2)))
-    assert opposite["standardised"] == pytest.approx(expected.mean(), rel=1e-4)
-    assert opposite["two batch norms"] == pytest.approx((gamma * expected).mean(), rel=1e-4)
+    apart = np.abs(2 * centred / centred.std((0, 1, 2)))
+    opposite = measured(-b, b)
+    assert opposite["standardised"] == pytest.approx(apart.mean(), rel=1e-4)
+    assert opposite["two batch norms"] == pytest.approx((np.abs(gamma) * apart).mean(), rel=1e-4)
 
 
 @pytest.mark.parametrize("activation", ["none", "relu"])
@@ -115,7 +124,7 @@ def test_discrepancy_of_a_trained_network(tmp_path, monkeypatch, activation):
         discrepancy.checkpoint, "load_variables", lambda workdir: (variables, experiment, 1)
     )
     found, features, labels = discrepancy.measure(str(tmp_path), 20)
-    assert found["plain"] == found["clipped"] == found["scaled"] == 0
+    assert found["plain"] == found["Eq. 2"] == found["clipped"] == found["scaled"] == 0
     assert features.shape == (20, 4 * 4 * 4)
     assert labels.shape == (20,)
     # Twice the weights: the real sums are twice the binary ones.
