@@ -116,6 +116,10 @@ def draw(panels: dict[str, tuple[np.ndarray, np.ndarray, str]]) -> Any:
             )
         axis.set_title(title, fontsize=11)
         axis.set_xlabel(caption, fontsize=9)
+        # A few stray points must not squeeze all others together.
+        for limit, values in ((axis.set_xlim, points[:, 0]), (axis.set_ylim, points[:, 1])):
+            low, high = np.quantile(values, [0.005, 0.995])
+            limit(low - 0.1 * (high - low), high + 0.1 * (high - low))
         axis.set_xticks([])
         axis.set_yticks([])
     return figure
