@@ -173,11 +173,15 @@ def main(arguments: Sequence[str]) -> int:
         prog="python -m ftbnn_jax.experiments.figure2", description="Repeat the paper's Figure 2."
     )
     sweep.add_arguments(parser, seeds="0,1,2,3,4")
+    parser.add_argument(
+        "--models", default=",".join(PUBLISHED), metavar="MODEL,MODEL", help="(default: all)"
+    )
     # Libraries log what is as it should be.
     logging.set_verbosity(logging.FATAL)
     options = parser.parse_args(arguments)
     config = sweep.find_config("mnist_figure2.py")
-    wanted = sweep.members({name: f"{config}:{name}" for name in PUBLISHED}, options.seeds)
+    models = sweep.chosen("models", options.models, PUBLISHED)
+    wanted = sweep.members({name: f"{config}:{name}" for name in models}, options.seeds)
     status = 0 if options.report else sweep.run(wanted, options.workdir, options.shard, options.jobs)
     if status != sweep.INTERRUPTED:
         _report(wanted, options.workdir)

@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import rich.table
 
@@ -133,6 +133,19 @@ def add_arguments(parser: argparse.ArgumentParser, seeds: str) -> None:
     parser.add_argument(
         "--report", action="store_true", help="make no runs; show those that have finished"
     )
+
+
+def chosen(option: str, text: str, known: Collection[str]) -> list[str]:
+    """Returns the names in `text`, which has commas between them.
+
+    Raises:
+      UserError: one of them is not known.
+    """
+    names = text.split(",")
+    for name in names:
+        if name not in known:
+            raise UserError(f"--{option}={text}: there is no {name!r}; there are {', '.join(known)}")
+    return names
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -10,7 +10,7 @@ and split over machines with `--shard`.
 import sys
 from collections.abc import Sequence
 
-from ftbnn_jax.errors import ArgumentParser, UserError
+from ftbnn_jax.errors import ArgumentParser
 from ftbnn_jax.experiments import sweep
 
 # Top-1 and top-5 accuracy on ImageNet, in percent.
@@ -41,10 +41,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--rows", default=",".join(PUBLISHED), metavar="ROW,ROW", help="(default: all)")
     own, overrides = sweep.split_arguments(arguments)
     options = parser.parse_args(own)
-    config, rows = sweep.find_config("ablation.py"), options.rows.split(",")
-    for row in rows:
-        if row not in PUBLISHED:
-            raise UserError(f"--rows={options.rows}: no row {row!r}; there are {', '.join(PUBLISHED)}")
+    config = sweep.find_config("ablation.py")
+    rows = sweep.chosen("rows", options.rows, PUBLISHED)
     suffix = _DATASETS[options.dataset]
     wanted = sweep.members({row: f"{config}:{row}{suffix}" for row in rows}, options.seeds, overrides)
     status = 0 if options.report else sweep.run(wanted, options.workdir, options.shard, options.jobs)

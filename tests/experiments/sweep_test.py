@@ -114,7 +114,7 @@ def test_a_config_that_does_not_load_ends_a_sweep_before_it_begins(tmp_path):
         (["--seeds=1,x"], "1,x"),
         (["--jobs=0"], "'0' is not a whole number of at least 1"),
         (["--shard=3/2"], "'3/2': I/N expected"),
-        (["--rows=prelu,bogus"], "no row 'bogus'; there are bireal_published, bireal"),
+        (["--rows=prelu,bogus"], "there is no 'bogus'; there are bireal_published, bireal"),
         (["--dataset=mnist"], "mnist"),
     ],
 )
