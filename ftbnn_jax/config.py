@@ -21,6 +21,21 @@ from ftbnn_jax.nn.spec import ResNetSpec
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
+# Fields of an experiment on CIFAR-10 that do not depend on the network.
+CIFAR10 = {
+    "dataset": "cifar10",
+    "image_size": 32,
+    "num_classes": 10,
+    "batch_size": 100,
+    "num_epochs": 5,
+    "checkpoint_every": 500,
+    "log_every": 50,
+    "augment": "pad_crop",
+    "crop_padding": 2,
+    "pixel_mean": (125.3, 123.0, 113.9),
+    "pixel_std": (63.0, 62.1, 66.7),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
@@ -51,6 +66,17 @@ class TrainConfig:
       weight_decay: L2 term added to the gradients of the real convolutions' and the classifier's
         kernels; binary kernels, batch norm, slopes and biases never get any.
       label_smoothing: share of the target spread evenly over all classes.
+      start_from: work directory of a run whose newest checkpoint gives the first weights and batch
+        statistics, where this one has none of its own; "" for random ones.
+      teacher: work directory of the run whose newest checkpoint the network learns from, beside the
+        labels; "" for none. The next four fields are for this.
+      label_weight: of the cross-entropy with the labels.
+      teacher_weight: of the divergence from the teacher's outputs.
+      teacher_temperature: what both nets' logits are divided by in it.
+      attention_weight: of the difference between both nets' attention maps.
+      stages: of multi-step training, by name: `start_from`, the name of the stage before ("" in the
+        first one), and the fields that differ from the ones here; those of the model under `model`.
+        Every stage is a run of its own in a directory of its name.
       compute_dtype: "float32", "bfloat16" or "float16"; binary sums are exact in each. "auto" is
         float32 on a CPU and bfloat16 on GPU and TPU.
       batch_norm: "global" normalises by the statistics of the whole batch; "per_device" lets every
@@ -94,6 +120,13 @@ class TrainConfig:
     warmup_steps: int = 0
     weight_decay: float = 1e-5
     label_smoothing: float = 0.0
+    start_from: str = ""
+    teacher: str = ""
+    label_weight: float = 1.0
+    teacher_weight: float = 3.0
+    teacher_temperature: float = 1.0
+    attention_weight: float = 30.0
+    stages: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     compute_dtype: str = "float32"
     batch_norm: str = "global"
     accumulation_steps: int = 1
@@ -132,12 +165,17 @@ class TrainConfig:
             ("max_corrupt_records", 0),
             ("learning_rate", 0),
             ("weight_decay", 0),
+            ("label_weight", 0),
+            ("teacher_weight", 0),
+            ("attention_weight", 0),
         ):
             value = getattr(self, field)
             if not value >= least:
                 raise UserError(f"config.{field}={value}: must be at least {least}")
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f"config.label_smoothing={self.label_smoothing}: must be in [0, 1)")
+        if not self.teacher_temperature > 0:
+            raise UserError(f"config.teacher_temperature={self.teacher_temperature}: must be positive")
         if not all(0 < b < 1 for b in self.schedule_boundaries):
             raise UserError(
                 f"config.schedule_boundaries={self.schedule_boundaries}: shares between 0 and 1"
@@ -160,10 +198,18 @@ class TrainConfig:
         values = {}
         for name, value in fields.items():
             check_key(known, name)
-            if isinstance(value, (list, tuple)):
-                value = tuple(value)
-            values[name] = ResNetSpec.from_dict(dict(value)) if name == "model" else value
+            value = _plain(value)
+            values[name] = ResNetSpec.from_dict(value) if name == "model" else value
         return cls(**values)
+
+
+def _plain(value: Any) -> Any:
+    """Returns JSON's lists as tuples and ConfigDicts as dictionaries."""
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_plain, value))
+    if isinstance(value, Mapping | ml_collections.ConfigDict):
+        return {name: _plain(inner) for name, inner in value.items()}
+    return value
 
 
 def make(model: ResNetSpec, **fields: Any) -> ml_collections.ConfigDict:

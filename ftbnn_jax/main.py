@@ -85,8 +85,12 @@ def main(argv: Sequence[str]) -> int:
     logging.set_verbosity(logging.FATAL)
 
     # Imported late: a mistake in the command line is told without waiting for these.
-    from ftbnn_jax.train import checkpoint, distributed, paths
+    from ftbnn_jax.train import checkpoint, distributed, paths, stages
 
+    # What multi-step training ends with is its last stage.
+    last = stages.resolve(config, workdir)[-1]
+    if _MODE.value != "train":
+        config, workdir = last.config, last.workdir
     _keep_compiled_programs()
 
     if _MODE.value in ("train", "evaluate"):
@@ -141,7 +145,7 @@ def _keep_compiled_programs() -> None:
 
 
 def _train_or_evaluate(config: config_lib.TrainConfig, workdir: str) -> int:
-    from ftbnn_jax.train import checkpoint, evaluation, interrupt, loop
+    from ftbnn_jax.train import checkpoint, evaluation, interrupt, stages
 
     if _MODE.value == "evaluate":
         variables, experiment, step = checkpoint.load_variables(workdir, _CHECKPOINT.value)
@@ -150,7 +154,7 @@ def _train_or_evaluate(config: config_lib.TrainConfig, workdir: str) -> int:
         return 0
     checkpoint.hide_orphaned_writes()
     try:
-        loop.train(config, workdir)
+        stages.train(config, workdir)
     except interrupt.Interrupted as message:
         print(f"{message}; the same command goes on from there", file=sys.stderr)
         return interrupt.EXIT_STATUS

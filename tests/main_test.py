@@ -46,6 +46,22 @@ def run(repository, tmp_path):
         ("quickstart.py", ["--config.dataset=digitz"], ["config.dataset='digitz'", "'digits'"]),
         ("quickstart.py", ["--workdir=/dev/null/run"], ["--workdir=/dev/null/run", "cannot be written"]),
         ("quickstart.py", ["--mode=trian"], ["--mode=trian", "train"]),
+        (
+            "quickstart.py",
+            ["--config.model.binary_weights=False", "--config.model.scaling=mean_abs"],
+            ["model.scaling='mean_abs'", "model.binary_weights=False", "'none'"],
+        ),
+        (
+            "baseline_kd.py",
+            ["--config.stages.binary.lerning_rate=1"],
+            ["config.stages.binary.lerning_rate", "config.stages.binary.learning_rate"],
+        ),
+        # The stage before those with a teacher must not begin.
+        (
+            "baseline_kd.py:cifar10",
+            ["--config.dataset=fake"],
+            ["config.teacher=runs/resnet18_fp_cifar10", "holds no checkpoints"],
+        ),
         ("quickstart.py", ["--mode=export"], ["--workdir=run", "no checkpoints"]),
         ("quickstart.py", ["--mode=export", "--fixed_point"], ["--fixed_point", "--format=c"]),
         ("quickstart.py", ["train"], ["train", "--name=value"]),

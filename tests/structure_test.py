@@ -15,15 +15,15 @@ _ROOT = pathlib.Path(ftbnn_jax.__file__).parent
 # or for a package with all that is in it. `nn.spec` and the plan it returns are below `nn`, since the
 # packed runtime needs them.
 _LAYERS = (
-    ("errors", "machine", "report"),
+    ("errors", "machine", "plots", "report"),
     ("ops",),
-    ("nn.plan",),
+    ("nn.plan", "nn.strategies"),
     ("nn.spec",),
     ("nn",),
     ("config",),
     ("budget",),
     ("train", "deploy"),
-    ("figures",),
+    ("experiments",),
     ("main",),
 )
 # Neighbours in a layer that must not know each other.
@@ -35,6 +35,7 @@ _WITHOUT = {
     "errors": _FRAMEWORKS | {"jax"},
     "ops": _FRAMEWORKS,
     "nn.plan": _FRAMEWORKS | {"jax"},
+    "nn.strategies": _FRAMEWORKS | {"jax"},
     "nn.spec": _FRAMEWORKS | {"jax"},
     "nn": _FRAMEWORKS - {"flax"},
     # What a device or a server loads an artifact with.

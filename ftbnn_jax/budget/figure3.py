@@ -1,15 +1,12 @@
 """Figure 3, right: how the budgets of the baseline and of a binary-purified net are distributed."""
 
-import os
 from typing import Any
 
+from ftbnn_jax import plots
 from ftbnn_jax.budget import published
 from ftbnn_jax.budget.count import BOPS_PER_FLOP, Budget, count
-from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn import spec
 from ftbnn_jax.nn.resnet import ResNet
-
-_FORMATS = (".png", ".svg", ".pdf")
 
 # Part, colour and hatch. The colours differ in lightness too, so that they stay apart in gray, and the
 # hatches tell apart what is left.
@@ -64,20 +61,10 @@ def draw(path: str) -> str:
     Raises:
       UserError: matplotlib is missing, or the file cannot be written.
     """
-    if os.path.splitext(path)[1].lower() not in _FORMATS:
-        raise UserError(f"{path}: the ending must be one of {', '.join(_FORMATS)}")
-    folder = os.path.dirname(path) or "."
-    if not os.path.isdir(folder):
-        raise UserError(f"{path}: there is no folder {folder}")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError(
-            "matplotlib is missing, which draws figures; pip install 'ftbnn-jax[figures]' brings it"
-        ) from error
-    figure = Figure(figsize=(8.5, 3.4), layout="constrained")
+    plots.check_path(path)
+    figure = plots.new_figure(8.5, 3.4)
     _bars(figure, distributions())
-    figure.savefig(path, dpi=200)
+    plots.save(figure, path)
     return path
 
 

@@ -2,10 +2,10 @@
 
 Rules (those with which the published Table 4 comes out):
 
-* FLOPs: multiply-adds of real convolutions and matrix products; 1 per element for each batch norm and
-  each activation; 1 per summand for average pools. Additions, maxima, global means, casts, scaling that
-  a batch norm absorbs, and whatever does not depend on the input (it is computed once, not once an
-  image) are free.
+* FLOPs: multiply-adds of real convolutions and matrix products; 1 per element for each batch norm, each
+  activation and each scaling that no batch norm can absorb; 1 per summand for average pools. Additions,
+  maxima, global means, casts, scaling that a batch norm absorbs, and whatever does not depend on the
+  input (it is computed once, not once an image) are free.
 * BOPs: multiply-adds of binary convolutions, twice where the signs of the input are 0 and 1 (Eq. 6).
 """
 
@@ -33,7 +33,7 @@ _ACTIVATION_FUNCTIONS = values.words(
     "hard_silu hard_swish log_sigmoid softplus soft_sign squareplus sparse_plus sparse_sigmoid"
 )
 _ACTIVATION_PRIMITIVES = frozenset(["tanh", "logistic"])
-_MARKS = frozenset([marks.BATCH_NORM, marks.ACTIVATION])
+_MARKS = frozenset([marks.BATCH_NORM, marks.ACTIVATION, marks.SCALING])
 
 
 @dataclasses.dataclass

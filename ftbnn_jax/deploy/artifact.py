@@ -1,4 +1,4 @@
-"""The packed file: one `.safetensors` with bits for binary kernels and float32 for the rest.
+"""The packed file, one `.safetensors`: bits for binary kernels, int16 for the classifier, else float32.
 
 `container` says how the file is laid out and protected, `layout` which tensors it holds. Reading runs no
 code from the file.
@@ -17,7 +17,7 @@ from ftbnn_jax.deploy import container, layout
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn.spec import ResNetSpec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,8 @@ class Artifact:
       tensors: float32 arrays under the names of the training graph (`block1_1/act/negative_slope`),
         with batch norm folded (`bn/multiplier`, `bn/offset`), and for every binary convolution
         `conv/bits`, uint32: group after group, each kernel's signs in the order [row, column, input,
-        output], packed without a gap by `ops.bitpack.pack_stream`.
+        output], packed without a gap by `ops.bitpack.pack_stream`. The classifier is as
+        `layout.quantize_classifier` gives it.
     """
 
     spec: ResNetSpec
@@ -128,7 +129,8 @@ def _parse(metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> Artifact
 
 def _check_tensors(path: str, artifact: Artifact) -> None:
     """Raises a UserError naming the first tensor that is missing, unknown or of a wrong kind."""
-    expected = layout.tensors(artifact.spec, artifact.channels, artifact.num_classes)
+    sizes = artifact.channels, artifact.num_classes, artifact.image_size
+    expected = layout.tensors(artifact.spec, *sizes)
     for name in sorted(expected.keys() | artifact.tensors.keys()):
         tensor = artifact.tensors.get(name)
         found = "none" if tensor is None else f"{tensor.dtype.name} {list(tensor.shape)}"

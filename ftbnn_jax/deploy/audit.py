@@ -29,15 +29,19 @@ def sizes(config: TrainConfig, channels: int) -> dict[str, dict[str, float]]:
       channels: of the images.
 
     Returns:
-      For each of "binary kernels", "real kernels", "batch norm", "slopes", "biases" and "all":
-      `bytes`, and `least`: an eighth of a byte a binary weight, four bytes any other parameter.
+      For each of "binary kernels", "real kernels", "batch norm", "slopes", "classifier" and "all":
+      `bytes`, and `least`: an eighth of a byte a binary weight, two bytes a weight of the classifier,
+      four bytes any other parameter.
     """
     found: dict[str, dict[str, float]] = {}
-    for name, (dtype, shape) in layout.tensors(config.model, channels, config.num_classes).items():
-        leaf = name.rpartition("/")[2]
+    tensors = layout.tensors(config.model, channels, config.num_classes, config.image_size)
+    for name, (dtype, shape) in tensors.items():
+        module, _, leaf = name.rpartition("/")
+        # `reduce_kernel` is a real kernel too, `negative_slope` one of the slopes.
         section = {"bits": "binary kernels", "kernel": "real kernels", "bias": "biases"}.get(
-            leaf, "slopes" if leaf.endswith("slope") else "batch norm"
+            leaf.rpartition("_")[2], "slopes" if leaf.endswith("slope") else "batch norm"
         )
+        section = "classifier" if module == "head" else section
         size = dtype.itemsize * int(np.prod(shape))
         entry = found.setdefault(section, {"bytes": 0, "least": 0.0})
         entry["bytes"] += size

@@ -13,7 +13,7 @@ from ftbnn_jax import machine
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.deploy import benchmark
 from ftbnn_jax.deploy import runtime as runtime_lib
-from ftbnn_jax.nn import resnet
+from ftbnn_jax.nn import resnet, strategies
 from ftbnn_jax.ops import image
 from ftbnn_jax.report import console
 
@@ -53,9 +53,11 @@ def rows(
             found.append(benchmark.layer(name, conv, size, batch))
         shape = (batch, config.image_size, config.image_size, runtime.artifact.channels)
         images = jnp.asarray(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
-        others = benchmark.onnx_calls(
-            lambda form: benchmark.onnx_network.network(runtime.artifact, form), np.asarray(images)
-        )
+        others = []
+        if spec.scaling not in strategies.FROM_INPUT:
+            others = benchmark.onnx_calls(
+                lambda form: benchmark.onnx_network.network(runtime.artifact, form), np.asarray(images)
+            )
         calls = [lambda: real(variables, images), lambda: runtime.logits(images), *others]  # noqa: B023
         times = benchmark.medians(calls)
         total = sum(benchmark.operations(conv, size) for conv, size in convs) * batch

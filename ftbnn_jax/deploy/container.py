@@ -22,12 +22,13 @@ _DIGEST = "file_sha256"
 _NO_DIGEST = "0" * 64
 _DIGEST_FIELD = f'"{_DIGEST}":"'.encode()
 _LONGEST_HEADER = 16 * 2**20
-_DTYPES = {"F32": np.dtype("<f4"), "U32": np.dtype("<u4")}
+_DTYPES = {"F32": np.dtype("<f4"), "U32": np.dtype("<u4"), "I16": np.dtype("<i2")}
 
 
 def to_bytes(tensors: dict[str, np.ndarray], metadata: dict[str, Any]) -> bytes:
-    """Returns the file for float32 and uint32 tensors and for metadata that JSON can hold."""
-    strings = {_METADATA: json.dumps(metadata, sort_keys=True), _DIGEST: _NO_DIGEST}
+    """Returns the file for float32, uint32 and int16 tensors and for metadata that JSON can hold."""
+    described = json.dumps(metadata, sort_keys=True, separators=(",", ":"))
+    strings = {_METADATA: described, _DIGEST: _NO_DIGEST}
     content = bytearray(safetensors.numpy.save(tensors, metadata=strings))
     start = _digest_position(content)
     content[start : start + 64] = hashlib.sha256(content).hexdigest().encode()
@@ -72,7 +73,7 @@ def _read(file: BinaryIO, size: int) -> tuple[dict[str, np.ndarray], dict[str, A
     digest.update(header[:start] + _NO_DIGEST.encode() + header[start + 64 :])
     tensors = {}
     for name, (dtype, shape) in offsets.items():
-        content = file.read(4 * math.prod(shape))
+        content = file.read(dtype.itemsize * math.prod(shape))
         digest.update(content)
         tensors[name] = np.frombuffer(content, dtype).reshape(shape)
     return tensors, metadata, header[start : start + 64] == digest.hexdigest().encode()
@@ -108,19 +109,19 @@ def _offsets(entries: dict[str, Any], size: int) -> dict[str, tuple[np.dtype, tu
             raise ValueError(f"damaged: tensor {name!r} is not described as safetensors does it")
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
         if dtype not in _DTYPES:
-            raise ValueError(f"tensor {name!r}: dtype {dtype!r}; F32 or U32 expected")
+            raise ValueError(f"tensor {name!r}: dtype {dtype!r}; F32, U32 or I16 expected")
         if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2 or len(shape) > 4:
             raise ValueError(f"damaged: tensor {name!r} has no possible shape and offsets")
-        if 4 * math.prod(shape) != offsets[1] - offsets[0]:
+        if _DTYPES[dtype].itemsize * math.prod(shape) != offsets[1] - offsets[0]:
             raise ValueError(f"damaged: tensor {name!r}: its shape and its bytes do not match")
-        found[name] = (offsets[0], dtype, shape)
+        found[name] = (*offsets, _DTYPES[dtype], tuple(shape))
     end = 0
     ordered = {}
-    for name, (begin, dtype, shape) in sorted(found.items(), key=lambda item: item[1][0]):
+    for name, (begin, after, dtype, shape) in sorted(found.items(), key=lambda item: item[1][0]):
         if begin != end:
             raise ValueError(f"damaged: tensor {name!r} begins at {begin}, expected {end}")
-        end += 4 * math.prod(shape)
-        ordered[name] = (_DTYPES[dtype], tuple(shape))
+        end = after
+        ordered[name] = (dtype, shape)
     if end != size:
         raise ValueError(f"damaged: it holds {size:,} bytes of tensors, its header describes {end:,}")
     return ordered

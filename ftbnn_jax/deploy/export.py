@@ -8,7 +8,7 @@ import numpy as np
 
 import ftbnn_jax
 from ftbnn_jax.config import TrainConfig
-from ftbnn_jax.deploy import artifact, runtime
+from ftbnn_jax.deploy import artifact, layout, runtime
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn import folding
 from ftbnn_jax.ops import binary, bitpack
@@ -30,14 +30,23 @@ def to_artifact(
       The artifact; the latent weights of binary convolutions are not in it.
 
     Raises:
-      UserError: the network has no binary convolution.
+      UserError: the network has no convolution of signs with signs, or a classifier that is not finite.
     """
     if not config.model.plan():
         raise UserError(
             f"config.model.block={config.model.block!r}: nothing to pack; only 'binary' blocks can be"
         )
+    for field in ("binary_activations", "binary_weights"):
+        if not getattr(config.model, field):
+            raise UserError(
+                f"config.model.{field}=False: nothing to pack; the last step of multi-step training has "
+                "both binary"
+            )
     tensors: dict[str, np.ndarray] = {}
     _pack(variables["params"], folding.fold_batch_norms(variables, config.model), "", tensors)
+    if not np.isfinite(tensors["head/kernel"]).all():
+        raise UserError(f"step {step}: the classifier's kernel holds a number that is not finite")
+    tensors |= layout.quantize_classifier(tensors["head/kernel"])
     return artifact.Artifact(
         spec=config.model,
         num_classes=config.num_classes,
@@ -56,6 +65,8 @@ def _pack(params: Any, folded: Any, prefix: str, tensors: dict[str, np.ndarray])
     """Walks the parameters: batch norms are replaced by `folded`, binary kernels by their bits."""
     for name, value in params.items():
         path = f"{prefix}{name}"
+        if name == "channel_scale":
+            continue  # Folded into batch norm.
         if not isinstance(value, dict):
             tensors[path] = np.asarray(value, np.float32)
         elif "multiplier" in folded.get(name, {}):

@@ -1,14 +1,19 @@
-"""Which tensors an artifact of a network holds."""
+"""Which tensors an artifact of a network holds, and what those mean that are no plain float32."""
 
 import math
 
 import numpy as np
 
+from ftbnn_jax.errors import UserError
+from ftbnn_jax.nn import strategies
 from ftbnn_jax.nn.spec import BinaryConvPlan, ResNetSpec
 from ftbnn_jax.ops import binary, bitpack
 
 FLOAT = np.dtype("<f4")
 BITS = np.dtype("<u4")
+INT16 = np.dtype("<i2")
+
+_LARGEST = np.iinfo(INT16).max
 
 _SLOPES = {
     "none": (),
@@ -38,8 +43,25 @@ def unpack_kernels(plan: BinaryConvPlan, words: np.ndarray) -> list[np.ndarray]:
     return [b.reshape(shape) for b, shape in zip(bits, shapes, strict=True)]
 
 
+def quantize_classifier(kernel: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns `head/kernel` and `head/scale`: `kernel`, float32 `[features, classes]`, in 16 bits.
+
+    A class has the scale `max |w| / 32767`; its weights are multiples of that, rounded to the nearest.
+    """
+    scale = (np.abs(kernel).max(axis=0) / _LARGEST).astype(FLOAT)
+    # Where the scale has become subnormal, or 0, a multiple can leave 16 bits.
+    multiples = np.rint(kernel / np.maximum(scale, np.finfo(FLOAT).smallest_subnormal))
+    kernel = np.clip(multiples, -_LARGEST, _LARGEST).astype(INT16)
+    return {"head/kernel": kernel, "head/scale": scale}
+
+
+def classifier_kernel(tensors: dict[str, np.ndarray]) -> np.ndarray:
+    """Returns the kernel that `quantize_classifier` stored, float32 `[features, classes]`."""
+    return tensors["head/kernel"] * tensors["head/scale"]
+
+
 def tensors(
-    spec: ResNetSpec, channels: int, num_classes: int
+    spec: ResNetSpec, channels: int, num_classes: int, image_size: int
 ) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
     """Returns dtype and shape of every tensor, by name.
 
@@ -47,6 +69,7 @@ def tensors(
       spec: the network.
       channels: of the input images.
       num_classes: number of logits.
+      image_size: height and width of the input images.
     """
     found: dict[str, tuple[np.dtype, tuple[int, ...]]] = {}
 
@@ -66,9 +89,30 @@ def tensors(
         found[f"{plan.name}/conv/bits"] = (BITS, (bitpack.words_for(kernel_bits(plan)),))
         norm(f"{plan.name}/bn", plan.features)
         activation(plan.name, plan.activation, plan.features)
+        if spec.scaling == "real_to_bin":
+            ins = plan.conv_in_features
+            inner = max(1, ins // strategies.REAL_TO_BIN_REDUCTION)
+            found[f"{plan.name}/gate/reduce_kernel"] = (FLOAT, (ins, inner))
+            found[f"{plan.name}/gate/expand_kernel"] = (FLOAT, (inner, plan.features))
         if plan.shortcut == "conv":
             found[f"{plan.name}/shortcut_conv/kernel"] = (FLOAT, (1, 1, plan.in_features, plan.features))
             norm(f"{plan.name}/shortcut_bn", plan.features)
-    found["head/kernel"] = (FLOAT, (spec.features, num_classes))
+    found["head/kernel"] = (INT16, (spec.classifier_inputs(image_size), num_classes))
+    found["head/scale"] = (FLOAT, (num_classes,))
     found["head/bias"] = (FLOAT, (num_classes,))
     return found
+
+
+def require_folded_scaling(spec: ResNetSpec, target: str) -> None:
+    """Raises a UserError where a network's scaling factors depend on its input.
+
+    Args:
+      spec: the network.
+      target: what cannot compute them, to begin the reason with.
+    """
+    if spec.scaling in strategies.FROM_INPUT:
+        foldable = [s for s in strategies.SCALINGS if s not in strategies.FROM_INPUT]
+        raise UserError(
+            f"model.scaling={spec.scaling!r}: {target} has no factors that depend on the input; "
+            f"the packed runtime has; {', '.join(foldable)} would do"
+        )

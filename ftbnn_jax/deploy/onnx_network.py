@@ -41,8 +41,12 @@ def network(artifact: artifact_lib.Artifact, form: str) -> onnx.ModelProto:
       A model from uint8 images `[N, image_size, image_size, channels]`, for any N, to float32 logits
       `[N, num_classes]`. A binary convolution starts with the node `{plan.name}/sign` and ends with
       `{plan.name}/conv`.
+
+    Raises:
+      UserError: the model has no such layer.
     """
     spec, size = artifact.spec, artifact.image_size
+    layout.require_folded_scaling(spec, "the ONNX model")
     graph = _Graph(artifact.tensors)
     x = graph.add("Transpose", ["images"], perm=[0, 3, 1, 2])
     x = graph.add("Cast", [x], to=TensorProto.FLOAT)
@@ -55,9 +59,14 @@ def network(artifact: artifact_lib.Artifact, form: str) -> onnx.ModelProto:
     for plan in spec.plan():
         kernels = layout.unpack_kernels(plan, artifact.tensors[f"{plan.name}/conv/bits"])
         x = _block(graph, runtime_lib.packed_conv(spec, plan), kernels, plan, x, form)
-    x = graph.add("Flatten", [graph.add("GlobalAveragePool", [x])])
-    head = [graph.constant(artifact.tensors[name]) for name in ("head/kernel", "head/bias")]
-    graph.add("Gemm", [x, *head], "logits")
+    if spec.head == "mean":
+        x = graph.add("GlobalAveragePool", [x])
+    else:
+        # The classifier's kernel has the channels of a position side by side.
+        x = graph.add("Transpose", [_mean_2x2(graph, x)], perm=[0, 2, 3, 1])
+    x = graph.add("Flatten", [x])
+    head = (layout.classifier_kernel(artifact.tensors), artifact.tensors["head/bias"])
+    graph.add("Gemm", [x, *map(graph.constant, head)], "logits")
     return graph.model(
         ("images", TensorProto.UINT8, ["batch", size, size, artifact.channels]),
         ("logits", TensorProto.FLOAT, ["batch", artifact.num_classes]),
@@ -173,6 +182,11 @@ class _Graph:
         return model
 
 
+def _mean_2x2(graph: _Graph, x: str) -> str:
+    # What is added to an odd last row or column does not count in its mean.
+    return graph.pool(x, kernel_shape=[2, 2], auto_pad="SAME_UPPER")
+
+
 def _block(
     graph: _Graph,
     conv: popcount.PackedConv,
@@ -187,9 +201,7 @@ def _block(
         shortcut = graph.add("Concat", [pooled, pooled], axis=1)
         x = graph.add("Concat", [x, x], axis=1)
     elif plan.shortcut == "conv":
-        # What is added to an odd last row or column does not count in its mean.
-        pooled = graph.pool(x, kernel_shape=[2, 2], auto_pad="SAME_UPPER")
-        shortcut = graph.conv(pooled, f"{plan.name}/shortcut_conv")
+        shortcut = graph.conv(_mean_2x2(graph, x), f"{plan.name}/shortcut_conv")
         shortcut = graph.batch_norm(shortcut, f"{plan.name}/shortcut_bn")
     signs = _signs(graph, conv, x, form, f"{plan.name}/sign")
     y = _sums(graph, conv, kernels, signs, form, f"{plan.name}/conv")

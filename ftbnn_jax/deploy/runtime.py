@@ -12,7 +12,7 @@ from ftbnn_jax.deploy import artifact as artifact_lib
 from ftbnn_jax.deploy import layout
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn.spec import BinaryConvPlan, ResNetSpec
-from ftbnn_jax.ops import activations, batch_norm, binary, convolution, image, pooling, popcount
+from ftbnn_jax.ops import activations, batch_norm, binary, convolution, image, pooling, popcount, scaling
 
 Tensors = dict[str, Any]
 # What a binary convolution reads, float32 `[N, H, W, I]`, and gives, int32 `[N, H', W', O]`.
@@ -103,6 +103,7 @@ def _prepare(artifact: artifact_lib.Artifact) -> Tensors:
     for plan, size in zip(artifact.spec.plan(), input_sizes(artifact), strict=True):
         kernels = layout.unpack_kernels(plan, artifact.tensors[f"{plan.name}/conv/bits"])
         nested[plan.name]["conv"] = packed_conv(artifact.spec, plan).prepare(kernels, size, size)
+    nested["head"]["kernel"] = layout.classifier_kernel(artifact.tensors)
     return jax.tree.map(jnp.asarray, nested)
 
 
@@ -157,7 +158,7 @@ def _forward(tensors, images, spec, image_size, pixel_mean, pixel_std):
     for plan in spec.plan():
         x, record = _block(tensors[plan.name], spec, plan, x)
         records.append(record)
-    logits = jnp.dot(pooling.global_avg_pool(x), tensors["head"]["kernel"]) + tensors["head"]["bias"]
+    logits = jnp.dot(pooling.head(x, spec.head), tensors["head"]["kernel"]) + tensors["head"]["bias"]
     return logits, records
 
 
@@ -177,7 +178,13 @@ def _block(
         shortcut = convolution.conv2d(pooling.avg_pool_2x2(x), tensors["shortcut_conv"]["kernel"])
         shortcut = _batch_norm(tensors["shortcut_bn"], shortcut)
     sums = _binary_conv(tensors["conv"], spec, plan, x)
-    y = _batch_norm(tensors["bn"], sums)
+    y = sums
+    if spec.scaling == "xnor_net":
+        y = scaling.apply(y, scaling.input_magnitude(x, plan.groups, plan.features, plan.stride))
+    elif spec.scaling == "real_to_bin":
+        gate = tensors["gate"]
+        y = scaling.apply(y, scaling.gate(x, gate["reduce_kernel"], gate["expand_kernel"]))
+    y = _batch_norm(tensors["bn"], y)
     if shortcut is not None:
         y = y + shortcut
     return _activation(tensors, plan.activation, y), (x, sums)

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ftbnn_jax.nn import activations
+from ftbnn_jax.nn import activations, strategies
 from ftbnn_jax.nn.plan import BinaryConvPlan, RealBlockPlan
 from ftbnn_jax.nn.spec import ResNetSpec
-from ftbnn_jax.ops import batch_norm, binary, convolution, pooling
+from ftbnn_jax.ops import batch_norm, binary, convolution, pooling, scaling
 from ftbnn_jax.ops.recompute import recomputed
 
 
@@ -42,6 +42,8 @@ class Conv(nn.Module):
 class BinaryConv(nn.Module):
     """Binary convolution in groups; `[N, H, W, I]` to float32 integers `[N, H', W', features]`.
 
+    Real numbers instead with real activations or weights, which are steps towards it.
+
     The latent weights are one parameter a group, `kernel_0` and on, `[K, K, I_g, O_g]` each, since
     groups may differ in width. They start Xavier normal with gain 2 on the grouped shape:
     `std = 2 * sqrt(2 / (K*K*I_g + K*K*features))`.
@@ -56,10 +58,13 @@ class BinaryConv(nn.Module):
     two_valued: bool = False
     compute_dtype: jnp.dtype = jnp.float32
     gradient: str = "clipped"
+    weight_gradient: str = "clipped"
+    activations: str = "sign"
+    binary_weights: bool = True
     recompute: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, progress: jax.Array | float = 1.0) -> jax.Array:
         ins = binary.group_sizes(x.shape[-1], self.groups)
         outs = binary.group_sizes(self.features, self.groups)
         area = self.kernel_size**2
@@ -76,6 +81,10 @@ class BinaryConv(nn.Module):
             bound=self.bound,
             two_valued=self.two_valued,
             gradient=self.gradient,
+            weight_gradient=self.weight_gradient,
+            progress=progress,
+            activations=self.activations,
+            binary_weights=self.binary_weights,
             compute_dtype=self.compute_dtype,
             recompute=self.recompute,
         )
@@ -179,6 +188,20 @@ class Stem(nn.Module):
         return pooling.max_pool(x) if s.stem_pool else x
 
 
+class Gate(nn.Module):
+    """Real-to-Bin's scaling factors, `[N, 1, 1, features]` from `[N, H, W, I]`."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        ins, init = x.shape[-1], nn.initializers.he_normal()
+        inner = max(1, ins // strategies.REAL_TO_BIN_REDUCTION)
+        reduce = self.param("reduce_kernel", init, (ins, inner))
+        expand = self.param("expand_kernel", init, (inner, self.features))
+        return scaling.gate(x, reduce, expand)
+
+
 class BinaryBlock(nn.Module):
     """`act(BN(bconv(sign(x))) + shortcut(x))`: basic block, both reduction blocks and the bridge.
 
@@ -192,7 +215,7 @@ class BinaryBlock(nn.Module):
     recompute: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool, progress: jax.Array | float = 1.0) -> jax.Array:
         s, p = self.spec, self.plan
         if p.shortcut == "duplicate":
             # Pooling before duplicating gives the same values for half the additions.
@@ -215,11 +238,20 @@ class BinaryBlock(nn.Module):
             two_valued=s.two_valued_sign(p),
             compute_dtype=self.compute_dtype,
             gradient=s.activation_gradient,
+            weight_gradient=s.weight_gradient,
+            activations="sign" if s.binary_activations else s.real_activations,
+            binary_weights=s.binary_weights,
             recompute=self.recompute,
             name="conv",
         )
-        y = conv(x)
-        scale = conv.weight_scale() if s.scaling == "mean_abs" else None
+        y = conv(x, progress)
+        scale = conv.weight_scale() if s.scaling in strategies.FROM_WEIGHTS else None
+        if s.scaling == "xnor_net++":
+            scale = self.param("channel_scale", nn.initializers.ones, (p.features,))
+        elif s.scaling == "xnor_net":
+            y = scaling.apply(y, scaling.input_magnitude(x, p.groups, p.features, p.stride))
+        elif s.scaling == "real_to_bin":
+            y = scaling.apply(y, Gate(p.features, name="gate")(x))
         bn = _batch_norm(s, "bn")
         act = activations.MODULES[p.activation](name="act")
         function = activations.FUNCTIONS[p.activation]
@@ -232,8 +264,10 @@ class BinaryBlock(nn.Module):
         batch = () if shortcut is None else (shortcut,)
         slopes = act.slopes(p.features)
         if self.recompute and train:
+            integers = s.binary_activations and s.binary_weights
+            integers = integers and s.scaling not in strategies.FROM_INPUT
             largest = conv.kernel_size**2 * max(binary.group_sizes(x.shape[-1], p.groups))
-            return bn(y, train, scale, tail, batch, slopes, largest)
+            return bn(y, train, scale, tail, batch, slopes, largest if integers else None)
         return tail(bn(y, train, scale), *batch, *slopes)
 
 

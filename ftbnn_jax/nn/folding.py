@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ftbnn_jax.nn import strategies
 from ftbnn_jax.nn.spec import ResNetSpec
 from ftbnn_jax.ops import batch_norm, binary
 
@@ -35,9 +36,11 @@ def _fold(params: Any, stats: Any, spec: ResNetSpec) -> dict[str, Any]:
             continue
         # Explicit scaling factors stand between a binary convolution and its batch norm.
         input_scale = None
-        if name == "bn" and spec.scaling != "none" and "kernel_0" in params["conv"]:
-            groups = range(len(params["conv"]))
-            input_scale = binary.weight_scale([params["conv"][f"kernel_{group}"] for group in groups])
+        if name == "bn" and "kernel_0" in params["conv"]:
+            input_scale = params.get("channel_scale")
+            if spec.scaling in strategies.FROM_WEIGHTS:
+                groups = range(len(params["conv"]))
+                input_scale = binary.weight_scale([params["conv"][f"kernel_{g}"] for g in groups])
         multiplier, offset = batch_norm.fold(
             params[name]["scale"],
             params[name]["bias"],

@@ -1,11 +1,11 @@
-"""What goes into and comes out of the binary convolutions of a network."""
+"""What goes into and comes out of parts of a network."""
 
 from typing import Any
 
 import jax
 from flax import linen as nn
 
-from ftbnn_jax.nn.blocks import BinaryConv
+from ftbnn_jax.nn.blocks import BinaryBlock, BinaryConv, RealBlock
 from ftbnn_jax.nn.resnet import ResNet
 
 
@@ -34,3 +34,49 @@ def binary_convolutions(
     with nn.intercept_methods(record):
         logits = model.apply(variables, x, train=False)
     return logits, found
+
+
+def classifier_input(model: ResNet, variables: dict[str, Any], x: jax.Array) -> jax.Array:
+    """Returns what the classifier reads, `[N, features]`, of standardised images `[N, H, W, C]`."""
+    found = []
+
+    def record(call, args, kwargs, context):
+        if context.module.path == ("head",):
+            found.append(args[0])
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(record):
+        model.apply(variables, x, train=False)
+    return found[0]
+
+
+def block_outputs(
+    model: ResNet,
+    variables: dict[str, Any],
+    x: jax.Array,
+    train: bool = False,
+    progress: jax.Array | float = 1.0,
+) -> tuple[jax.Array, dict[str, jax.Array], dict[str, Any]]:
+    """Runs a network and keeps what comes out of its blocks.
+
+    Args:
+      model: the network.
+      variables: its collections.
+      x: standardised images `[N, H, W, C]`.
+      train: as for the network.
+      progress: as for the network.
+
+    Returns:
+      Logits `[N, num_classes]`; the output `[N, H', W', C']` of each block by its name; and, in
+      training, the new `batch_stats`.
+    """
+    logits, state = model.apply(
+        variables,
+        x,
+        train,
+        progress,
+        capture_intermediates=lambda module, _: isinstance(module, BinaryBlock | RealBlock),
+        mutable=["batch_stats", "intermediates"] if train else ["intermediates"],
+    )
+    found = {name: seen["__call__"][0] for name, seen in state.pop("intermediates").items()}
+    return logits, found, state

@@ -14,7 +14,7 @@ from ftbnn_jax.ops import pooling
 
 
 class ResNet(nn.Module):
-    """Stem, bridge, binary or real blocks, global average pool and a real classifier.
+    """Stem, bridge, binary or real blocks, average pool and a real classifier.
 
     Variables are the collections `params` and `batch_stats`, float32 throughout.
 
@@ -32,15 +32,23 @@ class ResNet(nn.Module):
     remat: str = "none"
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Maps standardised images `[N, H, W, C]` to float32 logits `[N, num_classes]`."""
+    def __call__(
+        self, x: jax.Array, train: bool = False, progress: jax.Array | float = 1.0
+    ) -> jax.Array:
+        """Maps standardised images `[N, H, W, C]` to float32 logits `[N, num_classes]`.
+
+        Args:
+          x: images.
+          train: whether batch norms take the batch's own statistics.
+          progress: scalar, share of the training that is done; the evolving gradients depend on it.
+        """
         x = blocks.Stem(self.spec, self.compute_dtype, name="stem")(x, train)
         run = ResNet._stage
         if self.remat == "stages":
             run = nn.remat(run, static_argnums=(2, 3))
         for stage in self._stages():
-            x = run(self, x, stage, train)
-        x = pooling.global_avg_pool(x.astype(jnp.float32))
+            x = run(self, x, stage, train, progress)
+        x = pooling.head(x.astype(jnp.float32), self.spec.head)
         return nn.Dense(self.num_classes, name="head")(x)
 
     def _stages(self) -> list[tuple[BinaryConvPlan | RealBlockPlan, ...]]:
@@ -49,16 +57,18 @@ class ResNet(nn.Module):
         cuts = [i for i, plan in enumerate(plans) if i and plan.stride == 2]
         return [tuple(plans[i:j]) for i, j in itertools.pairwise([0, *cuts, len(plans)])]
 
-    def _stage(self, x: jax.Array, plans: tuple[Any, ...], train: bool) -> jax.Array:
+    def _stage(
+        self, x: jax.Array, plans: tuple[Any, ...], train: bool, progress: jax.Array | float
+    ) -> jax.Array:
         for plan in plans:
             if isinstance(plan, BinaryConvPlan):
                 recompute = self.remat == "outputs"
                 block = blocks.BinaryBlock(
                     self.spec, plan, self.compute_dtype, recompute, name=plan.name
                 )
+                x = block(x, train, progress)
             else:
-                block = blocks.RealBlock(self.spec, plan, self.compute_dtype, name=plan.name)
-            x = block(x, train)
+                x = blocks.RealBlock(self.spec, plan, self.compute_dtype, name=plan.name)(x, train)
         return x
 
 

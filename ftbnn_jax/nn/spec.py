@@ -10,14 +10,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from ftbnn_jax.errors import UserError
+from ftbnn_jax.nn import strategies
 from ftbnn_jax.nn.plan import BinaryConvPlan, RealBlockPlan
 
 ACTIVATIONS = ("none", "relu", "prelu", "fprelu")
 DOWNSAMPLES = ("conv", "duplicate")
 SIGNS = ("three_valued", "two_valued")
-ACTIVATION_GRADIENTS = ("clipped", "piecewise_quadratic")
-SCALINGS = ("none", "mean_abs")
 BLOCKS = ("binary", "real")
+REAL_ACTIVATIONS = ("tanh", "identity")
+HEADS = ("mean", "flatten")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,10 +45,16 @@ class ResNetSpec:
       stage_end_activation: after the last block of each stage.
       sign: "three_valued" keeps an exact 0 among activations; "two_valued" maps it to -1 wherever the
         input is not the output of a ReLU (Eq. 2).
-      activation_gradient: of the activations' sign, "clipped" (straight through inside `ste_bound`) or
-        "piecewise_quadratic" (`2 - 2|x|` inside [-1, 1]; Bi-Real Net).
-      scaling: "none", or "mean_abs": the output of each binary convolution is multiplied with the mean
-        |w| of its channel's latent weights (Bi-Real Net). Batch norm absorbs it in deployment.
+      activation_gradient: of the activations' sign, one of `strategies.GRADIENTS`.
+      weight_gradient: of the weights' sign, likewise.
+      scaling: what the output of each binary convolution is multiplied with, one of
+        `strategies.SCALINGS`.
+      binary_activations: False puts `real_activations` in the place of the activations' sign, for a
+        first step of multi-step training; such a network cannot be packed.
+      real_activations: "tanh", or "identity" for a network without any non-linearity (Figure 2).
+      binary_weights: False takes the latent weights as they are, likewise.
+      head: what the classifier reads, "mean" (of each channel over all positions) or "flatten" (2x2
+        means, every position by itself; Figure 2's net).
       block: "binary" (one binary convolution to a shortcut) or "real" (two real ones; full precision).
       ste_bound: where the straight-through gradients end, inclusive.
       batch_norm_momentum: share of the old running statistics kept in each step.
@@ -71,7 +78,12 @@ class ResNetSpec:
     stage_end_activation: str = "relu"
     sign: str = "three_valued"
     activation_gradient: str = "clipped"
+    weight_gradient: str = "clipped"
     scaling: str = "none"
+    binary_activations: bool = True
+    real_activations: str = "tanh"
+    binary_weights: bool = True
+    head: str = "mean"
     block: str = "binary"
     ste_bound: float = 1.2
     batch_norm_momentum: float = 0.9
@@ -84,13 +96,20 @@ class ResNetSpec:
             ("stage_end_activation", ACTIVATIONS),
             ("downsample", DOWNSAMPLES),
             ("sign", SIGNS),
-            ("activation_gradient", ACTIVATION_GRADIENTS),
-            ("scaling", SCALINGS),
+            ("activation_gradient", strategies.GRADIENTS),
+            ("weight_gradient", strategies.GRADIENTS),
+            ("scaling", strategies.SCALINGS),
+            ("binary_activations", (True, False)),
+            ("real_activations", REAL_ACTIVATIONS),
+            ("binary_weights", (True, False)),
+            ("head", HEADS),
             ("block", BLOCKS),
         ):
             value = getattr(self, field)
             if value not in allowed:
-                raise UserError(f"model.{field}={value!r}: must be one of {', '.join(allowed)}")
+                raise UserError(
+                    f"model.{field}={value!r}: must be one of {', '.join(map(str, allowed))}"
+                )
         for field in ("width", "groups", "stem_features", "stem_stride"):
             _require_positive(field, getattr(self, field))
         if not isinstance(self.blocks, tuple):
@@ -106,9 +125,8 @@ class ResNetSpec:
                 f"model.stem_features={self.stem_features}: without a bridge the stem must give "
                 f"model.width={self.width} channels"
             )
-        if self.block == "real":
-            self._require_no_binary_options()
-        else:
+        strategies.check(self)
+        if self.block == "binary":
             narrowest = min(min(p.conv_in_features, p.features) for p in self._blocks_plan())
             if self.groups > narrowest:
                 raise UserError(
@@ -123,8 +141,17 @@ class ResNetSpec:
 
     @property
     def features(self) -> int:
-        """Channels that reach the classifier."""
+        """Channels of the last block."""
         return self.width * 2 ** (len(self.blocks) - 1)
+
+    def classifier_inputs(self, image_size: int) -> int:
+        """Returns how many numbers the classifier reads of an image of this height and width."""
+        if self.head == "mean":
+            return self.features
+        # Every stage but the first halves the resolution, and so does the head; all round up.
+        halvings = self.stem_pool + len(self.blocks)
+        size = -(-image_size // (self.stem_stride * 2**halvings))
+        return size**2 * self.features
 
     def plan(self) -> tuple[BinaryConvPlan, ...]:
         """Returns every binary convolution of the network in order, the bridge first."""
@@ -201,21 +228,6 @@ class ResNetSpec:
             )
             in_features, previous = features, activation
         return tuple(plan)
-
-    def _require_no_binary_options(self) -> None:
-        for field, value in (
-            ("groups", 1),
-            ("bridge", False),
-            ("downsample", "conv"),
-            ("sign", "three_valued"),
-            ("activation_gradient", "clipped"),
-            ("scaling", "none"),
-        ):
-            if getattr(self, field) != value:
-                raise UserError(
-                    f"model.{field}={getattr(self, field)!r}: is for binary convolutions, and "
-                    f"model.block='real' has none; {value!r} would do"
-                )
 
 
 def _require_positive(field: str, value: int, shown: object = None) -> None:

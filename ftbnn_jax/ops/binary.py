@@ -1,6 +1,16 @@
-"""Binarisation with the clipped straight-through gradient, and binary convolution.
+"""Binarisation with three kinds of gradient, and binary convolution.
 
 Paper: section 3 (straight-through estimator clipped to (-1.2, 1.2)), Appendix B (values after ReLU).
+
+The gradients of a sign, with `x` what it was taken of:
+
+    clipped                dx = dy where -bound <= x <= bound, else 0
+    piecewise_quadratic    dx = max(2 - 2|x|, 0) * dy                     (Bi-Real Net; Liu et al., 2018)
+    evolving               dx = k * t * (1 - tanh(t * x)**2) * dy         (IR-Net; Qin et al., 2020)
+
+where `t` grows from 0.1 to 10, evenly in its logarithm, over the training, and `k = max(1 / t, 1)`: at
+first the gradient passes everywhere, at the end it is that of a steep tanh. `bound` plays no part in the
+last two.
 """
 
 import functools
@@ -13,6 +23,7 @@ from ftbnn_jax.ops import convolution
 from ftbnn_jax.ops.recompute import recomputed
 
 STE_BOUND = 1.2
+_FIRST_STEEPNESS, _LAST_STEEPNESS = 0.1, 10.0
 
 
 def is_positive(x: jax.Array) -> jax.Array:
@@ -31,19 +42,23 @@ def is_negative(x: jax.Array) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def sign_activation(
-    x: jax.Array, bound: float = STE_BOUND, two_valued: bool = False, gradient: str = "clipped"
+    x: jax.Array,
+    bound: float = STE_BOUND,
+    two_valued: bool = False,
+    gradient: str = "clipped",
+    progress: jax.Array | float = 1.0,
 ) -> jax.Array:
     """Binarises activations.
 
     Forward:   `y = -1, 0, +1` for `x < 0, x == 0, x > 0`; with `two_valued` (Eq. 2), 0 maps to -1.
-    Backward:  `dx = dy` where `-bound <= x <= bound`, else 0; with the piecewise quadratic gradient of
-               Bi-Real Net (Liu et al., 2018), `dx = max(2 - 2|x|, 0) * dy`, and `bound` plays no part.
+    Backward:  see the module.
 
     Args:
       x: any shape, floating point. -0.0 counts as 0, and so does a subnormal number.
-      bound: where the straight-through gradient ends, inclusive.
+      bound: where the clipped gradient ends, inclusive.
       two_valued: whether an exact 0 becomes -1 instead of staying 0.
-      gradient: "clipped" or "piecewise_quadratic".
+      gradient: "clipped", "piecewise_quadratic" or "evolving".
+      progress: scalar, share of the training that is done; for "evolving".
 
     Returns:
       The signs, in the shape and dtype of `x`.
@@ -54,16 +69,23 @@ def sign_activation(
     return is_positive(x).astype(x.dtype) - is_negative(x).astype(x.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def sign_weight(w: jax.Array, bound: float = STE_BOUND) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def sign_weight(
+    w: jax.Array,
+    bound: float = STE_BOUND,
+    gradient: str = "clipped",
+    progress: jax.Array | float = 1.0,
+) -> jax.Array:
     """Binarises latent weights, so that each becomes one bit.
 
     Forward:   `y = +1` for `w > 0`, else -1 (Eq. 2); a subnormal `w` counts as 0.
-    Backward:  `dw = dy` where `-bound <= w <= bound`, else 0.
+    Backward:  see the module.
 
     Args:
       w: latent weights, any shape, floating point.
-      bound: where the straight-through gradient ends, inclusive.
+      bound: where the clipped gradient ends, inclusive.
+      gradient: "clipped", "piecewise_quadratic" or "evolving".
+      progress: scalar, share of the training that is done; for "evolving".
 
     Returns:
       -1 and +1, in the shape and dtype of `w`.
@@ -71,27 +93,33 @@ def sign_weight(w: jax.Array, bound: float = STE_BOUND) -> jax.Array:
     return jnp.where(is_positive(w), jnp.ones_like(w), -jnp.ones_like(w))
 
 
-def _clipped_straight_through(x, bound):
-    return jnp.abs(x) <= jnp.asarray(bound, x.dtype)
-
-
-def _sign_activation_fwd(x, bound, two_valued, gradient):
-    y = sign_activation(x, bound, two_valued, gradient)
+def _slope(x, bound, gradient, progress):
+    """What the gradient is multiplied with; booleans, an eighth of the memory, where it is 0 or 1."""
+    if gradient == "clipped":
+        return jnp.abs(x) <= jnp.asarray(bound, x.dtype)
     if gradient == "piecewise_quadratic":
-        return y, jnp.maximum(2 - 2 * jnp.abs(x), 0)
-    return y, _clipped_straight_through(x, bound)
+        return jnp.maximum(2 - 2 * jnp.abs(x), 0)
+    t = _FIRST_STEEPNESS * (_LAST_STEEPNESS / _FIRST_STEEPNESS) ** jnp.asarray(progress, jnp.float32)
+    slope = jnp.maximum(1 / t, 1) * t * (1 - jnp.square(jnp.tanh(t * x)))
+    return slope.astype(x.dtype)
 
 
-def _sign_activation_bwd(bound, two_valued, gradient, residual, g):
-    return (g * residual if gradient == "piecewise_quadratic" else jnp.where(residual, g, 0),)
+def _times_slope(slope, g):
+    # None is the gradient of `progress`.
+    return (jnp.where(slope, g, 0) if slope.dtype == jnp.bool_ else g * slope), None
 
 
-def _sign_weight_fwd(w, bound):
-    return sign_weight(w, bound), _clipped_straight_through(w, bound)
+def _sign_activation_fwd(x, bound, two_valued, gradient, progress):
+    y = sign_activation(x, bound, two_valued, gradient, progress)
+    return y, _slope(x, bound, gradient, progress)
 
 
-sign_activation.defvjp(_sign_activation_fwd, _sign_activation_bwd)
-sign_weight.defvjp(_sign_weight_fwd, lambda bound, inside, g: (jnp.where(inside, g, 0),))
+def _sign_weight_fwd(w, bound, gradient, progress):
+    return sign_weight(w, bound, gradient, progress), _slope(w, bound, gradient, progress)
+
+
+sign_activation.defvjp(_sign_activation_fwd, lambda b, v, gradient, slope, g: _times_slope(slope, g))
+sign_weight.defvjp(_sign_weight_fwd, lambda bound, gradient, slope, g: _times_slope(slope, g))
 
 
 def weight_scale(kernels: Sequence[jax.Array]) -> jax.Array:
@@ -130,6 +158,10 @@ def binary_conv2d(
     bound: float = STE_BOUND,
     two_valued: bool = False,
     gradient: str = "clipped",
+    weight_gradient: str = "clipped",
+    progress: jax.Array | float = 1.0,
+    activations: str = "sign",
+    binary_weights: bool = True,
     compute_dtype: jnp.dtype = jnp.float32,
     recompute: bool = False,
 ) -> jax.Array:
@@ -140,21 +172,29 @@ def binary_conv2d(
       kernels: real latent weights, one `[K, K, I_g, O_g]` a group.
       stride: step in both directions.
       padding: zeros added on each side after binarisation; a padded position adds nothing to a sum.
-      bound: where the straight-through gradients end, inclusive.
+      bound: where the clipped gradients end, inclusive.
       two_valued: whether an exact 0 among the activations becomes -1 instead of staying 0.
-      gradient: of the activations' sign, "clipped" or "piecewise_quadratic".
+      gradient: of the activations' sign, one of the module's.
+      weight_gradient: of the weights' sign, likewise.
+      progress: scalar, share of the training that is done; for the evolving gradients.
+      activations: what becomes of them: "sign", or "tanh" or "identity", which leave them real.
+      binary_weights: False takes the latent weights as they are.
       compute_dtype: dtype of the signs; the sums are the same integers in every one.
       recompute: whether the backward pass is handed `x` and finds signs and gradient masks again.
 
     Returns:
-      float32 `[N, H', W', O]`, every element an integer.
+      float32 `[N, H', W', O]`, every element an integer where both are binary.
     """
 
-    def compute(batch, *kernels):
-        signs = sign_activation(batch[0], bound, two_valued, gradient)
-        signed_kernels = [sign_weight(kernel, bound) for kernel in kernels]
-        return convolution.grouped_conv2d(
-            signs, signed_kernels, stride, padding, compute_dtype, signs=True
-        )
+    def compute(batch, progress, *kernels):
+        (a,) = batch
+        if activations == "sign":
+            a = sign_activation(a, bound, two_valued, gradient, progress)
+        elif activations == "tanh":
+            a = jnp.tanh(a)
+        if binary_weights:
+            kernels = [sign_weight(kernel, bound, weight_gradient, progress) for kernel in kernels]
+        signs = binary_weights and activations == "sign"
+        return convolution.grouped_conv2d(a, kernels, stride, padding, compute_dtype, signs=signs)
 
-    return (recomputed(compute) if recompute else compute)((x,), *kernels)
+    return (recomputed(compute) if recompute else compute)((x,), progress, *kernels)

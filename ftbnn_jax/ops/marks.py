@@ -10,6 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 BATCH_NORM = "ftbnn_batch_norm"
 ACTIVATION = "ftbnn_activation"
+SCALING = "ftbnn_scaling"
 
 
 def mark(x: jax.Array, name: str) -> jax.Array:

@@ -73,12 +73,12 @@ def _max_pool_bwd(residuals, g):
 max_pool.defvjp(_max_pool_fwd, _max_pool_bwd)
 
 
-def avg_pool_3x3(x: jax.Array) -> jax.Array:
-    """3x3 mean, stride 2, over the zero-padded `[N, H, W, C]`: always divides by 9.
+def avg_pool_3x3(x: jax.Array, stride: int = 2) -> jax.Array:
+    """3x3 mean over the zero-padded `[N, H, W, C]`: always divides by 9.
 
-    Returns `[N, ceil(H/2), ceil(W/2), C]`, aligned with a 3x3 convolution of stride 2 and padding 1.
+    Returns `[N, ceil(H/stride), ceil(W/stride), C]`, aligned with a 3x3 convolution of padding 1.
     """
-    return _window(x, 0.0, lax.add, 3, 2, 1, (1, 1)) / jnp.asarray(9, x.dtype)
+    return _window(x, 0.0, lax.add, 3, stride, 1, (1, 1)) / jnp.asarray(9, x.dtype)
 
 
 def avg_pool_2x2(x: jax.Array) -> jax.Array:
@@ -99,3 +99,18 @@ def avg_pool_2x2(x: jax.Array) -> jax.Array:
 def global_avg_pool(x: jax.Array) -> jax.Array:
     """Mean over the positions of `[N, H, W, C]`; returns `[N, C]`."""
     return jnp.mean(x, axis=(1, 2))
+
+
+def head(x: jax.Array, kind: str) -> jax.Array:
+    """What a classifier reads of `[N, H, W, C]`.
+
+    Args:
+      x: the last block's output.
+      kind: "mean" for `global_avg_pool`, or "flatten" for `avg_pool_2x2`, flattened.
+
+    Returns:
+      `[N, C]`, or `[N, ceil(H/2) * ceil(W/2) * C]`.
+    """
+    if kind == "mean":
+        return global_avg_pool(x)
+    return avg_pool_2x2(x).reshape(x.shape[0], -1)

@@ -16,6 +16,7 @@ import ftbnn_jax
 from ftbnn_jax import report
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.errors import UserError
+from ftbnn_jax.nn.spec import ResNetSpec
 from ftbnn_jax.train import distributed, paths
 from ftbnn_jax.train.state import TrainState
 
@@ -158,6 +159,12 @@ class Checkpoints:
         self._manager.reload()
 
 
+def exists(workdir: str) -> bool:
+    """Whether a work directory holds a checkpoint."""
+    directory = paths.absolute(workdir) / "checkpoints"
+    return directory.is_dir() and any(path.name.isdigit() for path in directory.iterdir())
+
+
 def load_variables(workdir: str, which: str = "latest") -> tuple[dict[str, Any], dict[str, Any], int]:
     """Reads the network of a trained run, without its optimizer.
 
@@ -258,6 +265,20 @@ def check_same_model(workdir: str, config: TrainConfig, experiment: dict[str, An
     _check_same_architecture(path, {**experiment, "config": config.to_dict()}, experiment)
 
 
+def check_same_shapes(expected: dict[str, Any], variables: dict[str, Any]) -> None:
+    """Raises a UserError naming the first array of `variables` that is not of the expected shape."""
+    ours, theirs = (
+        {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
+        for leaves in map(jax.tree_util.tree_leaves_with_path, (expected, variables))
+    )
+    for name in sorted(ours.keys() | theirs.keys()):
+        if ours.get(name) != theirs.get(name):
+            raise UserError(
+                f"{name}: {list(theirs.get(name, ()))} in the checkpoint, the network has "
+                f"{list(ours.get(name, ()))}"
+            )
+
+
 def _manager(directory: epath.Path, keep: int | None) -> ocp.CheckpointManager:
     policy = preservation_policy.PreserveAll()
     if keep is not None:
@@ -288,14 +309,13 @@ def _summary(error: Exception) -> str:
 def _flat(experiment: dict[str, Any]) -> dict[str, Any]:
     """Returns the fields that fix the shapes of the variables, under the names a user knows."""
     config = experiment["config"]
-    fields = {"channels of the images": experiment["channels"]}
-    for key in _ARCHITECTURE:
-        if isinstance(config[key], dict):
-            for name, value in config[key].items():
-                fields[f"config.{key}.{name}"] = tuple(value) if isinstance(value, list) else value
-        else:
-            fields[f"config.{key}"] = config[key]
-    return fields
+    # A checkpoint may be older than some fields, which then have their defaults.
+    model = ResNetSpec.from_dict(config["model"]).to_dict()
+    return {
+        "channels of the images": experiment["channels"],
+        "config.num_classes": config["num_classes"],
+        **{f"config.model.{name}": value for name, value in model.items()},
+    }
 
 
 def _check_same_architecture(path: epath.Path, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
@@ -312,5 +332,6 @@ def _warn_of_changes(before: dict[str, Any], now: TrainConfig) -> None:
     for name, value in now.to_dict().items():
         old = before.get(name)
         old = tuple(old) if isinstance(old, list) else old
-        if name not in _ARCHITECTURE and old != value:
+        # A checkpoint may be older than some fields.
+        if name in before and name not in _ARCHITECTURE and old != value:
             report.warn(f"config.{name} is now {value!r}; the checkpoint was made with {old!r}")

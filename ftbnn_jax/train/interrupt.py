@@ -32,9 +32,11 @@ class StopRequest:
     preemption service, which catches SIGTERM itself, passes the request on.
     """
 
+    # Over all runs of this process: JAX's service wants a number that grows.
+    _asked = 0
+
     def __init__(self):
         self._requested = False
-        self._asked = 0
         self._expendable = ""
         self._previous = {}
         self._cleanup = contextlib.ExitStack()
@@ -57,8 +59,8 @@ class StopRequest:
     def reached(self) -> bool:
         """Whether to stop here. Several processes must ask equally often; all get the same answer."""
         if jax.process_count() > 1 and not self._requested:
-            self._asked += 1
-            self._requested = multihost_utils.reached_preemption_sync_point(self._asked)
+            StopRequest._asked += 1
+            self._requested = multihost_utils.reached_preemption_sync_point(StopRequest._asked)
         return self._requested
 
     @contextlib.contextmanager

@@ -15,6 +15,7 @@ from ftbnn_jax.errors import UserError
 from ftbnn_jax.train import (
     checkpoint,
     datasets,
+    distillation,
     distributed,
     evaluation,
     input_pipeline,
@@ -105,6 +106,7 @@ class _Run:
         self.checkpoints = stack.enter_context(
             checkpoint.Checkpoints(workdir, config, channels, self._train_split.class_names)
         )
+        teacher = distillation.load(config, channels, self._train_split.class_names)
         self._state = _restore_or_init(config, channels, tx, mesh, self.checkpoints)
         self.first_step = int(self._state.step)
         if self.first_step > self.num_steps:
@@ -112,20 +114,26 @@ class _Run:
                 f"--workdir={workdir}: is at step {self.first_step}, past the {self.num_steps} asked for"
             )
         if distributed.is_main():
-            _write_config(workdir, config)
+            write_config(workdir, config)
         self.writer = metrics.MetricsWriter(workdir, self.first_step, distributed.is_main())
         stack.callback(self.writer.close)
         self._progress = metrics.Progress(self.first_step, self.num_steps, config.batch_size)
         stack.callback(self._progress.close)
-        self._train_step, self._eval_step = self._compile(tx, mesh)
+        # What every step takes besides the state and the batch.
+        self._constants: list[Any] = []
+        if teacher:
+            self._constants = [jax.device_put(teacher.variables, step_lib.replicated(mesh))]
+        self._train_step, self._eval_step = self._compile(tx, mesh, teacher)
 
-    def _compile(self, tx: Any, mesh: jax.sharding.Mesh) -> tuple[Callable[..., Any], ...]:
+    def _compile(
+        self, tx: Any, mesh: jax.sharding.Mesh, teacher: distillation.Teacher | None
+    ) -> tuple[Callable[..., Any], ...]:
         """Compiles both steps beforehand, as long as there is nothing that a signal could lose."""
         current = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self._state)
-        train_step = step_lib.make_train_step(self._config, tx, mesh)
+        train_step = step_lib.make_train_step(self._config, tx, mesh, self.num_steps, teacher)
         batch = input_pipeline.train_batch_shapes(self._train_split, self._config)
         if self.first_step < self.num_steps:
-            train_step = train_step.lower(current, batch).compile()
+            train_step = train_step.lower(current, batch, *self._constants).compile()
         eval_step = step_lib.make_eval_step(self._config, mesh)
         batch = input_pipeline.eval_batch_shapes(self.eval_split, self._config)
         return train_step, eval_step.lower(current.params, current.batch_stats, batch).compile()
@@ -161,7 +169,7 @@ class _Run:
                 raise interrupt.Interrupted(f"stopped at step {step} of {self.num_steps}, state saved")
             if step == self.num_steps:
                 return values
-            self._state, sums = self._train_step(self._state, next(batches))
+            self._state, sums = self._train_step(self._state, next(batches), *self._constants)
             step += 1
             in_flight.append(sums)
             if len(in_flight) > _STEPS_IN_FLIGHT:
@@ -219,7 +227,7 @@ class _Run:
 
 
 def _restore_or_init(config, channels, tx, mesh, checkpoints) -> state.TrainState:
-    """Weights come from the newest checkpoint, else from the seed."""
+    """Weights come from the newest checkpoint, else from another run's, else from the seed."""
     sharding = step_lib.replicated(mesh)
     init = jax.jit(
         lambda: state.init(config, channels, tx),
@@ -232,11 +240,29 @@ def _restore_or_init(config, channels, tx, mesh, checkpoints) -> state.TrainStat
     )
     restored = checkpoints.restore_latest(abstract)
     if restored is None:
-        return init()
+        return _start_from(config.start_from, init(), sharding) if config.start_from else init()
     report.console.print(f"resuming from step {int(restored.step)} in {checkpoints.directory}")
     return restored
 
 
-def _write_config(workdir: str, config: TrainConfig) -> None:
+def _start_from(
+    workdir: str, fresh: state.TrainState, sharding: jax.sharding.Sharding
+) -> state.TrainState:
+    """Returns the state before the first step with the weights that another run ended with."""
+    try:
+        variables, _, step = checkpoint.load_variables(workdir)
+        checkpoint.check_same_shapes(
+            {"params": fresh.params, "batch_stats": fresh.batch_stats}, variables
+        )
+    except UserError as error:
+        reason = str(error).removeprefix(f"--workdir={workdir}: ")
+        raise UserError(f"config.start_from={workdir}: {reason}") from error
+    if distributed.is_main():
+        report.console.print(f"starting from the weights of step {step} in {workdir}")
+    return fresh.replace(**jax.device_put(variables, sharding))
+
+
+def write_config(workdir: str, config: TrainConfig) -> None:
+    """Writes `config.json`, by which others know what was trained there."""
     path = paths.absolute(workdir) / "config.json"
     paths.write_whole(path, json.dumps(config.to_dict(), indent=2) + "\n")

@@ -36,18 +36,26 @@ def learning_rate(config: TrainConfig, num_steps: int) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), schedule], [warmup])
 
 
-def decay_mask(params: Any) -> Any:
-    """Marks the real kernels: True for the convolutions' and the classifier's `kernel`.
+def decay_mask(params: Any, binary_weights: bool = True) -> Any:
+    """Marks the real kernels: True for those of convolutions, classifier and gates.
 
-    Binary kernels are named `kernel_0`, `kernel_1`, ...; they, batch norm, slopes and biases get False.
+    Latent weights are named `kernel_0`, `kernel_1`, ...; they get True as well where the spec takes them
+    as they are. Batch norm, slopes, scaling factors and biases get False.
     """
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+
+    def is_real(path, _):
+        name = path[-1].key
+        return name.endswith("kernel") or (not binary_weights and name.startswith("kernel_"))
+
+    return jax.tree_util.tree_map_with_path(is_real, params)
 
 
 def make(config: TrainConfig, num_steps: int) -> optax.GradientTransformation:
     """Returns Adam with an L2 term in the gradient, as PyTorch's `Adam(weight_decay=...)` has it."""
     return optax.chain(
-        optax.add_decayed_weights(config.weight_decay, decay_mask),
+        optax.add_decayed_weights(
+            config.weight_decay, lambda params: decay_mask(params, config.model.binary_weights)
+        ),
         optax.scale_by_adam(),
         optax.scale_by_learning_rate(learning_rate(config, num_steps)),
     )

@@ -10,7 +10,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.errors import UserError
+from ftbnn_jax.nn import recording
 from ftbnn_jax.ops import image
+from ftbnn_jax.train import distillation
 from ftbnn_jax.train.state import TrainState, make_model, zero_sums
 
 
@@ -44,8 +46,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def make_train_step(
-    config: TrainConfig, optimizer: optax.GradientTransformation, mesh: Mesh
-) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
+    config: TrainConfig,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    num_steps: int | None = None,
+    teacher: distillation.Teacher | None = None,
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """Compiles one step of training.
 
     Gradients are those of the whole batch over all devices; so are the batch statistics, unless
@@ -55,16 +61,26 @@ def make_train_step(
       config: gives the model, label smoothing and the input's scale.
       optimizer: updates the parameters.
       mesh: from `make_mesh`.
+      num_steps: length of the training; the evolving gradients need it.
+      teacher: what the network learns from beside the labels.
 
     Returns:
-      A function of the state, which is donated, and a batch (`image`, `label`) that returns the new
-      state and a copy of its `sums` and `nonfinite_step`.
+      A function of the state, which is donated, and a batch (`image`, `label`), and of the teacher's
+      variables where there is one, that returns the new state and a copy of its `sums` and
+      `nonfinite_step`.
     """
-    gradients = _make_gradients(config, mesh)
+    gradients = _make_gradients(config, mesh, teacher)
+    evolving = "evolving" in (config.model.activation_gradient, config.model.weight_gradient)
+    if evolving and not num_steps:
+        raise ValueError("num_steps: needed by the evolving gradients")
 
-    def train_step(state, batch):
+    def train_step(state, batch, teacher_variables=None):
         images, labels = batch["image"], batch["label"]
-        loss, correct, batch_stats, grads = gradients(state.params, state.batch_stats, images, labels)
+        # Of the step alone, so that a run that goes on has the same gradients.
+        progress = state.step / num_steps if evolving else 1.0
+        loss, correct, batch_stats, grads = gradients(
+            state.params, state.batch_stats, images, labels, progress, teacher_variables
+        )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
         first_seen = ~finite & (state.nonfinite_step < 0)
@@ -84,43 +100,47 @@ def make_train_step(
         )
         return state, {**state.sums, "nonfinite_step": state.nonfinite_step}
 
+    constants = [replicated(mesh)] if teacher else []
     return jax.jit(
         train_step,
-        in_shardings=(replicated(mesh), batch_sharding(mesh)),
+        in_shardings=(replicated(mesh), batch_sharding(mesh), *constants),
         out_shardings=(replicated(mesh), replicated(mesh)),
         donate_argnums=0,
     )
 
 
-# Of params, batch statistics, images and labels: mean loss, int32 number of correct images, new batch
-# statistics, and the gradients of the mean loss.
+# Of params, batch statistics, images, labels, the share of the training that is done, and the teacher's
+# variables: mean loss, int32 number of correct images, new batch statistics, and the gradients of the
+# mean loss.
 _Gradients = Callable[..., tuple[jax.Array, jax.Array, Any, Any]]
 
 
-def _make_gradients(config: TrainConfig, mesh: Mesh) -> _Gradients:
+def _make_gradients(config: TrainConfig, mesh: Mesh, teacher: distillation.Teacher | None) -> _Gradients:
     model = make_model(config)
 
-    def loss_fn(params, batch_stats, images, labels):
-        images = image.standardize(images, config.image_size, config.pixel_mean, config.pixel_std)
+    def loss_fn(params, batch_stats, images, labels, progress, teacher_variables):
+        x = image.standardize(images, config.image_size, config.pixel_mean, config.pixel_std)
         variables = {"params": params, "batch_stats": batch_stats}
-        logits, updates = model.apply(variables, images, train=True, mutable=["batch_stats"])
+        logits, blocks, updates = recording.block_outputs(model, variables, x, True, progress)
         targets = optax.smooth_labels(jax.nn.one_hot(labels, config.num_classes), config.label_smoothing)
         loss = optax.softmax_cross_entropy(logits, targets).mean()
+        if teacher:
+            loss = config.label_weight * loss + distillation.loss(
+                config, teacher, teacher_variables, images, logits, blocks
+            )
         correct = jnp.sum(jnp.argmax(logits, -1) == labels, dtype=jnp.int32)
         return loss, (correct, updates["batch_stats"])
 
-    def gradients(params, batch_stats, images, labels):
-        (loss, (correct, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-            params, batch_stats, images, labels
-        )
+    def gradients(*arguments):
+        (loss, (correct, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(*arguments)
         return loss, correct, batch_stats, grads
 
     if config.batch_norm == "global":
         return _accumulated(gradients, config.accumulation_steps, mesh.size)
     local = _accumulated(gradients, config.accumulation_steps, 1)
 
-    def averaged(params, batch_stats, images, labels):
-        loss, correct, batch_stats, grads = local(params, batch_stats, images, labels)
+    def averaged(*arguments):
+        loss, correct, batch_stats, grads = local(*arguments)
         loss, batch_stats, grads = jax.lax.pmean((loss, batch_stats, grads), "data")
         return loss, jax.lax.psum(correct, "data"), batch_stats, grads
 
@@ -128,7 +148,7 @@ def _make_gradients(config: TrainConfig, mesh: Mesh) -> _Gradients:
     return jax.shard_map(
         averaged,
         mesh=mesh,
-        in_specs=(copies, copies, shares, shares),
+        in_specs=(copies, copies, shares, shares, copies, copies),
         out_specs=copies,
         # Left to JAX, the gradients of what all devices share would be summed once more.
         check_vma=False,
@@ -145,10 +165,10 @@ def _accumulated(gradients: _Gradients, parts: int, devices: int) -> _Gradients:
         x = x.reshape(devices, parts, -1, *x.shape[1:])
         return jnp.swapaxes(x, 0, 1).reshape(parts, -1, *x.shape[3:])
 
-    def accumulated(params, batch_stats, images, labels):
+    def accumulated(params, batch_stats, images, labels, *others):
         def add(sums, part):
             *sums, batch_stats = sums
-            loss, correct, batch_stats, grads = gradients(params, batch_stats, *part)
+            loss, correct, batch_stats, grads = gradients(params, batch_stats, *part, *others)
             return (*jax.tree.map(jnp.add, sums, [loss, correct, grads]), batch_stats), None
 
         zeros = jax.tree.map(jnp.zeros_like, params)

@@ -62,20 +62,45 @@ def test_the_bits_are_the_signs_and_nothing_else_of_a_binary_kernel(built, path)
         np.testing.assert_array_equal(bits, latent >= tiny)
         assert [n for n in tensors if n.startswith(f"{plan.name}/conv/")] == [f"{plan.name}/conv/bits"]
     floats = {n for n, t in tensors.items() if t.dtype == np.float32 and "kernel" in n}
-    assert floats == {"stem/conv/kernel", "head/kernel", "block2_1/shortcut_conv/kernel"}
+    assert floats == {"stem/conv/kernel", "block2_1/shortcut_conv/kernel"}
+
+
+def test_the_classifier_in_16_bits_is_the_nearest_multiple_of_each_class_scale(built):
+    _, variables, artifact = built
+    kernel = np.asarray(variables["params"]["head"]["kernel"], np.float64)
+    stored = layout.classifier_kernel(artifact.tensors)
+    assert stored.dtype == np.float32 and artifact.tensors["head/kernel"].dtype == np.int16
+    # Half a step of the largest weight's 32767, and what float32 rounds scale and product by.
+    step = np.abs(kernel).max(axis=0) / 32767
+    assert (np.abs(stored - kernel) <= step * 0.5 + np.abs(kernel) * 2**-22).all()
+    assert (np.abs(artifact.tensors["head/kernel"]).max(axis=0) == 32767).all()
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-45, 1e-41, 1e-38, 1e38])
+def test_classes_of_any_size_fit_into_16_bits(size):
+    kernel = np.float32(size) * np.array([[1, 0], [-0.6, 0], [0.3, 0]], np.float32)
+    stored = layout.classifier_kernel(layout.quantize_classifier(kernel))
+    # A scale that is subnormal is a multiple of 1e-45 itself.
+    np.testing.assert_allclose(stored, kernel, rtol=0, atol=size / 32767 / 2 * 1.01 + 32767 * 1.5e-45)
 
 
 @pytest.mark.parametrize("name", ["baseline", "derived"])
 def test_a_file_is_as_small_as_its_bits(name, tmp_path):
     spec = spec_lib.baseline() if name == "baseline" else spec_lib.derived(44, 5)
-    tensors = {n: np.zeros(shape, dtype) for n, (dtype, shape) in layout.tensors(spec, 3, 1000).items()}
-    size = len(container.to_bytes(tensors, {"sha256": dict.fromkeys(tensors, "0" * 64)}))
+    tensors = {
+        n: np.zeros(shape, dtype) for n, (dtype, shape) in layout.tensors(spec, 3, 1000, 224).items()
+    }
+    metadata = {
+        **dataclasses.asdict(spec),
+        "class_names": [f"n{i:08}" for i in range(1000)],
+        "sha256": dict.fromkeys(tensors, "0" * 64),
+    }
+    size = len(container.to_bytes(tensors, metadata))
     bits = sum(layout.kernel_bits(plan) for plan in spec.plan())
-    real = sum(t.size for t in tensors.values() if t.dtype == np.float32)
+    real = sum(t.size for n, t in tensors.items() if not n.endswith(("/bits", "head/scale")))
     assert size <= 1.02 * (bits / 8 + 4 * real) + 64 * 2**10
     if name == "derived":
-        # Half of this file is its classifier, 1232 x 1000 float32.
-        assert size * 15 <= 4 * bits
+        assert size * 20 <= 4 * bits
 
 
 def _mutate(content: bytes, rng: np.random.Generator) -> bytes:
@@ -105,6 +130,7 @@ def _mutate(content: bytes, rng: np.random.Generator) -> bytes:
         )
     elif kind == 7:
         pairs = [(b'"F32"', b'"U32"'), (b'"F32"', b'"F64"'), (b'"U32"', b'"I32"'), (b"[11]", b"[10]")]
+        pairs += [(b'"I16"', b'"U16"'), (b'"I16"', b'"F32"'), (b'"F32"', b'"I16"')]
         pairs += [(b"[11]", b"[-1]"), (b"bn/offset", b"bn/offsat"), (b'"shape":[', b'"shape":{')]
         old, new = pairs[int(rng.integers(len(pairs)))]
         at = data.find(old, int(rng.integers(8 + length)))
@@ -146,7 +172,8 @@ def test_every_mutation_is_refused_in_one_line_and_without_much_memory(path, tmp
         (lambda f: f["spec"].update(groups=2), "expected uint32 .18., found uint32"),
         (lambda f: f["spec"].update(blocks=[10**9]), "more blocks than tensors"),
         (lambda f: f["spec"].update(colour=1), "colour"),
-        (lambda f: f.update(schema_version=99), "schema version 99; this version of ftbnn_jax reads 1"),
+        (lambda f: f.update(schema_version=1), "schema version 1; this version of ftbnn_jax reads 2"),
+        (lambda f: f.update(schema_version=99), "schema version 99; this version of ftbnn_jax reads 2"),
         (lambda f: f["sha256"].popitem(), "tensors are not those"),
         (lambda f: f["sha256"].update({"head/bias": "0" * 64}), "'head/bias'"),
     ],
@@ -169,6 +196,10 @@ def _other_dtype(tensors):
     tensors["stem/bn/offset"] = tensors["stem/bn/offset"].view(np.uint32)
 
 
+def _wide_classifier(tensors):
+    tensors["head/kernel"] = layout.classifier_kernel(tensors)
+
+
 def _padding_bit(tensors):
     words = tensors["block1_1/conv/bits"].copy()
     words[-1] |= np.uint32(1 << 31)
@@ -180,6 +211,7 @@ def _padding_bit(tensors):
     [
         (_resized, "tensor 'stem/bn/offset': expected float32 .11., found float32 .12."),
         (_other_dtype, "tensor 'stem/bn/offset': expected float32 .11., found uint32 .11."),
+        (_wide_classifier, "tensor 'head/kernel': expected int16 .22, 5., found float32 .22, 5."),
         (lambda t: t.pop("head/bias"), "tensor 'head/bias': expected float32 .5., found none"),
         (lambda t: t.update(spare=t["head/bias"]), "tensor 'spare': the network has no such tensor"),
         (_padding_bit, "padding bits"),

@@ -55,7 +55,7 @@ def _without_values(spec, size=224, classes=1000):
         versions={},
         tensors={
             name: np.zeros(shape, dtype)
-            for name, (dtype, shape) in layout.tensors(spec, 3, classes).items()
+            for name, (dtype, shape) in layout.tensors(spec, 3, classes, size).items()
         },
     )
 
@@ -126,7 +126,9 @@ def test_fixed_point_refuses_what_does_not_fit():
     artifact = c_programs.runtime("derived").artifact
     large = {"block1_1/bn/offset": np.full(13, 1e6, np.float32)}
     artifact = dataclasses.replace(artifact, tensors={**artifact.tensors, **large})
-    with pytest.raises(UserError, match=r"'block1_1/bn': 1e.06 does not fit into fixed point of 20"):
+    with pytest.raises(
+        UserError, match=r"'block1_1/bn/offset': 1e.06 does not fit into fixed point of 20"
+    ):
         generate.files(artifact, 20)
 
 
@@ -190,3 +192,16 @@ def test_a_runtime_traces_what_it_computes():
     np.testing.assert_array_equal(logits, net.logits(images))
     for plan, (x, sums) in zip(net.artifact.spec.plan(), records, strict=True):
         np.testing.assert_array_equal(sums, net.binary_conv(plan, x))
+
+
+def test_a_classifier_of_positions_is_refused():
+    _, _, artifact = networks.build(spec_lib.small((1,), 8, head="flatten"), 6)
+    with pytest.raises(UserError, match=r"model\.head='flatten': the C program has 'mean' alone"):
+        lowering.lower(artifact)
+
+
+@pytest.mark.parametrize("scaling", ["xnor_net", "real_to_bin"])
+def test_factors_that_depend_on_the_input_are_refused(scaling):
+    _, _, artifact = networks.build(spec_lib.small((1,), 8, scaling=scaling), 6)
+    with pytest.raises(UserError, match=rf"model\.scaling='{scaling}': the C program .* mean_abs"):
+        lowering.lower(artifact)

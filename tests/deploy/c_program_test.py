@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 
 import c_programs
 import networks
@@ -115,11 +116,25 @@ def test_code_is_small(tmp_path):
     assert sum(path.stat().st_size for path in tmp_path.glob("*.o")) < 64 * 1024
 
 
-def test_make_builds_and_checks(tmp_path):
+_CMAKE = (sys.executable, "-m", "cmake")
+
+
+@pytest.mark.parametrize(
+    "commands",
+    [
+        [("make", "-s", "check")],
+        [
+            (*_CMAKE, "-S", ".", "-B", "build", "-DCMAKE_C_FLAGS=-Werror"),
+            (*_CMAKE, "--build", "build"),
+            (*_CMAKE, "--build", "build", "--target", "test", "--", "ARGS=--verbose"),
+        ],
+    ],
+    ids=["make", "cmake"],
+)
+def test_the_folder_builds_and_checks_itself(tmp_path, commands):
     folder = c_programs.write(tmp_path / "c", "two-valued")
-    made = subprocess.run(
-        ["make", "-s", "check"], cwd=folder, capture_output=True, text=True, check=False
-    )
-    assert made.returncode == 0, made.stderr
+    for command in commands:
+        made = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        assert made.returncode == 0, made.stderr
+        assert made.stderr == ""
     assert '"differing": 0' in made.stdout
-    assert made.stderr == ""

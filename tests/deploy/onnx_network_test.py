@@ -10,6 +10,7 @@ import pytest
 from ftbnn_jax.deploy import artifact as artifact_lib
 from ftbnn_jax.deploy import benchmark, benchmark_network
 from ftbnn_jax.deploy import runtime as runtime_lib
+from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn import spec as spec_lib
 from ftbnn_jax.ops import popcount
 
@@ -43,6 +44,8 @@ def _with_outputs(model, plans, form):
     [
         # Reduction by convolution, at sizes that halve and that do not; AND after the stages' ReLU.
         (spec_lib.small((1, 2), 8), 8),
+        # A classifier that reads positions; 9x9, so that the last means are of fewer than four.
+        (spec_lib.small((1, 1), 8, head="flatten"), 9),
         (spec_lib.small((1, 1), 8, groups=4, stem_activation="relu", activation="prelu"), 7),
         # Groups of 2, 2, 2, 2, 4 channels.
         (spec_lib.small((1, 1), 12, groups=5, stage_end_activation="fprelu"), 9),
@@ -56,7 +59,7 @@ def _with_outputs(model, plans, form):
             19,
         ),
     ],
-    ids=["conv", "odd", "uneven", "duplicate", "two_valued", "bridge"],
+    ids=["conv", "positions", "odd", "uneven", "duplicate", "two_valued", "bridge"],
 )
 def test_a_network_gives_the_packed_integers_and_logits(spec, size, form):
     _, _, artifact = networks.build(spec, size)
@@ -141,3 +144,9 @@ def test_a_layer_with_other_integers_is_not_timed(monkeypatch):
     monkeypatch.setattr(benchmark, "onnx_network", Wrong)
     with pytest.raises(AssertionError, match="a: packed and onnxruntime's results differ"):
         benchmark.layer("a", popcount.PackedConv((4,), (4,)), 5, 1)
+
+
+def test_factors_that_depend_on_the_input_are_refused():
+    _, _, artifact = networks.build(spec_lib.small((1,), 8, scaling="real_to_bin"), 6)
+    with pytest.raises(UserError, match=r"model\.scaling='real_to_bin': the ONNX model"):
+        onnx_network.network(artifact, "float32")

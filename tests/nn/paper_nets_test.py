@@ -160,6 +160,9 @@ def test_a_real_block_adds_the_shortcut_before_the_last_activation():
         ({"sign": "two_valued"}, "'three_valued' would do"),
         ({"scaling": "mean_abs"}, "'none' would do"),
         ({"activation_gradient": "piecewise_quadratic"}, "'clipped' would do"),
+        ({"weight_gradient": "evolving"}, "'clipped' would do"),
+        ({"binary_weights": False}, "True would do"),
+        ({"binary_activations": False}, "True would do"),
     ],
 )
 def test_a_real_net_refuses_what_only_a_binary_one_has(fields, would_do):
@@ -178,7 +181,6 @@ def test_a_real_net_refuses_what_only_a_binary_one_has(fields, would_do):
         ({"groups": True}, "model.groups=True: must be a whole number, at least 1"),
         ({"blocks": (4, 2.5)}, "model.blocks=(4, 2.5): must be whole numbers, at least 1"),
         ({"blocks": 4}, "model.blocks=4: must be a tuple, one number a stage"),
-        ({"scaling": "learnt"}, "model.scaling='learnt': must be one of none, mean_abs"),
         ({"block": "basic"}, "model.block='basic': must be one of binary, real"),
     ],
 )

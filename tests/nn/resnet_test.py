@@ -40,7 +40,7 @@ def _shapes(net, num_classes, size, channels):
     return {path: leaf.shape for path, leaf in leaves.items()}
 
 
-def _expected_shapes(net, num_classes, channels):
+def _expected_shapes(net, num_classes, channels, image_size):
     shapes = {}
 
     def norm_and_activation(prefix, features, activation, number=""):
@@ -79,7 +79,10 @@ def _expected_shapes(net, num_classes, channels):
         if p.shortcut == "conv":
             shortcut(p.name, ins, p.features)
         ins = p.features
-    shapes["head/kernel"] = (net.features, num_classes)
+    # Figure 2's net: 28x28 images, a stem of stride 2, one stage, 2x2 means.
+    inputs = {"mean": net.features, "flatten": 7 * 7 * net.features}[net.head]
+    assert net.head == "mean" or (image_size, len(net.blocks)) == (28, 1)
+    shapes["head/kernel"] = (inputs, num_classes)
     shapes["head/bias"] = (num_classes,)
     return shapes
 
@@ -97,7 +100,7 @@ def test_every_config_builds_the_network_of_its_plan(name):
     channels = len(experiment.pixel_mean)
     net, classes = experiment.model, experiment.num_classes
     assert _shapes(net, classes, experiment.image_size, channels) == _expected_shapes(
-        net, classes, channels
+        net, classes, channels, experiment.image_size
     )
 
 

@@ -18,7 +18,8 @@ from ftbnn_jax.nn import spec
 from ftbnn_jax.train import checkpoint, datasets, evaluation, input_pipeline, interrupt, loop
 
 CONFIG = config_lib.TrainConfig(
-    spec.small((1, 1), 8, groups=2),
+    # A gradient that depends on how far the training is.
+    spec.small((1, 1), 8, groups=2, activation_gradient="evolving"),
     dataset="digits",
     image_size=8,
     num_classes=10,

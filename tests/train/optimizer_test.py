@@ -59,6 +59,21 @@ def test_decay_reaches_real_kernels_only():
     assert decayed == {"stem/conv/kernel", "block2_1/shortcut_conv/kernel", "head/kernel"}
 
 
+def test_decay_reaches_weights_that_stay_real_and_gates():
+    params = {
+        "conv": {"kernel_0": 1.0, "kernel_1": 1.0},
+        "gate": {"reduce_kernel": 1.0, "expand_kernel": 1.0},
+        "channel_scale": 1.0,
+    }
+    for binary_weights in (True, False):
+        expected = {
+            "conv": {"kernel_0": not binary_weights, "kernel_1": not binary_weights},
+            "gate": {"reduce_kernel": True, "expand_kernel": True},
+            "channel_scale": False,
+        }
+        assert optimizer.decay_mask(params, binary_weights) == expected
+
+
 def test_decay_is_an_l2_term_in_the_gradient():
     """PyTorch's Adam: the decayed weight enters the moments, unlike AdamW's."""
     config = dataclasses.replace(CONFIG, weight_decay=0.5, schedule="constant")

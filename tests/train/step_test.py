@@ -262,3 +262,20 @@ def test_automatic_dtype_is_the_backends():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "default_backend", lambda: "tpu")
         assert state.make_model(config).compute_dtype == jax.numpy.bfloat16
+
+
+def test_evolving_gradients_follow_the_step():
+    """The first step is the same however long the training is, the second is not."""
+    config = dataclasses.replace(CONFIG, model=spec.small((1,), 8, weight_gradient="evolving"))
+    tx, mesh = optax.sgd(1.0), mesh_of(1)
+    with pytest.raises(ValueError, match="num_steps"):
+        step_lib.make_train_step(config, tx, mesh)
+    after = []
+    for num_steps in (2, 10):
+        current = jax.jit(lambda: state.init(config, 3, tx))()
+        train_step = step_lib.make_train_step(config, tx, mesh, num_steps)
+        for number in range(2):
+            current, _ = train_step(current, batch(number))
+            after.append(jax.device_get(current.params["block1_1"]["conv"]["kernel_0"]))
+    np.testing.assert_array_equal(after[0], after[2])
+    assert np.abs(after[1] - after[3]).max() > 0

@@ -3,8 +3,9 @@
 A real number x between the layers is the int32 `round(x * 2**fraction_bits)`. A layer's parameters are
 integers that share one shift: `y = saturate(offset + shifted(x * multiplier, shift))`, with
 `shifted(v, s) = floor((v + 2**s // 2) / 2**s)`. What leaves int32 becomes its end, and is counted.
-Weights of real convolutions and of the classifier are int16. The stem reads pixel values by a table of
-int16, with weights such that its sums fit into int32.
+Real convolutions sum in int64, with weights as fine as that allows: a coarser stem, or shortcut, turns
+signs of small activations, and with them classes. The classifier's int16 weights are the artifact's; its
+scale and bias follow as a batch norm's would.
 """
 
 import dataclasses
@@ -19,9 +20,8 @@ from ftbnn_jax.errors import UserError
 from ftbnn_jax.ops import convolution
 
 _LARGEST = np.iinfo(np.int32).max
-# A pixel takes 13 bits and a sign, so that the stem's weights have some 12 to 15 within int32.
-_PIXEL_BITS = 13
-_WEIGHT_BITS = 15
+_LARGEST_SUM = np.iinfo(np.int64).max
+_PIXEL_BITS = 24
 _PARAMETER_BITS = 30
 _LARGEST_SHIFT = 60
 # The largest activation seen while calibrating is given this factor of room.
@@ -51,7 +51,8 @@ class Quantized:
       network: the layers.
       fraction_bits: of the real numbers between the layers.
       tensors: int16 and int32, under the names of the artifact's float32 ones, and `stem/pixels`.
-      shifts: under the names of what is shifted, such as `block1_1/bn`, `block1_1/act`, `head`.
+      shifts: under the names of what is shifted, such as `stem/conv/kernel` (its sums), `block1_1/bn`,
+        `block1_1/act`, `head`.
     """
 
     network: lowering.Network
@@ -82,36 +83,39 @@ def quantize(network: lowering.Network, fraction_bits: int) -> Quantized:
 
     mean, std = tables.standardization(artifact.pixel_mean, artifact.pixel_std, artifact.channels)
     pixels = (np.arange(256) - mean[:, None].astype(np.float64)) / std[:, None]
-    found.tensors["stem/pixels"], pixel_shift = _mantissas(pixels, _PIXEL_BITS, np.int16)
-    kernel = source["stem/conv/kernel"].astype(np.float64)
-    # No sum can leave int32, one unit for the rounding of each weight included.
-    room = _LARGEST / np.abs(found.tensors["stem/pixels"]).max() - kernel[..., 0].size
-    heaviest = np.abs(kernel).sum((0, 1, 2)).max()
-    bits = min(_WEIGHT_BITS, math.floor(math.log2(room * np.abs(kernel).max() / max(heaviest, 1e-30))))
-    found.tensors["stem/conv/kernel"], kernel_shift = _mantissas(kernel, bits, np.int16)
-    _norm(found, "stem/bn", pixel_shift + kernel_shift)
+    found.tensors["stem/pixels"], pixel_shift = _mantissas(pixels, _PIXEL_BITS)
+    largest = int(np.abs(found.tensors["stem/pixels"]).max())
+    kernel_shift = _weights(found, "stem/conv", largest)
+    # What is left of a sum is as much as can fit into int32.
+    shift = max(0, (_heaviest(found.tensors["stem/conv/kernel"]) * largest).bit_length() - 31)
+    found.shifts["stem/conv/kernel"] = shift
+    _norm(found, "stem/bn", pixel_shift + kernel_shift - shift)
     _activation(found, "stem")
     for block in network.blocks:
         name = block.plan.name
         _norm(found, f"{name}/bn", 0)
         _activation(found, name)
         if block.plan.shortcut == "conv":
-            _weights(found, f"{name}/shortcut_conv")
+            shortcut = f"{name}/shortcut_conv"
+            found.shifts[f"{shortcut}/kernel"] = _weights(found, shortcut, 2**31)
             _norm(found, f"{name}/shortcut_bn", fraction_bits)
-    _weights(found, "head")
-    found.tensors["head/bias"] = _fixed("head/bias", source["head/bias"], fraction_bits)
+    # Shifted, the largest class's sums are as large as its logits, or up to twice that.
+    found.tensors["head/kernel"] = source["head/kernel"]
+    shift = max(0, -math.frexp(float(source["head/scale"].max()))[1])
+    found.shifts["head/kernel"] = shift = min(shift, _LARGEST_SHIFT)
+    _norm(found, "head", fraction_bits - shift, ("scale", "bias"))
     return found
 
 
-def _mantissas(values: np.ndarray, bits: int, dtype: Any) -> tuple[np.ndarray, int]:
-    """Returns `round(values * 2**shift)`, at most `2**bits - 1`, and the largest such shift."""
+def _mantissas(values: np.ndarray, bits: int) -> tuple[np.ndarray, int]:
+    """Returns int32 `round(values * 2**shift)`, at most `2**bits - 1`, and the largest such shift."""
     largest = float(np.abs(values).max())
     shift = min(_LARGEST_SHIFT, bits - math.frexp(largest)[1]) if largest else 0
     if shift >= 0 and np.abs(np.rint(values * 2.0**shift)).max() >= 2**bits:
         shift -= 1
     if shift < 0:
         raise UserError(f"a parameter of {largest:g} is too large for fixed point of {bits} bits")
-    return np.rint(values.astype(np.float64) * 2.0**shift).astype(dtype), shift
+    return np.rint(values.astype(np.float64) * 2.0**shift).astype(np.int32), shift
 
 
 def _fixed(name: str, values: np.ndarray, fraction_bits: int) -> np.ndarray:
@@ -124,20 +128,37 @@ def _fixed(name: str, values: np.ndarray, fraction_bits: int) -> np.ndarray:
     return scaled.astype(np.int32)
 
 
-def _weights(found: Quantized, name: str) -> None:
-    weights = found.network.artifact.tensors[f"{name}/kernel"]
-    found.tensors[f"{name}/kernel"], found.shifts[name] = _mantissas(weights, _WEIGHT_BITS, np.int16)
+def _heaviest(kernel: np.ndarray) -> Any:
+    """Returns the largest sum of one output's absolute weights, a Python number."""
+    wide = np.abs(kernel.astype(np.result_type(kernel, np.int64)))
+    return wide.sum(axis=tuple(range(kernel.ndim - 1))).max().item()
 
 
-def _norm(found: Quantized, name: str, input_bits: int) -> None:
+def _weights(found: Quantized, name: str, largest: int) -> int:
+    """Quantises a kernel whose inputs are at most `largest`, so that no sum can leave int64.
+
+    Returns:
+      The fraction bits of the weights.
+    """
+    kernel = found.network.artifact.tensors[f"{name}/kernel"].astype(np.float64)
+    # One unit for the rounding of each weight.
+    room = _LARGEST_SUM // largest - kernel[..., 0].size
+    share = np.abs(kernel).max() / max(_heaviest(kernel), 1e-30)
+    bits = min(_PARAMETER_BITS, math.floor(math.log2(max(room * share, 1))))
+    found.tensors[f"{name}/kernel"], shift = _mantissas(kernel, bits)
+    return shift
+
+
+def _norm(
+    found: Quantized, name: str, input_bits: int, parts: tuple[str, str] = ("multiplier", "offset")
+) -> None:
     """Quantises a batch norm whose input has `input_bits` fraction bits."""
     source = found.network.artifact.tensors
-    multiplier = source[f"{name}/multiplier"].astype(np.float64)
+    multiplier, offset = (f"{name}/{part}" for part in parts)
     # Shifted, the product is to have fraction_bits: the multiplier takes the difference and the shift.
-    scaled = multiplier * 2.0 ** (found.fraction_bits - input_bits)
-    mantissas, found.shifts[name] = _mantissas(scaled, _PARAMETER_BITS, np.int32)
-    found.tensors[f"{name}/multiplier"] = mantissas
-    found.tensors[f"{name}/offset"] = _fixed(name, source[f"{name}/offset"], found.fraction_bits)
+    scaled = source[multiplier] * 2.0 ** (found.fraction_bits - input_bits)
+    found.tensors[multiplier], found.shifts[name] = _mantissas(scaled, _PARAMETER_BITS)
+    found.tensors[offset] = _fixed(offset, source[offset], found.fraction_bits)
 
 
 def _activation(found: Quantized, name: str) -> None:
@@ -145,7 +166,7 @@ def _activation(found: Quantized, name: str) -> None:
     slopes = [s for s in ("negative_slope", "positive_slope") if f"{name}/act/{s}" in source]
     if slopes:
         stacked = np.stack([source[f"{name}/act/{slope}"] for slope in slopes])
-        mantissas, found.shifts[f"{name}/act"] = _mantissas(stacked, _PARAMETER_BITS, np.int32)
+        mantissas, found.shifts[f"{name}/act"] = _mantissas(stacked, _PARAMETER_BITS)
         found.tensors.update({f"{name}/act/{s}": m for s, m in zip(slopes, mantissas, strict=True)})
 
 
@@ -178,7 +199,8 @@ class Emulator:
         spec, tensors = artifact.spec, self._q.tensors
         pixels = tensors["stem/pixels"].astype(np.int64)
         x = np.stack([pixels[c][images[..., c]] for c in range(artifact.channels)], axis=-1)
-        x = _stem(x, tensors["stem/conv/kernel"], spec.stem_stride)
+        x = _stem(x, tensors["stem/conv/kernel"].astype(np.int64), spec.stem_stride)
+        x = self._saturate(_shifted(x, self._q.shifts["stem/conv/kernel"]))
         x = self._activation("stem", spec.stem_activation, self._norm("stem/bn", x))
         if spec.stem_pool:
             x = _windows(x, 3, 1, np.iinfo(np.int64).min).max(0)
@@ -194,8 +216,8 @@ class Emulator:
                 y = self._saturate(y + shortcut)
             x = self._activation(plan.name, plan.activation, y)
         mean = _rounded_ratio(x.sum((1, 2)), x.shape[1] * x.shape[2])
-        logits = self._matmul("head", mean)
-        return self._saturate(logits + tensors["head/bias"]).astype(np.int32), records
+        logits = self._norm("head", self._matmul("head", mean), ("scale", "bias"))
+        return logits.astype(np.int32), records
 
     def _shortcut(self, plan, x):
         if plan.shortcut == "none":
@@ -212,12 +234,11 @@ class Emulator:
     def _matmul(self, name, x):
         kernel = self._q.tensors[f"{name}/kernel"].astype(np.int64)
         product = x @ kernel.reshape(kernel.shape[-2:])
-        return self._saturate(_shifted(product, self._q.shifts[name]))
+        return self._saturate(_shifted(product, self._q.shifts[f"{name}/kernel"]))
 
-    def _norm(self, name, x):
-        multiplier = self._q.tensors[f"{name}/multiplier"].astype(np.int64)
-        scaled = _shifted(x * multiplier, self._q.shifts[name])
-        return self._saturate(scaled + self._q.tensors[f"{name}/offset"])
+    def _norm(self, name, x, parts=("multiplier", "offset")):
+        multiplier, offset = (self._q.tensors[f"{name}/{part}"].astype(np.int64) for part in parts)
+        return self._saturate(_shifted(x * multiplier, self._q.shifts[name]) + offset)
 
     def _activation(self, name, kind, x):
         if kind == "none":
@@ -264,16 +285,14 @@ def _windows(x: np.ndarray, size: int, padding: int, outside: int) -> np.ndarray
 
 
 def _stem(x: np.ndarray, kernel: np.ndarray, stride: int) -> np.ndarray:
-    """Convolves int64 pixels in float64, exactly: the sums fit into 32 bits."""
-    size = kernel.shape[0]
+    """Convolves int64 pixels with an int64 kernel."""
+    size, _, _, features = kernel.shape
     padding = size // 2
     out = convolution.output_size(x.shape[1], size, stride, padding)
-    padded = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0))).astype(np.float64)
-    total = np.zeros((len(x), out, out, kernel.shape[-1]))
+    padded = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    total = np.zeros((len(x), out, out, features), np.int64)
     end = stride * (out - 1) + 1
     for i in range(size):
         for j in range(size):
-            total += padded[:, i : i + end : stride, j : j + end : stride] @ kernel[i, j].astype(
-                np.float64
-            )
-    return total.astype(np.int64)
+            total += padded[:, i : i + end : stride, j : j + end : stride] @ kernel[i, j]
+    return total

@@ -124,9 +124,9 @@ class _Fields:
     def shift(self, name: str) -> dict[str, object]:
         return {"shift": self._shifts[name]} if name in self._shifts else {}
 
-    def norm(self, name: str) -> str:
-        pointers = {part: tables.name_of(f"{name}/{part}") for part in ("multiplier", "offset")}
-        return _braced({**pointers, **self.shift(name)})
+    def norm(self, name: str, parts: tuple[str, str] = ("multiplier", "offset")) -> str:
+        multiplier, offset = (tables.name_of(f"{name}/{part}") for part in parts)
+        return _braced({"multiplier": multiplier, "offset": offset, **self.shift(name)})
 
     def activation(self, name: str, kind: str) -> str:
         pointers = {
@@ -155,6 +155,7 @@ def _program(network: lowering.Network, fixed: "fixed_point.Quantized | None") -
         "features": spec.stem_features,
         "pixels": "ftbnn_stem_pixels",
         "weights": "ftbnn_stem_conv_kernel",
+        **fields.shift("stem/conv/kernel"),
         "norm": fields.norm("stem/bn"),
         "activation": fields.activation("stem", spec.stem_activation),
     }
@@ -181,7 +182,9 @@ def _program(network: lowering.Network, fixed: "fixed_point.Quantized | None") -
         if p.shortcut == "conv":
             weights = {"weights": tables.name_of(f"{p.name}/shortcut_conv/kernel")}
             norm = {"norm": fields.norm(f"{p.name}/shortcut_bn")}
-            values["shortcut_conv"] = _braced(weights | fields.shift(f"{p.name}/shortcut_conv") | norm)
+            values["shortcut_conv"] = _braced(
+                weights | fields.shift(f"{p.name}/shortcut_conv/kernel") | norm
+            )
         comment = textwrap.fill(
             f"/* {_describe(block)} */", 100, initial_indent="    ", subsequent_indent=" " * 7
         )
@@ -191,8 +194,8 @@ def _program(network: lowering.Network, fixed: "fixed_point.Quantized | None") -
         "features": spec.features,
         "classes": a.num_classes,
         "weights": "ftbnn_head_kernel",
-        "bias": "ftbnn_head_bias",
-        **fields.shift("head"),
+        **fields.shift("head/kernel"),
+        "norm": fields.norm("head", ("scale", "bias")),
     }
     quoted = ",\n".join(f"    {_quoted(name)}" for name in _class_names(a))
     names = ",\n".join(f'    "{block.plan.name}"' for block in network.blocks)

@@ -3,8 +3,9 @@
 import dataclasses
 
 from ftbnn_jax.deploy import artifact as artifact_lib
-from ftbnn_jax.deploy import runtime
+from ftbnn_jax.deploy import layout, runtime
 from ftbnn_jax.deploy.c import memory
+from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn.spec import BinaryConvPlan
 from ftbnn_jax.ops import binary, bitpack, convolution
 
@@ -100,8 +101,15 @@ class Network:
 
 
 def lower(artifact: artifact_lib.Artifact) -> Network:
-    """Lays a network out, one buffer of values in the place of another where a layer allows it."""
+    """Lays a network out, one buffer of values in the place of another where a layer allows it.
+
+    Raises:
+      UserError: the C program has no such layer.
+    """
     spec = artifact.spec
+    layout.require_folded_scaling(spec, "the C program")
+    if spec.head != "mean":
+        raise UserError(f"model.head={spec.head!r}: the C program has 'mean' alone")
     stem_size = convolution.output_size(
         artifact.image_size, spec.stem_kernel, spec.stem_stride, spec.stem_kernel // 2
     )

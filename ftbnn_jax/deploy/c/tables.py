@@ -69,7 +69,7 @@ def binary_weights(network: lowering.Network) -> list[Table]:
 
 
 def float_tables(network: lowering.Network) -> list[Table]:
-    """Returns all other constants for the program in single precision.
+    """Returns all other constants for the program in single precision: float32 and int16.
 
     Raises:
       UserError: one of them is not finite.
@@ -79,7 +79,7 @@ def float_tables(network: lowering.Network) -> list[Table]:
     mean, std = standardization(artifact.pixel_mean, artifact.pixel_std, artifact.channels)
     tensors: Mapping[str, np.ndarray] = {
         "stem/pixels": (pixels - mean[:, None]) / std[:, None],
-        **{name: t for name, t in artifact.tensors.items() if t.dtype == np.float32},
+        **{name: t for name, t in artifact.tensors.items() if t.dtype != np.uint32},
     }
     for name, tensor in tensors.items():
         check_finite(name, tensor)

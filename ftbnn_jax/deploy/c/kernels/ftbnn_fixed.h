@@ -12,10 +12,8 @@
 #define FTBNN_FIXED_POINT 1
 
 typedef int32_t ftbnn_value;     /* what flows between the layers */
-typedef int32_t ftbnn_parameter; /* of a batch norm or an activation */
-typedef int16_t ftbnn_weight;    /* of a real convolution; a pixel in the network's scale */
-typedef int64_t ftbnn_sum;       /* of values */
-typedef int32_t ftbnn_pixel_sum; /* of the stem's products; its weights are such that it suffices */
+typedef int32_t ftbnn_weight;    /* of a real convolution; a pixel in the network's scale */
+typedef int64_t ftbnn_sum;       /* of products; the weights are such that it suffices */
 
 typedef struct {
   const int32_t *multiplier, *offset;
@@ -89,21 +87,11 @@ static inline void ftbnn_sign_bits(const int32_t *x, int bits, uint32_t *above, 
 
 /* sums[p][o] += sum over i of x[p][i] * weights[i][o], for a chunk of outputs at FTBNN_BLOCK positions. */
 static inline void ftbnn_accumulate(const int32_t *const x[FTBNN_BLOCK], int inputs,
-                                    const int16_t *restrict weights, int features, int chunk,
+                                    const int32_t *restrict weights, int features, int chunk,
                                     int64_t sums[FTBNN_BLOCK][FTBNN_CHUNK]) {
   for (int i = 0; i < inputs; i++, weights += features) {
     for (int p = 0; p < FTBNN_BLOCK; p++) {
       for (int o = 0; o < chunk; o++) sums[p][o] += (int64_t)x[p][i] * weights[o];
-    }
-  }
-}
-
-static inline void ftbnn_accumulate_pixels(const int32_t *const x[FTBNN_BLOCK], int inputs,
-                                           const int16_t *restrict weights, int features, int chunk,
-                                           int32_t sums[FTBNN_BLOCK][FTBNN_CHUNK]) {
-  for (int i = 0; i < inputs; i++, weights += features) {
-    for (int p = 0; p < FTBNN_BLOCK; p++) {
-      for (int o = 0; o < chunk; o++) sums[p][o] += x[p][i] * weights[o];
     }
   }
 }

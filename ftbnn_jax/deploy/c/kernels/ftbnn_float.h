@@ -21,10 +21,8 @@
 #endif
 
 typedef float ftbnn_value;     /* what flows between the layers */
-typedef float ftbnn_parameter; /* of a batch norm or an activation */
 typedef float ftbnn_weight;    /* of a real convolution; a pixel in the network's scale */
 typedef float ftbnn_sum;       /* of values */
-typedef float ftbnn_pixel_sum; /* of the stem's products */
 
 typedef struct {
   const float *multiplier, *offset;
@@ -152,7 +150,5 @@ static inline void ftbnn_accumulate(const float *const x[FTBNN_BLOCK], int input
     }
   }
 }
-
-#define ftbnn_accumulate_pixels ftbnn_accumulate
 
 #endif

@@ -78,17 +78,19 @@ void ftbnn_run_stem(const ftbnn_stem *stem, const uint8_t *pixels, ftbnn_value *
       int count = smaller(FTBNN_BLOCK, size - left);
       for (int first = 0; first < features; first += FTBNN_CHUNK) {
         int chunk = smaller(FTBNN_CHUNK, features - first);
-        ftbnn_pixel_sum sums[FTBNN_BLOCK][FTBNN_CHUNK] = {{0}};
+        ftbnn_sum sums[FTBNN_BLOCK][FTBNN_CHUNK] = {{0}};
         for (int k = 0; k < stem->kernel; k++) {
           const ftbnn_weight *weights = stem->weights + (size_t)(k * inputs) * (size_t)features + first;
           const ftbnn_value *x[FTBNN_BLOCK];
           for (int p = 0; p < FTBNN_BLOCK; p++)
             x[p] = rows + (size_t)k * row_length +
                    (left + smaller(p, count - 1)) * stem->stride * stem->channels;
-          ftbnn_accumulate_pixels(x, inputs, weights, features, chunk, sums);
+          ftbnn_accumulate(x, inputs, weights, features, chunk, sums);
         }
-        for (int p = 0; p < count; p++)
-          memcpy(y + p * features + first, sums[p], (size_t)chunk * sizeof *y);
+        for (int p = 0; p < count; p++) {
+          for (int o = 0; o < chunk; o++)
+            y[p * features + first + o] = ftbnn_from_sum(sums[p][o], stem->shift, &scratch->saturated);
+        }
       }
       for (int p = 0; p < count; p++, y += features) {
         ftbnn_normalize(&stem->norm, features, y, &scratch->saturated);
@@ -223,11 +225,11 @@ void ftbnn_run_head(const ftbnn_head *head, const ftbnn_value *x, ftbnn_value *l
     ftbnn_sum sums[MANY] = {0};
     int many = smaller(MANY, head->classes - first);
     for (int c = 0; c < head->features; c++) {
-      const ftbnn_weight *weights = head->weights + (size_t)c * (size_t)head->classes + first;
+      const int16_t *weights = head->weights + (size_t)c * (size_t)head->classes + first;
       for (int o = 0; o < many; o++) sums[o] += (ftbnn_sum)means[c] * weights[o];
     }
     for (int o = 0; o < many; o++)
       logits[first + o] = ftbnn_from_sum(sums[o], head->shift, &scratch->saturated);
   }
-  ftbnn_add_values(head->classes, logits, head->bias, &scratch->saturated);
+  ftbnn_normalize(&head->norm, head->classes, logits, &scratch->saturated);
 }

@@ -20,6 +20,7 @@ typedef struct {
   int size, channels, kernel, stride, features;
   const ftbnn_weight *pixels;  /* [channels][256]: each pixel value in the network's scale */
   const ftbnn_weight *weights; /* [kernel][kernel][channels][features] */
+  int shift;                   /* of the sums, in fixed point */
   ftbnn_norm norm;
   ftbnn_activation activation;
 } ftbnn_stem;
@@ -41,12 +42,12 @@ typedef struct {
   ftbnn_shortcut_conv shortcut_conv;
 } ftbnn_block;
 
-/* Mean over all positions, then a fully connected layer. */
+/* Mean over all positions, then a fully connected layer: a scale for each class, and its bias. */
 typedef struct {
   int positions, features, classes;
-  const ftbnn_weight *weights; /* [features][classes] */
-  const ftbnn_parameter *bias;
-  int shift; /* in fixed point */
+  const int16_t *weights; /* [features][classes] */
+  int shift;              /* of the sums, in fixed point */
+  ftbnn_norm norm;
 } ftbnn_head;
 
 /* Called with the sums of every binary convolution, [features], position after position. */

@@ -1,0 +1,144 @@
+"""How far a binary convolution's output is from that of the real convolution it stands for (Figure 2).
+
+The real one takes the latent weights and the activations before the sign. The paper says no more
+than that, and its numbers depend on the scale at which the two are compared; so there are several
+definitions.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ftbnn_jax.config import TrainConfig
+from ftbnn_jax.nn import folding, recording, resnet
+from ftbnn_jax.ops import binary, convolution, image
+from ftbnn_jax.train import checkpoint, datasets, input_pipeline
+
+# Name, and what is averaged over images, positions and channels. `b` and `r` are the outputs of the
+# binary and of the real convolution, `c` that of the binary one with the sign of Eq. 2, which makes 0 to
+# -1; `m` is the mean |weight| of a channel, `s` is `m` times the mean |activation| (XNOR-Net's factors).
+DEFINITIONS = {
+    "plain": "|b - r|",
+    "relative": "|b - r| over the mean of |r|",
+    "Eq. 2": "|c - r|",
+    "scaled": "|m b - r|",
+    "scaled, relative": "|s b - r| over the mean of |r|",
+    "one batch norm": "|BN(b) - BN(r)| with the trained batch norm of the binary convolution",
+    "one batch norm, Eq. 2": "|BN(c) - BN(r)|",
+    "two batch norms": "|BN(b) - BN'(r)|, BN' the same with the statistics of r",
+    "standardised": "|(b - mean b) / sd b - (r - mean r) / sd r|, by channel",
+    "clipped": "|b - r|, activations and weights clipped to [-1, 1] for r",
+}
+
+
+def measure(workdir: str, num_images: int) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
+    """Measures all definitions on a trained run.
+
+    Args:
+      workdir: directory of the run.
+      num_images: test images to take.
+
+    Returns:
+      The discrepancies by name of the definition, averaged over the binary convolutions (empty where
+      there are none); what the classifier reads, float32 `[n, features]`; and the labels, int32 `[n]`.
+
+    Raises:
+      UserError: there is no such run.
+    """
+    variables, experiment, _ = checkpoint.load_variables(workdir)
+    config = TrainConfig.from_dict(experiment["config"])
+    model = resnet.make(config.model, config.num_classes, config.compute_dtype)
+    folded = folding.fold_batch_norms(variables, config.model)
+
+    plans = config.model.plan() if config.model.binary_activations else ()
+
+    @jax.jit
+    def trace(images):
+        x = image.standardize(images, config.image_size, config.pixel_mean, config.pixel_std)
+        features = recording.classifier_input(model, variables, x)
+        _, convolutions = recording.binary_convolutions(model, variables, x)
+        kernels = {plan.name: _kernels(variables["params"][plan.name]["conv"]) for plan in plans}
+        return features, {
+            plan.name: _outputs(kernels[plan.name], plan.stride, *convolutions[plan.name])
+            for plan in plans
+        }
+
+    split = datasets.open_split(config, train=False)
+    batches = input_pipeline.eval_batches(split, config, num_examples=num_images)
+    features, labels, outputs = [], [], []
+    for batch in batches:
+        there = batch["weight"] > 0
+        found = jax.device_get(trace(batch["image"]))
+        features.append(found[0][there])
+        labels.append(batch["label"][there])
+        outputs.append(jax.tree.map(lambda x, there=there: x[there], found[1]))
+    layers = [
+        _discrepancies(
+            {key: np.concatenate([o[plan.name][key] for o in outputs]) for key in outputs[0][plan.name]},
+            np.asarray(binary.weight_scale(_kernels(variables["params"][plan.name]["conv"]))),
+            folded[plan.name]["bn"]["multiplier"],
+            np.asarray(variables["params"][plan.name]["bn"]["scale"]),
+        )
+        for plan in plans
+    ]
+    means = {name: float(np.mean([layer[name] for layer in layers])) for name in DEFINITIONS if layers}
+    return means, np.concatenate(features), np.concatenate(labels)
+
+
+def _kernels(conv: dict[str, Any]) -> list[Any]:
+    return [conv[f"kernel_{group}"] for group in range(len(conv))]
+
+
+def _outputs(
+    kernels: list[jax.Array], stride: int, inputs: jax.Array, sums: jax.Array
+) -> dict[str, jax.Array]:
+    """Outputs `[N, H, W, O]` by the letters of `DEFINITIONS`, and `inputs` themselves.
+
+    `clipped` is the real convolution of weights and activations within [-1, 1].
+    """
+    clipped = [jnp.clip(kernel, -1, 1) for kernel in kernels]
+    return {
+        "inputs": inputs,
+        "b": sums,
+        "c": binary.binary_conv2d(inputs, kernels, stride=stride, two_valued=True),
+        "r": convolution.grouped_conv2d(inputs, kernels, stride, 1),
+        "clipped": convolution.grouped_conv2d(jnp.clip(inputs, -1, 1), clipped, stride, 1),
+    }
+
+
+def _discrepancies(
+    outputs: dict[str, np.ndarray],
+    weight_scale: np.ndarray,
+    multiplier: np.ndarray,
+    bn_scale: np.ndarray,
+) -> dict[str, float]:
+    """All definitions for one convolution.
+
+    Args:
+      outputs: from `_outputs`.
+      weight_scale: mean |weight| by output channel.
+      multiplier: of the folded batch norm.
+      bn_scale: the batch norm's learnt scale.
+    """
+
+    def standardised(x):
+        return (x - x.mean((0, 1, 2))) / (x.std((0, 1, 2)) + 1e-12)
+
+    b, c, r = outputs["b"], outputs["c"], outputs["r"]
+    standard = np.abs(standardised(b) - standardised(r))
+    scale = weight_scale * np.abs(outputs["inputs"]).mean()
+    found = {
+        "plain": np.abs(b - r),
+        "relative": np.abs(b - r) / np.abs(r).mean(),
+        "Eq. 2": np.abs(c - r),
+        "scaled": np.abs(weight_scale * b - r),
+        "scaled, relative": np.abs(scale * b - r) / np.abs(r).mean(),
+        "one batch norm": np.abs(multiplier * (b - r)),
+        "one batch norm, Eq. 2": np.abs(multiplier * (c - r)),
+        "two batch norms": np.abs(bn_scale) * standard,
+        "standardised": standard,
+        "clipped": np.abs(b - outputs["clipped"]),
+    }
+    return {name: float(values.mean()) for name, values in found.items()}

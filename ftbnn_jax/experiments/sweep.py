@@ -1,0 +1,345 @@
+"""Runs several configs with several seeds, each in a directory of its own, and compares the results.
+
+    python -m ftbnn_jax.experiments.sweep --workdir=DIR CONFIG... [--seeds=0,1,2] [-- --config.K=V...]
+
+A run is an ordinary one, of `python -m ftbnn_jax.main`, in `DIR/CONFIG/seedN`. Finished runs are kept,
+interrupted ones go on where they were, so the same command may be given again and again; with
+`--shard=1/3` and so on it is split over machines that share the directory, or whose directories are put
+together afterwards. The table is made of the runs that have finished.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+
+import rich.table
+
+from ftbnn_jax import config as config_lib
+from ftbnn_jax import report
+from ftbnn_jax.errors import ArgumentParser, UserError
+from ftbnn_jax.experiments import results
+
+# What a run says when it was asked to stop, and what a sweep says then.
+INTERRUPTED = 75
+_FINISHED = "finished.json"
+_MAIN = [sys.executable, "-m", "ftbnn_jax.main"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """One run of a sweep.
+
+    Attributes:
+      name: of its config in the table, and of the directory of all its seeds.
+      config: file and argument, as in "configs/ablation.py:prelu,cifar10".
+      seed: of the run.
+      overrides: arguments for `ftbnn_jax.main`, "--config.KEY=VALUE".
+    """
+
+    name: str
+    config: str
+    seed: int
+    overrides: tuple[str, ...] = ()
+
+    def directory(self, workdir: str) -> str:
+        """Returns the run's work directory."""
+        return os.path.join(workdir, self.name, f"seed{self.seed}")
+
+    def is_finished(self, workdir: str) -> bool:
+        """Whether the run has come to its end.
+
+        Raises:
+          UserError: it has, but with another config.
+        """
+        path = os.path.join(self.directory(workdir), _FINISHED)
+        try:
+            with open(path) as stream:
+                found = json.load(stream)
+        except FileNotFoundError:
+            return False
+        except (OSError, json.JSONDecodeError) as error:
+            raise UserError(f"{path}: {error}; delete it, and the run is looked at again") from error
+        if found != self._identity():
+            raise UserError(f"{path}: the run was made with {found}; take another --workdir")
+        return True
+
+    def _identity(self) -> dict[str, object]:
+        argument = self.config.partition(":")[2]
+        return {"argument": argument, "seed": self.seed, "overrides": list(self.overrides)}
+
+    def start(self, workdir: str, cores: set[int] | None) -> subprocess.Popen[bytes]:
+        """Starts the run, on these cores; what it prints goes into `log.txt` of its directory."""
+        directory = self.directory(workdir)
+        os.makedirs(directory, exist_ok=True)
+        command = [*_MAIN, f"--config={self.config}", f"--workdir={directory}"]
+        command += [f"--config.seed={self.seed}", *self.overrides]
+        with open(os.path.join(directory, "log.txt"), "ab") as log, _on_cores(cores):
+            # In a group of its own: Ctrl-C reaches the sweep alone, which hands it on.
+            return subprocess.Popen(
+                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, process_group=0
+            )
+
+    def finish(self, workdir: str) -> None:
+        """Marks the run as one that has come to its end."""
+        path = os.path.join(self.directory(workdir), _FINISHED)
+        with open(path + ".new", "w") as stream:
+            json.dump(self._identity(), stream)
+        os.replace(path + ".new", path)
+
+    def last_line(self, workdir: str) -> str:
+        """Returns the last line that the run printed."""
+        with open(os.path.join(self.directory(workdir), "log.txt"), errors="replace") as stream:
+            return ([line.strip() for line in stream if line.strip()] or ["no output"])[-1]
+
+
+@contextlib.contextmanager
+def _on_cores(cores: set[int] | None) -> Iterator[None]:
+    """Has processes that are started inside run on these cores; all of them where that is unknown."""
+    if not cores:
+        yield
+        return
+    mine = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, mine)
+
+
+def add_arguments(parser: argparse.ArgumentParser, seeds: str) -> None:
+    """Adds the options that all sweeps have."""
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="directory of all runs")
+    parser.add_argument(
+        "--seeds", default=seeds, type=_numbers, metavar="N,N", help="(default: %(default)s)"
+    )
+    parser.add_argument(
+        "--jobs",
+        default=1,
+        type=_positive,
+        metavar="N",
+        help="runs at a time, each on its share of the cores (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--shard", default=(1, 1), type=_shard, metavar="I/N", help="make part I of N of the runs"
+    )
+    parser.add_argument(
+        "--report", action="store_true", help="make no runs; show those that have finished"
+    )
+
+
+def chosen(option: str, text: str, known: Collection[str]) -> list[str]:
+    """Returns the names in `text`, which has commas between them.
+
+    Raises:
+      UserError: one of them is not known.
+    """
+    names = text.split(",")
+    for name in names:
+        if name not in known:
+            raise UserError(f"--{option}={text}: there is no {name!r}; there are {', '.join(known)}")
+    return names
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Returns a sweep's own arguments, and those behind `--`, which are for its runs."""
+    arguments = list(arguments)
+    cut = arguments.index("--") if "--" in arguments else len(arguments)
+    return arguments[:cut], arguments[cut + 1 :]
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise argparse.ArgumentTypeError(f"{text!r}: whole numbers with commas between them expected")
+    return tuple(dict.fromkeys(map(int, text.split(","))))
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise argparse.ArgumentTypeError(f"{text!r}: I/N expected, with I from 1 to N")
+    return int(match[1]), int(match[2])
+
+
+def members(
+    configs: dict[str, str], seeds: Sequence[int], overrides: Sequence[str] = ()
+) -> list[Member]:
+    """Returns the runs of a sweep, one seed of all configs after the other.
+
+    Args:
+      configs: file and argument by name.
+      seeds: of each config.
+      overrides: arguments for each run.
+
+    Raises:
+      UserError: a config cannot be used.
+    """
+    for config in configs.values():
+        config_lib.load(config)
+    return [
+        Member(name, config, seed, tuple(overrides))
+        for seed in seeds
+        for name, config in configs.items()
+    ]
+
+
+def run(wanted: Sequence[Member], workdir: str, shard: tuple[int, int] = (1, 1), jobs: int = 1) -> int:
+    """Makes the runs that have not finished.
+
+    SIGINT and SIGTERM are handed to the runs, which save their state.
+
+    Args:
+      wanted: the runs.
+      workdir: directory of all of them.
+      shard: (i, n): the i-th of n parts is made.
+      jobs: runs at a time.
+
+    Returns:
+      The exit status: 0, 1 where a run failed, or 75 where they were interrupted.
+    """
+    part, parts = shard
+    waiting = [m for i, m in enumerate(wanted) if i % parts == part - 1 and not m.is_finished(workdir)]
+    shares = _shares_of_cores(min(jobs, len(waiting)))
+    running: dict[int, tuple[Member, subprocess.Popen[bytes], float]] = {}
+    total, done, failed, told = len(waiting), 0, 0, 0
+    with _stop_signals() as caught:
+        while running or (waiting and not caught):
+            for slot, cores in enumerate(shares):
+                if slot not in running and waiting and not caught:
+                    member = waiting.pop(0)
+                    running[slot] = member, member.start(workdir, cores), time.monotonic()
+            # Each signal is handed on once: a second one tells a run to hurry.
+            for _ in range(len(caught) - told):
+                for _, process, _ in running.values():
+                    process.send_signal(signal.SIGTERM)
+                told += 1
+            time.sleep(0.2)
+            for slot, (member, process, started) in list(running.items()):
+                status = process.poll()
+                if status is None:
+                    continue
+                del running[slot]
+                label = f"{member.name} seed {member.seed}"
+                if status == 0:
+                    done += 1
+                    member.finish(workdir)
+                    accuracy = results.read(member.directory(workdir)).final_accuracy()
+                    minutes = (time.monotonic() - started) / 60
+                    report.console.print(
+                        f"{done}/{total}  {label}  {accuracy:.2%}  {minutes:.1f} minutes"
+                    )
+                elif not caught:
+                    failed += 1
+                    report.warn(f"{label}: exit status {status}; {member.last_line(workdir)}")
+        if caught:
+            print("interrupted; the same command goes on from there", file=sys.stderr)
+            return INTERRUPTED
+    return 1 if failed else 0
+
+
+def _shares_of_cores(jobs: int) -> list[set[int] | None]:
+    """Cores for each of so many runs at a time; None for all."""
+    if jobs <= 1 or not hasattr(os, "sched_getaffinity"):
+        return [None] * jobs
+    cores = sorted(os.sched_getaffinity(0))
+    parts = min(jobs, len(cores))
+    return [set(cores[job % parts :: parts]) for job in range(jobs)]
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM in a list instead of ending the process."""
+    caught: list[int] = []
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(s, lambda number, _: caught.append(number)) for s in signals]
+    try:
+        yield caught
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
+
+
+def accuracies(wanted: Sequence[Member], workdir: str) -> dict[str, list[float]]:
+    """Returns the final test accuracies of the finished runs, by name of the config."""
+    found: dict[str, list[float]] = {member.name: [] for member in wanted}
+    for member in wanted:
+        if member.is_finished(workdir):
+            found[member.name].append(results.read(member.directory(workdir)).final_accuracy())
+    return found
+
+
+def print_table(title: str, found: dict[str, list[float]], published: dict[str, str]) -> None:
+    """Prints number of runs, mean and sample standard deviation in percent, beside published numbers."""
+    table = rich.table.Table(title=title, title_justify="left")
+    table.add_column("config")
+    for header in ("runs", "test accuracy, %", *(["published, %"] if published else [])):
+        table.add_column(header, justify="right")
+    for name, values in found.items():
+        cells = [name, str(len(values)), results.spread(values, 100)]
+        table.add_row(*cells, *([published.get(name, "")] if published else []))
+    report.console.print(table)
+    report.console.print("mean ± sample standard deviation over the seeds of the last evaluation")
+
+
+def find_config(name: str) -> str:
+    """Returns the path of a file in `configs/`, here or in the repository that this package lies in."""
+    repository = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    for folder in ("", repository):
+        path = os.path.join(folder, "configs", name)
+        if os.path.isfile(path):
+            return path
+    raise UserError(f"configs/{name}: no such file; run this from a clone of the repository")
+
+
+def command_line(main: Callable[[Sequence[str]], int]) -> int:
+    """Runs a command's function on the arguments; returns the exit status, a mistake in one line."""
+    try:
+        return main(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+def _name(config: str) -> str:
+    """A directory's name for a config: "ablation-prelu" for "configs/ablation.py:prelu"."""
+    file, _, argument = config.partition(":")
+    stem = os.path.splitext(os.path.basename(file))[0]
+    return re.sub(r"[^\w.+]+", "-", f"{stem}-{argument}" if argument else stem)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Does what the command line says and returns the exit status."""
+    parser = ArgumentParser(
+        prog="python -m ftbnn_jax.experiments.sweep",
+        description="Run configs with several seeds and compare them.",
+        epilog="What follows -- is handed to every run: -- --config.num_epochs=2",
+    )
+    parser.add_argument("configs", nargs="+", metavar="CONFIG", help="config files, configs/X.py:ARG")
+    add_arguments(parser, seeds="0,1,2")
+    own, overrides = split_arguments(arguments)
+    options = parser.parse_args(own)
+    wanted = members({_name(c): c for c in options.configs}, options.seeds, overrides)
+    status = 0 if options.report else run(wanted, options.workdir, options.shard, options.jobs)
+    if status != INTERRUPTED:
+        print_table("Sweep", accuracies(wanted, options.workdir), {})
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(command_line(main))

@@ -1,0 +1,56 @@
+"""Table 3: which non-linear modules a 1-bit ResNet-18 needs.
+
+    python -m ftbnn_jax.experiments.table3 --workdir=DIR [--dataset=cifar10] [--rows=ROW,ROW]
+
+Trains `configs/ablation.py:ROW` (with `,cifar10` for CIFAR-10) with each seed, and prints the table
+beside the published one, of ImageNet. Finished runs are kept, so it may be stopped and started again,
+and split over machines with `--shard`.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from ftbnn_jax.errors import ArgumentParser
+from ftbnn_jax.experiments import sweep
+
+# Top-1 and top-5 accuracy on ImageNet, in percent.
+PUBLISHED = {
+    "bireal_published": "56.4 / 79.5",
+    "bireal": "52.3 / 75.9",
+    "none": "52.5 / 76.0",
+    "prelu": "58.9 / 81.1",
+    "fprelu": "59.3 / 81.3",
+    "relu": "45.9 / 70.5",
+    "stage_relu": "59.6 / 81.4",
+    "stage_relu_prelu": "59.7 / 81.6",
+    "baseline": "60.2 / 82.0",
+    "full_precision": "69.8 / 89.2",
+}
+_DATASETS = {"imagenet2012": "", "cifar10": ",cifar10"}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Does what the command line says and returns the exit status."""
+    parser = ArgumentParser(
+        prog="python -m ftbnn_jax.experiments.table3",
+        description="Repeat the paper's Table 3.",
+        epilog="What follows -- is handed to every run: -- --config.num_epochs=2",
+    )
+    sweep.add_arguments(parser, seeds="0")
+    parser.add_argument("--dataset", choices=_DATASETS, default="imagenet2012")
+    parser.add_argument("--rows", default=",".join(PUBLISHED), metavar="ROW,ROW", help="(default: all)")
+    own, overrides = sweep.split_arguments(arguments)
+    options = parser.parse_args(own)
+    config = sweep.find_config("ablation.py")
+    rows = sweep.chosen("rows", options.rows, PUBLISHED)
+    suffix = _DATASETS[options.dataset]
+    wanted = sweep.members({row: f"{config}:{row}{suffix}" for row in rows}, options.seeds, overrides)
+    status = 0 if options.report else sweep.run(wanted, options.workdir, options.shard, options.jobs)
+    if status != sweep.INTERRUPTED:
+        title = f"Table 3 on {options.dataset}"
+        sweep.print_table(title, sweep.accuracies(wanted, options.workdir), PUBLISHED)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(sweep.command_line(main))

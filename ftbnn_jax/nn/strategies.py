@@ -1,0 +1,68 @@
+"""The strategies of Table 1 that a network can be trained with, and which go together.
+
+They are fields of `spec.ResNetSpec`, each independent of the others where that makes sense.
+"""
+
+from typing import Any
+
+from ftbnn_jax.errors import UserError
+
+# Of a sign; `ops.binary` has the formulas: inside `ste_bound`, Bi-Real Net's, IR-Net's.
+GRADIENTS = ("clipped", "piecewise_quadratic", "evolving")
+
+# What the integers of a binary convolution are multiplied with, before batch norm:
+#
+#   none            nothing
+#   mean_abs        mean |w| of the output channel's latent weights: Bi-Real Net's, and XNOR-Net's half
+#                   for the weights
+#   xnor_net        that, and the 3x3 mean of mean |a| over the input channels of the group
+#   xnor_net++      one learnt factor an output channel, 1 at the start (the first of the four forms in
+#                   Bulat & Tzimiropoulos, 2019: the others tie a network to one image size)
+#   real_to_bin     one factor a sample and output channel, from the global mean of the input through two
+#                   matrix products, the inner one `REAL_TO_BIN_REDUCTION` times narrower, and a sigmoid
+#
+# What is computed from weights or activations is a constant to the gradient in the first two.
+SCALINGS = ("none", "mean_abs", "xnor_net", "xnor_net++", "real_to_bin")
+REAL_TO_BIN_REDUCTION = 8
+
+# Computed from the latent weights' magnitudes.
+FROM_WEIGHTS = ("mean_abs", "xnor_net")
+# Different for each image, so that batch norm cannot absorb them.
+FROM_INPUT = ("xnor_net", "real_to_bin")
+
+
+def check(spec: Any) -> None:
+    """Raises a UserError where a field of a `ResNetSpec` makes no sense beside another."""
+    if spec.block == "real":
+        _require(
+            spec,
+            "is for binary convolutions, and model.block='real' has none",
+            groups=1,
+            bridge=False,
+            downsample="conv",
+            sign="three_valued",
+            activation_gradient="clipped",
+            weight_gradient="clipped",
+            scaling="none",
+            binary_activations=True,
+            binary_weights=True,
+        )
+    if spec.binary_activations:
+        reason = "takes the place of the activations' sign, and model.binary_activations=True has it"
+        _require(spec, reason, real_activations="tanh")
+    else:
+        reason = "is for the activations' sign, and model.binary_activations=False has none"
+        _require(spec, reason, sign="three_valued", activation_gradient="clipped")
+        if spec.scaling == "xnor_net":
+            _require(spec, reason, scaling="none")
+    if not spec.binary_weights:
+        reason = "is for the weights' sign, and model.binary_weights=False has none"
+        _require(spec, reason, weight_gradient="clipped")
+        if spec.scaling in FROM_WEIGHTS:
+            _require(spec, reason, scaling="none")
+
+
+def _require(spec: Any, reason: str, **values: Any) -> None:
+    for field, value in values.items():
+        if getattr(spec, field) != value:
+            raise UserError(f"model.{field}={getattr(spec, field)!r}: {reason}; {value!r} would do")

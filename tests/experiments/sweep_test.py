@@ -1,0 +1,147 @@
+import os
+import signal
+import sys
+import threading
+import time
+
+import pytest
+import runs
+
+from ftbnn_jax.errors import UserError
+from ftbnn_jax.experiments import sweep, table3
+
+# In the place of a training: writes down that it was started and on how many cores, then does what the
+# config's argument says.
+_STUB = """
+import json, os, pathlib, signal, sys, time
+options = dict(a.removeprefix("--").split("=", 1) for a in sys.argv[1:])
+folder = pathlib.Path(options["workdir"])
+with open(folder / "started", "a") as stream:
+    print(len(os.sched_getaffinity(0)), file=stream)
+action = options["config"].partition(":")[2]
+if action == "fail":
+    sys.exit("error: no luck")
+if action == "wait":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+    (folder / "ready").touch()
+    time.sleep(60)
+(folder / "config.json").write_text("{}")
+result = {"step": 1, "kind": "eval", "accuracy": 0.5 + int(options["config.seed"]) / 10}
+(folder / "metrics.jsonl").write_text(json.dumps(result) + chr(10))
+"""
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    monkeypatch.setattr(sweep, "_MAIN", [sys.executable, "-c", _STUB])
+
+
+def _members(*actions, seeds=(0,)):
+    return [sweep.Member(a, f"x.py:{a}", seed) for seed in seeds for a in actions]
+
+
+def _starts(workdir):
+    return sum(len(p.read_text().splitlines()) for p in workdir.rglob("started"))
+
+
+def test_every_run_is_made_once_and_kept(tmp_path, stub):
+    wanted = _members("a", "b", seeds=(0, 1))
+    assert sweep.run(wanted, str(tmp_path)) == 0
+    assert _starts(tmp_path) == 4
+    assert sweep.run(wanted, str(tmp_path)) == 0
+    assert _starts(tmp_path) == 4
+    assert sweep.accuracies(wanted, str(tmp_path)) == {"a": [0.5, 0.6], "b": [0.5, 0.6]}
+
+
+def test_shards_divide_the_runs(tmp_path, stub):
+    wanted = _members("a", "b", "c", seeds=(0, 1))
+    found = []
+    for part in (1, 2):
+        sweep.run(wanted, str(tmp_path), shard=(part, 2))
+        found.append(_starts(tmp_path))
+    assert found == [3, 6]
+
+
+def test_jobs_share_the_cores(tmp_path, stub):
+    cores = len(os.sched_getaffinity(0))
+    assert sweep.run(_members("a", "b"), str(tmp_path), jobs=2) == 0
+    starts = [int(path.read_text()) for path in tmp_path.rglob("started")]
+    assert sum(starts) == max(cores, 2)
+    assert len(os.sched_getaffinity(0)) == cores
+
+
+def test_a_failure_is_told_and_the_others_go_on(tmp_path, stub, capsys):
+    wanted = _members("fail", "a")
+    assert sweep.run(wanted, str(tmp_path)) == 1
+    assert "fail seed 0: exit status 1; error: no luck" in capsys.readouterr().err
+    assert sweep.accuracies(wanted, str(tmp_path)) == {"fail": [], "a": [0.5]}
+    # A failed run is tried again.
+    assert sweep.run(wanted, str(tmp_path)) == 1
+    assert _starts(tmp_path) == 3
+
+
+def test_an_interrupt_is_handed_to_the_runs(tmp_path, stub, capsys):
+    def interrupt():
+        while not (tmp_path / "wait" / "seed0" / "ready").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    started = time.monotonic()
+    assert sweep.run(_members("wait", "a"), str(tmp_path)) == sweep.INTERRUPTED
+    assert time.monotonic() - started < 30
+    assert "the same command goes on" in capsys.readouterr().err
+    # Nothing new was begun.
+    assert _starts(tmp_path) == 1
+
+
+def test_a_finished_run_of_other_options_is_not_taken_for_this_one(tmp_path, stub):
+    sweep.run(_members("a"), str(tmp_path))
+    other = sweep.Member("a", "x.py:a", 0, ("--config.num_epochs=2",))
+    with pytest.raises(UserError, match=r"finished\.json.*take another --workdir"):
+        sweep.run([other], str(tmp_path))
+
+
+def test_a_config_that_does_not_load_ends_a_sweep_before_it_begins(tmp_path):
+    with pytest.raises(UserError, match="nope"):
+        sweep.main([str(runs.CONFIGS / "ablation.py:nope"), f"--workdir={tmp_path}"])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seeds=1,x"], "1,x"),
+        (["--jobs=0"], "'0' is not a whole number of at least 1"),
+        (["--shard=3/2"], "'3/2': I/N expected"),
+        (["--rows=prelu,bogus"], "there is no 'bogus'; there are bireal_published, bireal"),
+        (["--dataset=mnist"], "mnist"),
+    ],
+)
+def test_wrong_arguments_are_named(tmp_path, arguments, message):
+    with pytest.raises(UserError, match=message):
+        table3.main([f"--workdir={tmp_path}", "--report", *arguments])
+
+
+def test_table_3_shows_finished_runs_beside_the_published_numbers(tmp_path, capsys):
+    config = sweep.find_config("ablation.py")
+    for seed, accuracy in ((0, 0.61), (1, 0.63)):
+        member = sweep.Member("prelu", f"{config}:prelu,cifar10", seed)
+        runs.write(tmp_path / "prelu" / f"seed{seed}", [accuracy])
+        member.finish(str(tmp_path))
+    options = ["--dataset=cifar10", "--rows=prelu,none", "--seeds=0,1,2", "--report"]
+    assert table3.main([f"--workdir={tmp_path}", *options]) == 0
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if "prelu" in line]
+    assert [cell.strip() for cell in row.strip("│").split("│")] == [
+        "prelu",
+        "2",
+        "62.00 ± 1.41",
+        "58.9 / 81.1",
+    ]
+
+
+def test_a_sweep_trains(tmp_path, capsys):
+    options = [f"--workdir={tmp_path}", "--seeds=3", "--", "--config.num_steps=2"]
+    assert sweep.main([sweep.find_config("quickstart.py"), *options]) == 0
+    assert "quickstart" in capsys.readouterr().out
+    assert (tmp_path / "quickstart" / "seed3" / "checkpoints" / "2").is_dir()

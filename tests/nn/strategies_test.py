@@ -1,0 +1,251 @@
+"""The strategies of Table 1: gradients and scaling factors against NumPy, and what goes together."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ftbnn_jax import budget
+from ftbnn_jax.errors import UserError
+from ftbnn_jax.nn import blocks, spec, strategies
+from ftbnn_jax.nn.resnet import ResNet
+from ftbnn_jax.ops import binary
+
+_X = np.array([-30, -1.3, -0.4, -0.0, 0.0, 0.1, 0.9, 1.2, 4], np.float32)
+
+
+def _evolving(x, progress):
+    """Differences of `k * tanh(t * x)`, whose derivative the gradient is."""
+    x = np.asarray(x, np.float64)
+    t = 10 ** (-1 + 2 * progress)
+    k = 1 / t if t < 1 else 1
+    return k * (np.tanh(t * (x + 1e-6)) - np.tanh(t * (x - 1e-6))) / 2e-6
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize(
+    "sign",
+    [
+        lambda x, progress: binary.sign_activation(x, 1.2, False, "evolving", progress),
+        lambda x, progress: binary.sign_activation(x, 1.2, True, "evolving", progress),
+        lambda x, progress: binary.sign_weight(x, 1.2, "evolving", progress),
+    ],
+)
+def test_the_evolving_gradient_is_that_of_a_tanh_growing_steep(sign, progress):
+    g = jnp.arange(1, 1 + len(_X), dtype=jnp.float32)
+    y, backward = jax.vjp(sign, jnp.asarray(_X), jnp.float32(progress))
+    assert set(np.abs(y)) <= {0, 1}
+    gradient, of_progress = backward(g)
+    np.testing.assert_allclose(gradient, _evolving(_X, progress) * np.asarray(g), rtol=1e-4, atol=1e-4)
+    assert of_progress == 0
+
+
+def test_the_first_evolving_gradient_passes_everywhere_and_the_last_almost_nowhere():
+    first, last = _evolving(_X, 0.0), _evolving(_X, 1.0)
+    # t = 0.1 and k = 10; then t = 10 and k = 1.
+    assert first[1:].min() > 0.8
+    assert (last > 1e-3).tolist() == [False, False, True, True, True, True, False, False, False]
+
+
+def test_the_weights_gradient_can_be_the_piecewise_quadratic_one():
+    _, backward = jax.vjp(lambda w: binary.sign_weight(w, 1.2, "piecewise_quadratic"), jnp.asarray(_X))
+    slope = np.where(np.abs(_X) <= 1, 2 - 2 * np.abs(_X), 0)
+    np.testing.assert_allclose(backward(jnp.ones(len(_X)))[0], slope, rtol=1e-6)
+
+
+def _run(net, index, x, progress=1.0):
+    """Random variables, and what a block's convolution, batch norm and the block itself give."""
+    module = blocks.BinaryBlock(net, net.plan()[index])
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), x, False))
+    rng = np.random.default_rng(0)
+    values = jax.tree.map(lambda s: rng.uniform(0.5, 1.5, s.shape).astype(np.float32), shapes)
+    kernels = values["params"]["conv"]
+    values["params"]["conv"] = {
+        k: rng.normal(size=v.shape).astype(np.float32) for k, v in kernels.items()
+    }
+    _, state = module.apply(values, x, False, progress, capture_intermediates=True)
+    seen = state["intermediates"]
+    return values, np.asarray(seen["conv"]["__call__"][0]), np.asarray(seen["bn"]["__call__"][0])
+
+
+def _before_batch_norm(values, normalised, net):
+    """Undoes the batch norm of inference."""
+    bn, stats = values["params"]["bn"], values["batch_stats"]["bn"]
+    deviation = np.sqrt(stats["var"] + net.batch_norm_epsilon)
+    return (normalised - bn["bias"]) / bn["scale"] * deviation + stats["mean"]
+
+
+def _weight_means(params, net):
+    kernels = [params["conv"][f"kernel_{g}"] for g in range(net.groups)]
+    return np.concatenate([np.abs(k).mean((0, 1, 2)) for k in kernels])
+
+
+def _xnor_net(x, params, net, stride):
+    """K: |x| averaged over a group's channels and nine positions, those of the padding being 0."""
+    n, height, width, _ = x.shape
+    features = sum(params["conv"][f"kernel_{g}"].shape[3] for g in range(net.groups))
+    ins, outs = binary.group_sizes(x.shape[-1], net.groups), binary.group_sizes(features, net.groups)
+    padded = np.pad(np.abs(x), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    factor = np.zeros((n, -(-height // stride), -(-width // stride), features))
+    for row in range(factor.shape[1]):
+        for column in range(factor.shape[2]):
+            window = padded[:, row * stride :, column * stride :][:, :3, :3]
+            for g in range(net.groups):
+                part = window[..., sum(ins[:g]) : sum(ins[: g + 1])]
+                mean = part.sum((1, 2, 3)) / (9 * ins[g])
+                factor[:, row, column, sum(outs[:g]) : sum(outs[: g + 1])] = mean[:, None]
+    return factor * _weight_means(params, net)
+
+
+def _real_to_bin(x, params, net, stride):
+    hidden = np.maximum(x.mean((1, 2)) @ params["gate"]["reduce_kernel"], 0)
+    return (1 / (1 + np.exp(-hidden @ params["gate"]["expand_kernel"])))[:, None, None, :]
+
+
+_FACTORS = {
+    "none": lambda x, params, net, stride: 1.0,
+    "mean_abs": lambda x, params, net, stride: _weight_means(params, net),
+    "xnor_net": _xnor_net,
+    "xnor_net++": lambda x, params, net, stride: params["channel_scale"],
+    "real_to_bin": _real_to_bin,
+}
+
+
+@pytest.mark.parametrize("scaling", strategies.SCALINGS)
+@pytest.mark.parametrize(("groups", "index"), [(1, 0), (3, 1)])
+def test_integers_are_scaled_before_batch_norm(scaling, groups, index):
+    """A block of stride 1, and one of stride 2 in uneven groups of 3, 3 and 4 to 6, 6 and 8 channels."""
+    net = spec.small((1, 1), 10, groups=groups, scaling=scaling)
+    stride = net.plan()[index].stride
+    assert stride == index + 1
+    x = np.random.default_rng(1).normal(size=(2, 5, 6, 10)).astype(np.float32)
+    values, integers, normalised = _run(net, index, jnp.asarray(x))
+    np.testing.assert_array_equal(integers, np.round(integers))
+    assert ("channel_scale" in values["params"]) == (scaling == "xnor_net++")
+    expected = integers * _FACTORS[scaling](x, values["params"], net, stride)
+    found = _before_batch_norm(values, normalised, net)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("weights", "activations"),
+    [
+        (True, "sign"),
+        (False, "sign"),
+        (False, "tanh"),
+        (True, "tanh"),
+        (False, "identity"),
+        (True, "identity"),
+    ],
+)
+def test_weights_and_activations_can_stay_real(weights, activations):
+    real = (
+        {} if activations == "sign" else {"binary_activations": False, "real_activations": activations}
+    )
+    net = spec.small((1,), 6, binary_weights=weights, **real)
+    x = np.random.default_rng(1).normal(size=(1, 3, 3, 6)).astype(np.float32)
+    values, found, _ = _run(net, 0, jnp.asarray(x))
+    kernel = values["params"]["conv"]["kernel_0"]
+    a = {"sign": np.sign, "tanh": np.tanh, "identity": np.array}[activations](x)
+    w = np.where(kernel > 0, 1, -1) if weights else kernel
+    # In the middle the window is the whole image.
+    np.testing.assert_allclose(found[0, 1, 1], np.tensordot(a[0], w, 3), rtol=1e-4, atol=1e-4)
+
+
+def test_real_weights_have_the_gradient_of_a_real_convolution():
+    kernel = jnp.asarray(np.random.default_rng(0).normal(0, 3, (3, 3, 4, 2)), jnp.float32)
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(1, 3, 3, 4)), jnp.float32)
+
+    def middle(kernel):
+        return binary.binary_conv2d(x, [kernel], padding=0, binary_weights=False).sum()
+
+    # Also beyond the bound of the clipped gradient.
+    expected = np.broadcast_to(np.sign(x[0])[..., None], kernel.shape)
+    np.testing.assert_allclose(jax.grad(middle)(kernel), expected)
+
+
+@pytest.mark.parametrize(
+    ("fields", "found", "words"),
+    [
+        ({"scaling": "xnor"}, "model.scaling='xnor'", "xnor_net, xnor_net++, real_to_bin"),
+        ({"activation_gradient": "x"}, "model.activation_gradient='x'", "evolving"),
+        ({"weight_gradient": "x"}, "model.weight_gradient='x'", "evolving"),
+        ({"binary_weights": None}, "model.binary_weights=None", "True, False"),
+        *[
+            ({"binary_weights": False, "scaling": name}, f"model.scaling='{name}'", "'none' would do")
+            for name in ("mean_abs", "xnor_net")
+        ],
+        (
+            {"binary_weights": False, "weight_gradient": "evolving"},
+            "model.weight_gradient='evolving'",
+            "'clipped' would do",
+        ),
+        *[
+            ({"binary_activations": False, **fields}, f"model.{next(iter(fields))}=", words)
+            for fields, words in (
+                ({"sign": "two_valued"}, "'three_valued' would do"),
+                ({"activation_gradient": "evolving"}, "'clipped' would do"),
+                ({"scaling": "xnor_net"}, "'none' would do"),
+            )
+        ],
+    ],
+)
+def test_what_makes_no_sense_is_refused(fields, found, words):
+    with pytest.raises(UserError) as error:
+        dataclasses.replace(spec.baseline(), **fields)
+    message = str(error.value)
+    assert message.startswith(found)
+    assert words in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"scaling": s, "activation_gradient": a, "weight_gradient": w, "sign": sign}
+        for s in strategies.SCALINGS
+        for a in strategies.GRADIENTS
+        for w in strategies.GRADIENTS
+        for sign in spec.SIGNS
+    ],
+    ids=lambda fields: "-".join(fields.values()),
+)
+def test_the_strategies_are_independent_of_each_other(fields):
+    dataclasses.replace(spec.baseline(), **fields)
+
+
+_HW, _C = 6 * 6, 16
+# One block of 16 channels at 6x6.
+_EXTRA = {
+    "none": 0,
+    # Absorbed by batch norm.
+    "mean_abs": 0,
+    "xnor_net++": 0,
+    # |a| of every input, a 3x3 mean of one channel, a product for every output.
+    "xnor_net": _HW * _C + 9 * _HW + _HW * _C,
+    # Two matrix products with 16 / 8 channels between, relu, sigmoid, a product for every output.
+    "real_to_bin": 16 * 2 + 2 + 2 * 16 + 16 + _HW * _C,
+}
+
+
+@pytest.mark.parametrize("scaling", strategies.SCALINGS)
+@pytest.mark.parametrize("train", [True, False])
+def test_the_budget_counts_what_batch_norm_cannot_absorb(scaling, train):
+    plain, scaled = (
+        budget.count(ResNet(spec.small((1,), _C, scaling=s), 3), (6, 6, 3), memory=False, train=train)
+        for s in ("none", scaling)
+    )
+    assert scaled.flops - plain.flops == _EXTRA[scaling]
+    assert scaled.bops == plain.bops > 0
+    assert scaled.binary_params == plain.binary_params
+
+
+@pytest.mark.parametrize(
+    ("fields", "bops"), [({"binary_weights": False}, 0), ({"binary_activations": False}, 0), ({}, 1)]
+)
+def test_the_budget_sees_that_a_convolution_is_not_binary_yet(fields, bops):
+    counted = budget.count(ResNet(spec.small((1,), 4, **fields), 3), (6, 6, 3), memory=False)
+    macs = bops * _HW * 9 * 4 * 4
+    assert (counted.bops, counted.binary_params) == (macs, bops * 9 * 4 * 4)
