@@ -33,8 +33,8 @@ class Row(NamedTuple):
     kernel_gradient: str
 
 
-# CPU: measured on two cores with AVX-512, batch 16. GPU and TPU: by their manuals, not measured. Tensor
-# cores take channels by eights. A TPU pads channels itself.
+# CPU: from timings on two busy cores with AVX-512, batch 16; close ones were decided by hand. GPU and
+# TPU: by their manuals, not measured. Tensor cores take channels by eights. A TPU pads channels itself.
 ROWS: dict[str, tuple[Row, ...]] = {
     "cpu": (
         Row(1, 1, 28, 64, 128, "matmul", "phases", "matmul"),
