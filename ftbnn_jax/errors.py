@@ -1,6 +1,9 @@
 """The one exception that is a message to the user rather than a bug."""
 
 import argparse
+import signal
+import sys
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 
@@ -17,3 +20,18 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; --help lists the arguments")
+
+
+def run_command(main: Callable[[Sequence[str]], int]) -> int:
+    """Runs a command's `main` on the command line's arguments and returns the exit status.
+
+    A user's mistake becomes one line and status 2, Ctrl-C one word and 130.
+    """
+    try:
+        return main(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT

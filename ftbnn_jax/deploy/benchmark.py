@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ftbnn_jax import machine
-from ftbnn_jax.errors import UserError
+from ftbnn_jax.errors import ArgumentParser, UserError, run_command
 from ftbnn_jax.ops import binary, convolution, popcount
 
 try:
@@ -189,8 +189,19 @@ def parse_layer(text: str) -> tuple[int, int, int]:
 
 def main(arguments: Sequence[str]) -> int:
     """Times the layers that the arguments name, in all forms, and prints a table or JSON."""
-    as_json = "--json" in arguments
-    layers = [parse_layer(a) for a in arguments if a != "--json"] or [parse_layer(a) for a in LAYERS]
+    parser = ArgumentParser(
+        prog="python -m ftbnn_jax.deploy.benchmark",
+        description="Time packed 3x3 convolutions against float32 ones, packing included.",
+    )
+    parser.add_argument(
+        "layers",
+        nargs="*",
+        metavar="SIZE:CHANNELS:GROUPS",
+        help=f"layers to time (default: {' '.join(LAYERS)})",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
+    options = parser.parse_args(arguments)
+    layers = [parse_layer(text) for text in options.layers or LAYERS]
     machine.keep_memory()
     rows = []
     for batch in BATCHES:
@@ -199,9 +210,9 @@ def main(arguments: Sequence[str]) -> int:
                 widths = binary.group_sizes(channels, groups)
                 name = f"{size}x{size}, {channels} channels, {groups} groups"
                 rows.append(layer(name, popcount.PackedConv(widths, widths, form), size, batch))
-                if not as_json:
+                if not options.json:
                     print(line(rows[-1]), flush=True)
-    if as_json:
+    if options.json:
         print(json.dumps([row.to_dict() for row in rows]))
     elif onnx_network is None:
         print(NO_ONNX)
@@ -220,8 +231,4 @@ def line(row: Row) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(run_command(main))

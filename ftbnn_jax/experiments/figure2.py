@@ -18,7 +18,7 @@ from absl import logging
 from sklearn import discriminant_analysis
 
 from ftbnn_jax import plots, report
-from ftbnn_jax.errors import ArgumentParser
+from ftbnn_jax.errors import ArgumentParser, run_command
 from ftbnn_jax.experiments import discrepancy, figures, results, sweep
 
 # Test accuracy in percent and discrepancy, mean and standard deviation of five runs (Figure 2).
@@ -189,4 +189,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(sweep.command_line(main))
+    sys.exit(run_command(main))

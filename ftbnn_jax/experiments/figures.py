@@ -23,8 +23,8 @@ import numpy as np
 from ftbnn_jax import budget, plots
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.deploy import audit
-from ftbnn_jax.errors import ArgumentParser, UserError
-from ftbnn_jax.experiments import results, sweep
+from ftbnn_jax.errors import ArgumentParser, UserError, run_command
+from ftbnn_jax.experiments import results
 from ftbnn_jax.experiments.results import Run
 from ftbnn_jax.nn.resnet import ResNet
 from ftbnn_jax.train import checkpoint
@@ -199,4 +199,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(sweep.command_line(main))
+    sys.exit(run_command(main))

@@ -18,13 +18,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import rich.table
 
 from ftbnn_jax import config as config_lib
 from ftbnn_jax import report
-from ftbnn_jax.errors import ArgumentParser, UserError
+from ftbnn_jax.errors import ArgumentParser, UserError, run_command
 from ftbnn_jax.experiments import results
 
 # What a run says when it was asked to stop, and what a sweep says then.
@@ -304,18 +304,6 @@ def find_config(name: str) -> str:
     raise UserError(f"configs/{name}: no such file; run this from a clone of the repository")
 
 
-def command_line(main: Callable[[Sequence[str]], int]) -> int:
-    """Runs a command's function on the arguments; returns the exit status, a mistake in one line."""
-    try:
-        return main(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
-
-
 def _name(config: str) -> str:
     """A directory's name for a config: "ablation-prelu" for "configs/ablation.py:prelu"."""
     file, _, argument = config.partition(":")
@@ -342,4 +330,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(command_line(main))
+    sys.exit(run_command(main))

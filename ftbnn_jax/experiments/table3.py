@@ -10,7 +10,7 @@ and split over machines with `--shard`.
 import sys
 from collections.abc import Sequence
 
-from ftbnn_jax.errors import ArgumentParser
+from ftbnn_jax.errors import ArgumentParser, run_command
 from ftbnn_jax.experiments import sweep
 
 # Top-1 and top-5 accuracy on ImageNet, in percent.
@@ -53,4 +53,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(sweep.command_line(main))
+    sys.exit(run_command(main))

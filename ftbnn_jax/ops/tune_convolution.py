@@ -7,13 +7,13 @@ All algorithms of a pass take turns; the fastest median wins. The lines replace 
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ftbnn_jax.errors import ArgumentParser, UserError
+from ftbnn_jax.errors import ArgumentParser, UserError, run_command
 from ftbnn_jax.ops import convolution, convolution_table
 from ftbnn_jax.ops import convolution_algorithms as algorithms
 
@@ -73,16 +73,16 @@ def measure(row: convolution_table.Row, batch: int, rounds: int) -> convolution_
     return row._replace(forward=forward, input_gradient=inputs, kernel_gradient=kernels)
 
 
-def main() -> int:
-    """Measures and prints; returns the exit status, 2 for a user's mistake."""
-    try:
-        options = _parser().parse_args()
-        for name in ("batch", "rounds"):
-            if getattr(options, name) < 1:
-                raise UserError(f"--{name}={getattr(options, name)}: must be at least 1")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def main(arguments: Sequence[str]) -> int:
+    """Measures and prints; returns the exit status.
+
+    Raises:
+      UserError: an argument is wrong.
+    """
+    options = _parser().parse_args(arguments)
+    for name in ("batch", "rounds"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name}={getattr(options, name)}: must be at least 1")
     # Every shape of the CPU's rows is of interest on any backend.
     for row in convolution_table.ROWS["cpu"]:
         shape = ", ".join(repr(value) for value in row[:5])
@@ -92,4 +92,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -1,9 +1,9 @@
 import itertools
-import sys
 
 import numpy as np
 import pytest
 
+from ftbnn_jax.errors import UserError
 from ftbnn_jax.ops import convolution_algorithms as algorithms
 from ftbnn_jax.ops import convolution_table, tune_convolution
 
@@ -34,13 +34,11 @@ def test_rows_are_printed_as_the_table_holds_them(monkeypatch, capsys):
     row = convolution_table.Row(3, 1, 4, 3, 5, "direct", "transposed", "windows")
     monkeypatch.setitem(convolution_table.ROWS, "cpu", (row,))
     monkeypatch.setattr(tune_convolution, "measure", lambda row, batch, rounds: row)
-    monkeypatch.setattr(sys, "argv", ["tune"])
-    assert tune_convolution.main() == 0
+    assert tune_convolution.main([]) == 0
     printed = capsys.readouterr().out.strip().rstrip(",")
     assert eval(printed, {"Row": convolution_table.Row}) == row
 
 
-def test_a_wrong_argument_is_named(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["tune", "--batch=0"])
-    assert tune_convolution.main() == 2
-    assert "--batch=0: must be at least 1" in capsys.readouterr().err
+def test_a_wrong_argument_is_named():
+    with pytest.raises(UserError, match="--batch=0: must be at least 1"):
+        tune_convolution.main(["--batch=0"])
