@@ -1,7 +1,9 @@
 """Checkpoints of a run, through Orbax: asynchronous, atomic, the latest few and the best one kept."""
 
+import atexit
 import contextlib
 import errno
+import os
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -247,6 +249,8 @@ def hide_orphaned_writes() -> None:
             before(kind, value, trace)
 
     sys.excepthook = hook
+    # While the interpreter ends there is no hook any more, and everything has been told.
+    atexit.register(lambda: os.dup2(os.open(os.devnull, os.O_WRONLY), 2))
 
 
 def _is_disk_full(error: BaseException) -> bool:
