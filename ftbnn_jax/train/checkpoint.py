@@ -242,13 +242,21 @@ def hide_orphaned_writes() -> None:
 
     Orbax closes its event loop under them; what made the save fail is raised and told once.
     """
-    before = sys.excepthook
+    raised, ignored = sys.excepthook, sys.unraisablehook
 
-    def hook(kind, value, trace):
-        if not (kind is RuntimeError and str(value) == "Event loop is closed"):
-            before(kind, value, trace)
+    def is_orphaned(kind, value):
+        return kind is RuntimeError and str(value) == "Event loop is closed"
 
-    sys.excepthook = hook
+    def excepthook(kind, value, trace):
+        if not is_orphaned(kind, value):
+            raised(kind, value, trace)
+
+    def unraisablehook(unraisable):
+        if not is_orphaned(unraisable.exc_type, unraisable.exc_value):
+            ignored(unraisable)
+
+    # By which of the two a write ends depends on the thread that it is in.
+    sys.excepthook, sys.unraisablehook = excepthook, unraisablehook
     # While the interpreter ends there is no hook any more, and everything has been told.
     atexit.register(lambda: os.dup2(os.open(os.devnull, os.O_WRONLY), 2))
 
