@@ -11,8 +11,8 @@
 | fprelu | binary convolutions, FPReLU | not in the paper |
 
 A real convolution, two basic blocks of one convolution each and a classifier that reads positions. The
-paper gives neither widths nor recipe; these are 24 channels and five epochs of Adam, about half a
-minute on two cores. All models and seeds, the table and the figure:
+paper gives neither widths nor recipe; these are 24 channels and five epochs of Adam, about two
+minutes on two cores. All models and seeds, the table and the figure:
 `python -m ftbnn_jax.experiments.figure2 --workdir=DIR`.
 """
 
