@@ -22,13 +22,20 @@ class ArgumentParser(argparse.ArgumentParser):
         raise UserError(f"{message}; --help lists the arguments")
 
 
-def run_command(main: Callable[[Sequence[str]], int]) -> int:
-    """Runs a command's `main` on the command line's arguments and returns the exit status.
+def positive(text: str) -> int:
+    """Returns the number in an argument, a `type` for argparse; it must be whole and at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def run_command(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = None) -> int:
+    """Runs a command's `main` on arguments, or the command line's, and returns the exit status.
 
     A user's mistake becomes one line and status 2, Ctrl-C one word and 130.
     """
     try:
-        return main(sys.argv[1:])
+        return main(sys.argv[1:] if arguments is None else arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -10,7 +10,7 @@ import jax
 
 from ftbnn_jax import config
 from ftbnn_jax.budget import figure3, published, records, tables
-from ftbnn_jax.errors import ArgumentParser, UserError
+from ftbnn_jax.errors import ArgumentParser, UserError, positive
 from ftbnn_jax.nn import spec
 
 
@@ -30,17 +30,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", metavar="FILE", help="figure to write (default: figure3.png)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--layers", action="store_true", help="list the layers too")
-    parser.add_argument("--image-size", type=_positive, metavar="N", help="instead of the config's own")
+    parser.add_argument("--image-size", type=positive, metavar="N", help="instead of the config's own")
     parser.add_argument(
-        "--channels", type=_positive, metavar="N", help="of the images (default: one per pixel mean)"
+        "--channels", type=positive, metavar="N", help="of the images (default: one per pixel mean)"
     )
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
 
 
 def _name(path: str) -> str:

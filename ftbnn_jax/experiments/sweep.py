@@ -24,7 +24,7 @@ import rich.table
 
 from ftbnn_jax import config as config_lib
 from ftbnn_jax import report
-from ftbnn_jax.errors import ArgumentParser, UserError, run_command
+from ftbnn_jax.errors import ArgumentParser, UserError, positive, run_command
 from ftbnn_jax.experiments import results
 
 # What a run says when it was asked to stop, and what a sweep says then.
@@ -123,7 +123,7 @@ def add_arguments(parser: argparse.ArgumentParser, seeds: str) -> None:
     parser.add_argument(
         "--jobs",
         default=1,
-        type=_positive,
+        type=positive,
         metavar="N",
         help="runs at a time, each on its share of the cores (default: %(default)s)",
     )
@@ -159,12 +159,6 @@ def _numbers(text: str) -> tuple[int, ...]:
     if not re.fullmatch(r"\d+(,\d+)*", text):
         raise argparse.ArgumentTypeError(f"{text!r}: whole numbers with commas between them expected")
     return tuple(dict.fromkeys(map(int, text.split(","))))
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -12,7 +12,6 @@ import functools
 import importlib.util
 import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -27,7 +26,7 @@ import rich.table
 from ftbnn_jax import budget, machine, report
 from ftbnn_jax import config as config_lib
 from ftbnn_jax.config import TrainConfig
-from ftbnn_jax.errors import ArgumentParser, UserError
+from ftbnn_jax.errors import ArgumentParser, UserError, run_command
 from ftbnn_jax.ops import image
 from ftbnn_jax.train import optimizer, state
 from ftbnn_jax.train import step as step_lib
@@ -111,37 +110,32 @@ def _parser() -> ArgumentParser:
 
 def run(arguments: Sequence[str]) -> int:
     """Does what the command line says; returns the exit status, with a user's mistake in one line."""
-    try:
-        options = _parser().parse_args(arguments)
-        variants = options.variants.split(",")
-        for name in variants:
-            if name not in VARIANTS:
-                raise UserError(
-                    f"--variants={options.variants}: {name!r} is none of {', '.join(VARIANTS)}"
-                )
-        if options.rounds < 1:
-            raise UserError(f"--rounds={options.rounds}: must be at least 1")
-        fields = ("batch_size", "image_size", "compute_dtype", "remat")
-        changes = {name: value for name in fields if (value := getattr(options, name)) is not None}
-        configs = [
-            (
-                os.path.splitext(os.path.basename(path))[0],
-                dataclasses.replace(config_lib.load(path), **changes),
-            )
-            for path in options.config or [f"configs/{name}.py" for name in CONFIGS]
-        ]
-        if importlib.util.find_spec("torch") is None:
-            variants = [name for name in variants if name not in (TORCH, TORCH_COMPILED)]
-            print(NO_TORCH, file=sys.stderr)
-        if not variants:
-            raise UserError(f"--variants={options.variants}: none of them is installed")
-        rows = [row for name, c in configs for row in measure(name, c, variants, options.rounds)]
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
+    return run_command(_main, arguments)
+
+
+def _main(arguments: Sequence[str]) -> int:
+    options = _parser().parse_args(arguments)
+    variants = options.variants.split(",")
+    for name in variants:
+        if name not in VARIANTS:
+            raise UserError(f"--variants={options.variants}: {name!r} is none of {', '.join(VARIANTS)}")
+    if options.rounds < 1:
+        raise UserError(f"--rounds={options.rounds}: must be at least 1")
+    fields = ("batch_size", "image_size", "compute_dtype", "remat")
+    changes = {name: value for name in fields if (value := getattr(options, name)) is not None}
+    configs = [
+        (
+            os.path.splitext(os.path.basename(path))[0],
+            dataclasses.replace(config_lib.load(path), **changes),
+        )
+        for path in options.config or [f"configs/{name}.py" for name in CONFIGS]
+    ]
+    if importlib.util.find_spec("torch") is None:
+        variants = [name for name in variants if name not in (TORCH, TORCH_COMPILED)]
+        print(NO_TORCH, file=sys.stderr)
+    if not variants:
+        raise UserError(f"--variants={options.variants}: none of them is installed")
+    rows = [row for name, c in configs for row in measure(name, c, variants, options.rounds)]
     if options.json:
         print(json.dumps([dataclasses.asdict(row) for row in rows]))
     else:

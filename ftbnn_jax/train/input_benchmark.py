@@ -12,8 +12,6 @@ import io
 import itertools
 import json
 import math
-import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,7 +24,7 @@ from PIL import Image
 from ftbnn_jax import config as config_lib
 from ftbnn_jax import machine, report
 from ftbnn_jax.config import TrainConfig
-from ftbnn_jax.errors import ArgumentParser, UserError
+from ftbnn_jax.errors import ArgumentParser, UserError, run_command
 from ftbnn_jax.train import datasets, decode, input_pipeline, records, stream
 
 PIPELINE, FUSED, SEPARATE, PIL = "pipeline", "fused", "decode_then_crop", "pil"
@@ -68,20 +66,17 @@ def _parser() -> ArgumentParser:
 
 def run(arguments: Sequence[str]) -> int:
     """Does what the command line says; returns the exit status, with a user's mistake in one line."""
-    try:
-        options = _parser().parse_args(arguments)
-        if not options.seconds > 0:
-            raise UserError(f"--seconds={options.seconds:g}: must be positive")
-        config = config_lib.load(options.config)
-        if options.data_dir:
-            config = dataclasses.replace(config, data_dir=options.data_dir)
-        result = measure(config, options.seconds)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
+    return run_command(_main, arguments)
+
+
+def _main(arguments: Sequence[str]) -> int:
+    options = _parser().parse_args(arguments)
+    if not options.seconds > 0:
+        raise UserError(f"--seconds={options.seconds:g}: must be positive")
+    config = config_lib.load(options.config)
+    if options.data_dir:
+        config = dataclasses.replace(config, data_dir=options.data_dir)
+    result = measure(config, options.seconds)
     if options.json:
         print(json.dumps(result))
     else:
