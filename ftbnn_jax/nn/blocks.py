@@ -272,7 +272,7 @@ class BinaryBlock(nn.Module):
 
 
 class RealBlock(nn.Module):
-    """`act(BN(conv(act(BN(conv(x))))) + shortcut(x))`: the basic block in full precision.
+    """`act(BN(conv(act(BN(conv(x))))) + shortcut(x))`, in full precision; a bottleneck has three.
 
     Takes `[N, H, W, C]` and returns `[N, H', W', plan.features]`, with H' and W' halved and rounded up
     where the stride is 2.
@@ -286,13 +286,14 @@ class RealBlock(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         s, p = self.spec, self.plan
         stream = stream_dtype(self.compute_dtype)
-        y = Conv(p.features, 3, p.stride, 1, self.compute_dtype, name="conv1")(x)
-        y = _batch_norm(s, "bn1")(y, train).astype(stream)
-        y = activations.MODULES[p.inner_activation](name="act1")(y)
-        y = Conv(p.features, 3, 1, 1, self.compute_dtype, name="conv2")(y)
-        y = _batch_norm(s, "bn2")(y, train)
+        y, last = x, len(p.convolutions())
+        for number, (features, size, stride) in enumerate(p.convolutions(), 1):
+            conv = Conv(features, size, stride, size // 2, self.compute_dtype, name=f"conv{number}")
+            y = _batch_norm(s, f"bn{number}")(conv(y), train)
+            if number < last:
+                y = activations.MODULES[p.inner_activation](name=f"act{number}")(y.astype(stream))
         if p.shortcut == "conv":
             x = Conv(p.features, 1, p.stride, 0, self.compute_dtype, name="shortcut_conv")(x)
             x = _batch_norm(s, "shortcut_bn")(x, train)
         y = (y + x.astype(jnp.float32)).astype(stream)
-        return activations.MODULES[p.activation](name="act2")(y)
+        return activations.MODULES[p.activation](name=f"act{last}")(y)

@@ -2,6 +2,9 @@
 
 import dataclasses
 
+# A bottleneck's channels over those of its 3x3 convolution.
+BOTTLENECK_RATIO = 4
+
 
 @dataclasses.dataclass(frozen=True)
 class BinaryConvPlan:
@@ -37,15 +40,18 @@ class BinaryConvPlan:
 
 @dataclasses.dataclass(frozen=True)
 class RealBlockPlan:
-    """Two real 3x3 convolutions and the shortcut around them (He et al., 2016).
+    """Real convolutions and the shortcut around them (He et al., 2016).
+
+    Two of 3x3, or, as a bottleneck, 1x1 to a quarter of the channels, 3x3, and 1x1 to all of them.
 
     Attributes:
       name: name of the flax module.
       features: channels of its output.
-      stride: of the first convolution, and of the shortcut.
+      stride: of the first 3x3 convolution, and of the shortcut.
       shortcut: "identity", or "conv" (real 1x1 convolution of this stride, batch norm).
       inner_activation: between the convolutions, one of `spec.ACTIVATIONS`.
       activation: after the sum.
+      bottleneck: whether it is one.
     """
 
     name: str
@@ -54,3 +60,11 @@ class RealBlockPlan:
     shortcut: str
     inner_activation: str
     activation: str
+    bottleneck: bool = False
+
+    def convolutions(self) -> tuple[tuple[int, int, int], ...]:
+        """Returns channels, kernel size and stride of each convolution on the main path."""
+        if not self.bottleneck:
+            return (self.features, 3, self.stride), (self.features, 3, 1)
+        inner = self.features // BOTTLENECK_RATIO
+        return (inner, 1, 1), (inner, 3, self.stride), (self.features, 1, 1)

@@ -11,12 +11,12 @@ from typing import Any
 
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn import strategies
-from ftbnn_jax.nn.plan import BinaryConvPlan, RealBlockPlan
+from ftbnn_jax.nn.plan import BOTTLENECK_RATIO, BinaryConvPlan, RealBlockPlan
 
 ACTIVATIONS = ("none", "relu", "prelu", "fprelu")
 DOWNSAMPLES = ("conv", "duplicate")
 SIGNS = ("three_valued", "two_valued")
-BLOCKS = ("binary", "real")
+BLOCKS = ("binary", "real", "bottleneck")
 REAL_ACTIVATIONS = ("tanh", "identity")
 HEADS = ("mean", "flatten")
 
@@ -55,7 +55,8 @@ class ResNetSpec:
       binary_weights: False takes the latent weights as they are, likewise.
       head: what the classifier reads, "mean" (of each channel over all positions) or "flatten" (2x2
         means, every position by itself; Figure 2's net).
-      block: "binary" (one binary convolution to a shortcut) or "real" (two real ones; full precision).
+      block: "binary" (one binary convolution to a shortcut), or in full precision "real" (two real ones)
+        or "bottleneck" (three, and stages of four times as many channels).
       ste_bound: where the straight-through gradients end, inclusive.
       batch_norm_momentum: share of the old running statistics kept in each step.
       batch_norm_epsilon: added to the variance.
@@ -142,7 +143,7 @@ class ResNetSpec:
     @property
     def features(self) -> int:
         """Channels of the last block."""
-        return self.width * 2 ** (len(self.blocks) - 1)
+        return self._stage_features(len(self.blocks) - 1)
 
     def classifier_inputs(self, image_size: int) -> int:
         """Returns how many numbers the classifier reads of an image of this height and width."""
@@ -159,19 +160,23 @@ class ResNetSpec:
 
     def real_plan(self) -> tuple[RealBlockPlan, ...]:
         """Returns every block of real convolutions in order; there are none in a binary network."""
-        if self.block != "real":
+        if self.block == "binary":
             return ()
-        return tuple(
-            RealBlockPlan(
-                name=name,
-                features=features,
-                stride=2 if reduction else 1,
-                shortcut="conv" if reduction else "identity",
-                inner_activation=self.activation,
-                activation=activation,
+        plan, in_features = [], self.width
+        for name, features, reduction, activation in self._block_places():
+            plan.append(
+                RealBlockPlan(
+                    name=name,
+                    features=features,
+                    stride=2 if reduction else 1,
+                    shortcut="identity" if features == in_features else "conv",
+                    inner_activation=self.activation,
+                    activation=activation,
+                    bottleneck=self.block == "bottleneck",
+                )
             )
-            for name, features, reduction, activation in self._block_places()
-        )
+            in_features = features
+        return tuple(plan)
 
     def two_valued_sign(self, conv: BinaryConvPlan) -> bool:
         """Whether exact zeros in the input of `conv` become -1 before the convolution."""
@@ -206,7 +211,10 @@ class ResNetSpec:
             for index in range(count):
                 activation = self.stage_end_activation if index == count - 1 else self.activation
                 reduction = stage > 0 and index == 0
-                yield f"block{stage + 1}_{index + 1}", self.width * 2**stage, reduction, activation
+                yield f"block{stage + 1}_{index + 1}", self._stage_features(stage), reduction, activation
+
+    def _stage_features(self, stage: int) -> int:
+        return self.width * 2**stage * (BOTTLENECK_RATIO if self.block == "bottleneck" else 1)
 
     def _blocks_plan(self) -> tuple[BinaryConvPlan, ...]:
         plan = []
@@ -282,6 +290,11 @@ def resnet18() -> ResNetSpec:
         activation="relu",
         stage_end_activation="relu",
     )
+
+
+def resnet50() -> ResNetSpec:
+    """ResNet-50 in full precision (He et al., 2016), its strides in the 3x3 convolutions."""
+    return dataclasses.replace(resnet18(), blocks=(3, 4, 6, 3), block="bottleneck")
 
 
 def derived(layers: int, groups: int, budget: int = 135) -> ResNetSpec:

@@ -33,10 +33,10 @@ FROM_INPUT = ("xnor_net", "real_to_bin")
 
 def check(spec: Any) -> None:
     """Raises a UserError where a field of a `ResNetSpec` makes no sense beside another."""
-    if spec.block == "real":
+    if spec.block != "binary":
         _require(
             spec,
-            "is for binary convolutions, and model.block='real' has none",
+            f"is for binary convolutions, and model.block={spec.block!r} has none",
             groups=1,
             bridge=False,
             downsample="conv",

@@ -85,8 +85,11 @@ class PlainResNet(nn.Module):
         return activations.MODULES[plan.activation]()(y)
 
     def _real_block(self, x, plan: RealBlockPlan):
-        y = activations.MODULES[plan.inner_activation]()(self._conv_bn(x, plan.features, 3, plan.stride))
-        y = self._conv_bn(y, plan.features, 3)
+        y, last = x, len(plan.convolutions())
+        for number, (features, size, stride) in enumerate(plan.convolutions(), 1):
+            y = self._conv_bn(y, features, size, stride)
+            if number < last:
+                y = activations.MODULES[plan.inner_activation]()(y)
         if plan.shortcut == "conv":
             x = self._conv_bn(x, plan.features, 1, plan.stride)
         return activations.MODULES[plan.activation]()(y + x)

@@ -98,15 +98,18 @@ class _BinaryBlock(nn.Module):
 class _RealBlock(nn.Module):
     def __init__(self, ins, plan):
         super().__init__()
-        self.first = _conv_bn(ins, plan.features, 3, plan.stride)
-        self.act1 = _activation(plan.inner_activation, plan.features)
-        self.second = _conv_bn(plan.features, plan.features, 3)
-        self.act2 = _activation(plan.activation, plan.features)
-        reduces = plan.shortcut == "conv"
-        self.shortcut = _conv_bn(ins, plan.features, 1, plan.stride) if reduces else nn.Identity()
+        layers, width = [], ins
+        for features, size, stride in plan.convolutions():
+            layers += [_conv_bn(width, features, size, stride)]
+            layers += [_activation(plan.inner_activation, features)]
+            width = features
+        self.main = nn.Sequential(*layers[:-1])
+        self.act = _activation(plan.activation, width)
+        projects = plan.shortcut == "conv"
+        self.shortcut = _conv_bn(ins, width, 1, plan.stride) if projects else nn.Identity()
 
     def forward(self, x):
-        return self.act2(self.second(self.act1(self.first(x))) + self.shortcut(x))
+        return self.act(self.main(x) + self.shortcut(x))
 
 
 def make_model(spec: ResNetSpec, num_classes: int, channels: int) -> nn.Module:
@@ -136,6 +139,7 @@ def make_step(config: TrainConfig, batch: dict[str, np.ndarray], compiled: bool)
     """
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", machine.num_cores())))
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.backends.cudnn.benchmark = True
     torch.manual_seed(config.seed)
     model = make_model(config.model, config.num_classes, batch["image"].shape[-1])
     model = model.to(device, memory_format=torch.channels_last)

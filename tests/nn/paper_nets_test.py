@@ -136,6 +136,24 @@ def test_full_precision_has_two_convolutions_to_a_shortcut():
     assert spec.baseline().real_plan() == ()
 
 
+def test_resnet50_is_the_published_one():
+    """He et al., 2016: 25,557,032 parameters with 1,000 classes; strides as in torchvision."""
+    shapes = _shapes(spec.resnet50())
+    assert sum(int(np.prod(shape)) for shape in shapes.values()) == 25_557_032 - 990 * (2048 + 1)
+    assert {
+        name: shape for name, shape in shapes.items() if "block2_1" in name and "kernel" in name
+    } == {
+        "block2_1/conv1/kernel": (1, 1, 256, 128),
+        "block2_1/conv2/kernel": (3, 3, 128, 128),
+        "block2_1/conv3/kernel": (1, 1, 128, 512),
+        "block2_1/shortcut_conv/kernel": (1, 1, 256, 512),
+    }
+    plan = spec.resnet50().real_plan()
+    assert [p.shortcut for p in plan[:4]] == ["conv", "identity", "identity", "conv"]
+    assert plan[0].convolutions() == ((64, 1, 1), (64, 3, 1), (256, 1, 1))
+    assert plan[3].convolutions() == ((128, 1, 1), (128, 3, 2), (512, 1, 1))
+
+
 def test_a_real_block_adds_the_shortcut_before_the_last_activation():
     plan = spec.resnet18().real_plan()[0]
     module = blocks.RealBlock(spec.resnet18(), dataclasses.replace(plan, features=4))
@@ -181,7 +199,7 @@ def test_a_real_net_refuses_what_only_a_binary_one_has(fields, would_do):
         ({"groups": True}, "model.groups=True: must be a whole number, at least 1"),
         ({"blocks": (4, 2.5)}, "model.blocks=(4, 2.5): must be whole numbers, at least 1"),
         ({"blocks": 4}, "model.blocks=4: must be a tuple, one number a stage"),
-        ({"block": "basic"}, "model.block='basic': must be one of binary, real"),
+        ({"block": "basic"}, "model.block='basic': must be one of binary, real, bottleneck"),
     ],
 )
 def test_values_that_cannot_be_built(fields, message):

@@ -62,6 +62,7 @@ def test_a_row_for_each_variant(repository, capsys):
         spec.small((1, 1), 6, groups=2, downsample="duplicate"),
         spec.small((1, 1), 7, groups=3, bridge=True),
         spec.ResNetSpec(blocks=(1, 1), block="real", width=4, stem_features=4, stem_activation="relu"),
+        spec.ResNetSpec(blocks=(2, 1), block="bottleneck", width=4, stem_features=4),
     ],
 )
 def test_the_other_networks_have_as_many_parameters_as_ours(net):

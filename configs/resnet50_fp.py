@@ -1,0 +1,13 @@
+"""ResNet-50 in full precision on ImageNet, a control for the speed of training.
+
+    python -m ftbnn_jax.train.benchmark --config=configs/resnet50_fp.py
+
+The paper has no such net. The recipe is that of configs/resnet18_fp.py.
+"""
+
+from ftbnn_jax import config
+from ftbnn_jax.nn import spec
+
+
+def get_config():
+    return config.make(spec.resnet50(), schedule="multistep", learning_rate=0.001)
