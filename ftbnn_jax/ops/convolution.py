@@ -12,10 +12,10 @@ import jax.numpy as jnp
 
 from ftbnn_jax.ops import convolution_algorithms as algorithms
 from ftbnn_jax.ops import convolution_table as table
-from ftbnn_jax.ops.recompute import after
+from ftbnn_jax.ops.recompute import FLOAT16_INTEGERS, after
 
-# Float16 holds every integer up to here.
-_FLOAT16_INTEGERS = 2048
+# What signs are multiplied in, by backend; elsewhere it is the compute dtype.
+_SIGNS_DTYPE = {"cpu": jnp.int8, "gpu": jnp.float16}
 
 
 def output_size(size: int, kernel_size: int, stride: int, padding: int) -> int:
@@ -37,6 +37,11 @@ def conv2d(
     Sums of products of signs are integers; float32 holds them exactly up to 2^24, whatever the
     operands' dtype, so the result of a binary convolution is exact in every compute dtype.
 
+    Signs are multiplied in whatever is fastest and exact, `compute_dtype` or not: on a CPU int8 with
+    sums in int32, on a GPU float16. A GPU's convolutions write the dtype that they read; asked for
+    another, XLA widens the operands first. So channels whose sums float16 could not hold are convolved
+    in parts, and real operands of 16 bits give sums that are rounded to 16 bits, once.
+
     The gradients are computed in `compute_dtype`, except that float16 gets bfloat16 gradients: its
     range is too small for them without loss scaling. For the same reason it is this function that
     casts to float16: a gradient has the dtype of its argument, and that must not be float16.
@@ -48,18 +53,27 @@ def conv2d(
       padding: zeros added on each of the four sides.
       compute_dtype: what both operands are cast to: float32, bfloat16 or float16; None for the dtype
         of `x`.
-      signs: whether both operands hold -1, 0 and +1 alone. Then a GPU writes float16 sums as float16
-        where that holds them all.
+      signs: whether both operands hold -1, 0 and +1 alone.
 
     Returns:
       float32 `[N, H', W', O]` with `H' = (H + 2 * padding - KH) // stride + 1`.
     """
-    x, kernel = _cast(x, kernel, compute_dtype)
-    largest_sum = kernel[..., 0].size
-    narrow = signs and x.dtype == jnp.float16 and largest_sum <= _FLOAT16_INTEGERS
-    narrow = narrow and jax.default_backend() == "gpu"
-    out_dtype = None if narrow else jnp.float32
-    return forward(x, kernel, stride, _both(padding), out_dtype).astype(jnp.float32)
+    backend = jax.default_backend()
+    if not signs or backend not in _SIGNS_DTYPE:
+        x, kernel = _cast(x, kernel, compute_dtype)
+        rounded = backend == "gpu" and x.dtype != jnp.float32
+        out_dtype = None if rounded else jnp.float32
+        return forward(x, kernel, stride, _both(padding), out_dtype).astype(jnp.float32)
+    x, kernel = _cast(x, kernel, _SIGNS_DTYPE[backend])
+    if x.dtype == jnp.int8:
+        return forward(x, kernel, stride, _both(padding), jnp.int32).astype(jnp.float32)
+    parts = -(-kernel[..., 0].size // FLOAT16_INTEGERS)
+    width = -(-x.shape[-1] // parts)
+    sums = [
+        forward(x[..., i : i + width], kernel[:, :, i : i + width], stride, _both(padding))
+        for i in range(0, x.shape[-1], width)
+    ]
+    return functools.reduce(jnp.add, [s.astype(jnp.float32) for s in sums])
 
 
 def _both(padding):
@@ -92,14 +106,17 @@ def forward(
 def _conv2d_fwd(x, kernel, stride, padding, compute_dtype, signs):
     # A residual can be an array but not a dtype, so two empty arrays carry the arguments' dtypes.
     dtypes = jnp.zeros(0, x.dtype), jnp.zeros(0, kernel.dtype)
-    residuals = (*_cast(x, kernel, compute_dtype), *dtypes)
-    return conv2d(x, kernel, stride, padding, compute_dtype, signs), residuals
+    y = conv2d(x, kernel, stride, padding, compute_dtype, signs)
+    x, kernel = _cast(x, kernel, compute_dtype)
+    if signs and jax.default_backend() == "cpu":
+        x = x.astype(jnp.int8)  # A quarter of the memory; kernels are small.
+    return y, (x, kernel, *dtypes)
 
 
 def _conv2d_bwd(stride, padding, compute_dtype, signs, residuals, g):
-    del compute_dtype, signs  # The operands among the residuals are cast already.
+    del compute_dtype, signs  # The kernel among the residuals is cast already.
     x, kernel, like_x, like_kernel = residuals
-    dtype = jnp.bfloat16 if x.dtype == jnp.float16 else x.dtype
+    dtype = jnp.bfloat16 if kernel.dtype == jnp.float16 else kernel.dtype
     x, kernel, g = x.astype(dtype), kernel.astype(dtype), g.astype(dtype)
     padding = _both(padding)
     row = _row(x.shape, kernel.shape, stride, padding)
@@ -126,7 +143,8 @@ def grouped_conv2d(
 
     A loop over groups, since `feature_group_count` cannot do groups of unequal width, gathers the
     whole batch on every device under batch sharding, and has a slow weight gradient on CPU. Where the
-    table says so, neighbours that fit the matrix unit together are one group.
+    table says so, neighbours that fit the matrix unit together are one group, and channels of zeros are
+    appended to a group up to a multiple.
 
     Args:
       x: `[N, H, W, I]`; the groups take its channels in order.
@@ -146,10 +164,12 @@ def grouped_conv2d(
     widths = [kernel.shape[2] for kernel in kernels]
     offsets = [sum(widths[:g]) for g in range(1, len(widths))]
     parts = jnp.split(x, offsets, axis=-1) if offsets else [x]
-    outputs = [
-        conv2d(part, kernel, stride, padding, compute_dtype, signs)
-        for part, kernel in zip(parts, kernels, strict=True)
-    ]
+    multiple = table.channel_multiple(jax.default_backend())
+    outputs = []
+    for part, kernel in zip(parts, kernels, strict=True):
+        filled = algorithms.fill(part, (3,), multiple), algorithms.fill(kernel, (2, 3), multiple)
+        y = conv2d(*filled, stride, padding, compute_dtype, signs)
+        outputs.append(y[..., : kernel.shape[3]])
     return jnp.concatenate(outputs, axis=-1) if offsets else outputs[0]
 
 

@@ -5,6 +5,8 @@ number cuts off. All ways give the same sums, added up in another order.
 """
 
 import functools
+import itertools
+import math
 from collections.abc import Callable
 
 import jax
@@ -17,13 +19,15 @@ Padding = tuple[tuple[int, int], tuple[int, int]]
 # matrix product is too short.
 _TURN_BYTES = 10 * 2**20
 
+_DEPTH_MULTIPLE = 16
+
 
 def _pad(x: jax.Array, padding: Padding) -> jax.Array:
     return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((*p, 0) for p in padding), (0, 0, 0)))
 
 
-def _fill(x: jax.Array, axes: tuple[int, ...], multiple: int) -> jax.Array:
-    """Appends zeros along `axes` up to a multiple."""
+def fill(x: jax.Array, axes: tuple[int, ...], multiple: int) -> jax.Array:
+    """Returns `x` with zeros appended along `axes` up to a multiple."""
     return jnp.pad(x, [(0, -n % multiple if axis in axes else 0) for axis, n in enumerate(x.shape)])
 
 
@@ -41,7 +45,7 @@ def direct(x, kernel, stride, padding, out_dtype=None):
 
 def aligned(x, kernel, stride, padding, out_dtype=None, *, multiple):
     """Forward pass: XLA's convolution, with zero channels appended up to a multiple."""
-    filled = _fill(x, (3,), multiple), _fill(kernel, (2, 3), multiple)
+    filled = fill(x, (3,), multiple), fill(kernel, (2, 3), multiple)
     return direct(*filled, stride, padding, out_dtype)[..., : kernel.shape[3]]
 
 
@@ -51,11 +55,58 @@ def matmul(x, kernel, stride, padding, out_dtype=None):
     return jnp.matmul(x, kernel[0, 0], preferred_element_type=out_dtype)
 
 
+def windows(x, kernel, stride, padding, out_dtype=None):
+    """Forward pass: every window of `x` as one row of a matrix, times the kernel."""
+    rows = _windows(_pad(x, padding), kernel.shape, stride)
+    return jnp.matmul(rows, kernel.reshape(-1, kernel.shape[3]), preferred_element_type=out_dtype)
+
+
+def _windows(x, kernel_shape, stride):
+    """The windows of the padded `x`, flattened: `[N, H', W', KH * KW * I]`."""
+    kh, kw = kernel_shape[:2]
+    height, width = ((n - k) // stride * stride + 1 for n, k in zip(x.shape[1:3], (kh, kw), strict=True))
+    taps = itertools.product(range(kh), range(kw))
+    return jnp.concatenate([x[:, i : i + height : stride, j : j + width : stride] for i, j in taps], -1)
+
+
+def space_to_depth(x, kernel, stride, padding, out_dtype=None):
+    """Forward pass of a larger stride: squares of that size become channels, and the stride 1.
+
+    For the few channels of images, of which a matrix unit has little to multiply at each position. It
+    takes channels by sixteens.
+    """
+    x, kernel = _to_depth(x, kernel.shape, stride, padding), _kernel_to_depth(kernel, stride)
+    return direct(x, kernel, 1, ((0, 0), (0, 0)), out_dtype)
+
+
+def _to_depth(x, kernel_shape, stride, padding):
+    """The input of `space_to_depth`: `[N, H', W', stride * stride * I]`, filled up to a multiple."""
+    n, *sizes, features = x.shape
+    edges = []
+    for size, k, (before, after) in zip(sizes, kernel_shape[:2], padding, strict=True):
+        outputs, taps = (size + before + after - k) // stride + 1, -(-k // stride)
+        # As far as the last window reaches, with the zeros that fill up the kernel.
+        edges.append((before, (outputs - 1 + taps) * stride - size - before))
+    x = _pad(x, tuple(edges))
+    rows, columns = (size // stride for size in x.shape[1:3])
+    x = x.reshape(n, rows, stride, columns, stride, features).swapaxes(2, 3)
+    return fill(x.reshape(n, rows, columns, stride * stride * features), (3,), _DEPTH_MULTIPLE)
+
+
+def _kernel_to_depth(kernel, stride):
+    kernel = fill(kernel, (0, 1), stride)
+    kh, kw, ins, outs = kernel.shape
+    kernel = kernel.reshape(kh // stride, stride, kw // stride, stride, ins, outs).swapaxes(1, 2)
+    kernel = kernel.reshape(kh // stride, kw // stride, stride * stride * ins, outs)
+    return fill(kernel, (2,), _DEPTH_MULTIPLE)
+
+
 FORWARD: dict[str, Callable[..., jax.Array]] = {
     "direct": direct,
-    "aligned8": functools.partial(aligned, multiple=8),
     "aligned16": functools.partial(aligned, multiple=16),
     "matmul": matmul,
+    "space_to_depth": space_to_depth,
+    "windows": windows,
 }
 
 
@@ -120,22 +171,52 @@ def matmul_kernel(x, g, kernel_shape, stride, padding):
     return _contract(x, g).reshape(kernel_shape)
 
 
-def windows(x, g, kernel_shape, stride, padding):
+def space_to_depth_kernel(x, g, kernel_shape, stride, padding):
+    """Kernel gradient of a larger stride: as the forward pass."""
+    kernel = jax.ShapeDtypeStruct(kernel_shape, x.dtype)
+    shape = jax.eval_shape(lambda k: _kernel_to_depth(k, stride), kernel).shape
+    x = _to_depth(x, kernel_shape, stride, padding)
+    dkernel = transposed_kernel(x, g, shape, 1, ((0, 0), (0, 0)))
+    return jax.linear_transpose(lambda k: _kernel_to_depth(k, stride), kernel)(dkernel)[0]
+
+
+def windows_kernel(x, g, kernel_shape, stride, padding):
     """Kernel gradient: every window of `x` as one row of a matrix, times `g`; some images at a time."""
-    kh, kw, features_in, _ = kernel_shape
-    _, out_h, out_w, _ = g.shape
-    x = _pad(x, padding)
 
     def turn(x, g):
-        taps = [
-            x[:, i : i + stride * (out_h - 1) + 1 : stride, j : j + stride * (out_w - 1) + 1 : stride]
-            for i in range(kh)
-            for j in range(kw)
-        ]
-        return _contract(g, jnp.concatenate(taps, -1))
+        return _contract(g, _windows(x, kernel_shape, stride))
 
-    image_bytes = out_h * out_w * kh * kw * features_in * x.dtype.itemsize
-    return _in_turns(turn, x, g, image_bytes).T.reshape(kernel_shape)
+    image_bytes = _windows_bytes(x, g, kernel_shape)
+    return _in_turns(turn, _pad(x, padding), g, image_bytes).T.reshape(kernel_shape)
+
+
+def _windows_bytes(x, g, kernel_shape):
+    return math.prod(g.shape[1:3]) * math.prod(kernel_shape[:3]) * x.dtype.itemsize
+
+
+def planes(x, g, kernel_shape, stride, padding):
+    """Kernel gradient: every position of the windows of `x` as one row of a matrix, times `g`.
+
+    For few channels, which `windows_kernel` would copy a few numbers at a time: with the columns last,
+    and those of each remainder of the stride together, whole rows of an image are copied.
+    """
+    kh, kw, features_in, features_out = kernel_shape
+    _, out_h, out_w, _ = g.shape
+    left = padding[1][0]
+    last = (out_w - 1 + -(-kw // stride)) * stride
+    x = _pad(x, (padding[0], (left, last - x.shape[2] - left)))
+    x = x.reshape(*x.shape[:2], last // stride, stride, features_in)
+
+    def turn(x, g):
+        x = x.transpose(3, 4, 0, 1, 2)
+        taps = [
+            x[j % stride, :, :, i : i + stride * (out_h - 1) + 1 : stride, j // stride :][..., :out_w]
+            for i, j in itertools.product(range(kh), range(kw))
+        ]
+        rows = jnp.concatenate(taps).reshape(kh * kw * features_in, -1)
+        return jnp.matmul(rows, g.reshape(-1, features_out), preferred_element_type=jnp.float32)
+
+    return _in_turns(turn, x, g, _windows_bytes(x, g, kernel_shape)).reshape(kernel_shape)
 
 
 def shifts(x, g, kernel_shape, stride, padding):
@@ -164,14 +245,20 @@ def shifts(x, g, kernel_shape, stride, padding):
 KERNEL_GRADIENT: dict[str, Callable[..., jax.Array]] = {
     "transposed": transposed_kernel,
     "matmul": matmul_kernel,
-    "windows": windows,
+    "space_to_depth": space_to_depth_kernel,
+    "windows": windows_kernel,
+    "planes": planes,
     "shifts": shifts,
 }
 
 
 def fits(name: str, kernel_size: int, stride: int) -> bool:
     """Whether an algorithm can compute such a convolution at all."""
-    return not ((name == "matmul" and kernel_size > 1) or (name == "shifts" and stride > 1))
+    if name == "matmul":
+        return kernel_size == 1
+    if name == "shifts":
+        return stride == 1
+    return stride > 1 if name == "space_to_depth" else True
 
 
 def _contract(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -10,7 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+# Up to where each holds every integer.
 _INT16_MAX = 2**15 - 1
+FLOAT16_INTEGERS = 2**11
 
 
 def recomputed(function: Callable[..., Any], largest_integer: int | None = None) -> Callable[..., Any]:
@@ -19,16 +21,16 @@ def recomputed(function: Callable[..., Any], largest_integer: int | None = None)
     Args:
       function: of a tuple of arrays with a batch axis in front, and of any further arrays.
       largest_integer: if given, the first array holds integers, none larger in magnitude; they are
-        kept as int16 if that holds them.
+        kept in 16 bits if those hold them.
     """
-    narrow = largest_integer is not None and largest_integer <= _INT16_MAX
+    narrow = _narrow_dtype(largest_integer)
 
     @jax.custom_vjp
     def call(batch, *others):
         return function(batch, *others)
 
     def forward(batch, *others):
-        first = batch[0].astype(jnp.int16) if narrow else batch[0]
+        first = batch[0].astype(narrow or batch[0].dtype)
         like_first = jnp.zeros(0, batch[0].dtype)
         return function(batch, *others), (first, like_first, batch[1:], others)
 
@@ -47,6 +49,14 @@ def recomputed(function: Callable[..., Any], largest_integer: int | None = None)
 
     call.defvjp(forward, backward)
     return call
+
+
+def _narrow_dtype(largest_integer):
+    """The dtype of 16 bits that holds all integers up to this; a GPU's convolutions write float16."""
+    if largest_integer is None or largest_integer > _INT16_MAX:
+        return None
+    on_gpu = jax.default_backend() == "gpu"
+    return jnp.float16 if on_gpu and largest_integer <= FLOAT16_INTEGERS else jnp.int16
 
 
 def after(x: jax.Array, others: Any) -> jax.Array:

@@ -2,9 +2,12 @@
 
     python -m ftbnn_jax.ops.tune_convolution [--batch=N] [--rounds=N]
 
-All algorithms of a pass take turns; the fastest median wins. The lines replace `ROWS[backend]`.
+All algorithms of a pass take turns; the fastest median wins. The lines replace `ROWS[backend]`. What is
+measured is what a network computes there: 3x3 convolutions are binary, but for those of images, others
+are real; gradients are float32 on a CPU and bfloat16 elsewhere.
 """
 
+import functools
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +32,13 @@ def _parser() -> ArgumentParser:
     return parser
 
 
+# Channels of images.
+_IMAGE_FEATURES = 3
+# Calls that follow one another before a clock is looked at, lest an accelerator's start of each counts.
+_CALLS = {"cpu": 1}
+_CALLS_ELSEWHERE = 20
+
+
 def fastest(calls: dict[str, Callable[[], jax.Array]], rounds: int) -> str:
     """Returns the name of the call with the least median time, all taking turns."""
     times: dict[str, list[float]] = {name: [] for name in calls}
@@ -37,7 +47,9 @@ def fastest(calls: dict[str, Callable[[], jax.Array]], rounds: int) -> str:
     for _ in range(rounds):
         for name, call in calls.items():
             start = time.perf_counter()
-            jax.block_until_ready(call())
+            for _ in range(_CALLS.get(jax.default_backend(), _CALLS_ELSEWHERE)):
+                result = call()
+            jax.block_until_ready(result)
             times[name].append(time.perf_counter() - start)
     return min(times, key=lambda name: np.median(times[name]))
 
@@ -49,28 +61,42 @@ def measure(row: convolution_table.Row, batch: int, rounds: int) -> convolution_
     size, pad = (row.size - 1) * stride + 1, k // 2
     padding = ((pad, pad), (pad, pad))
     rng = np.random.default_rng(0)
+    dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    signs = k == 3 and row.features_in != _IMAGE_FEATURES
 
-    def normal(*shape):
-        return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+    def random(*shape):
+        values = rng.standard_normal(shape)
+        return jnp.asarray(np.sign(values) if signs else values, dtype)
 
-    x = normal(batch, size, size, row.features_in)
-    g = normal(batch, row.size, row.size, row.features_out)
-    kernel = normal(k, k, row.features_in, row.features_out)
+    x = random(batch, size, size, row.features_in)
+    g = jnp.asarray(rng.standard_normal((batch, row.size, row.size, row.features_out)), dtype)
+    kernel = random(k, k, row.features_in, row.features_out)
 
     def chosen(names, call):
-        fitting = [name for name in names if algorithms.fits(name, k, stride)]
-        compiled = {name: jax.jit(call(names[name])) for name in fitting}
+        """Returns the fastest of `names`; `call` is of a name, `x`, `g` and `kernel`."""
+        compiled = {
+            name: jax.jit(functools.partial(call, name))
+            for name in names
+            if algorithms.fits(name, k, stride)
+        }
         return fastest({n: lambda f=f: f(x, g, kernel) for n, f in compiled.items()}, rounds)
 
-    forward = chosen(algorithms.FORWARD, lambda f: lambda x, g, k: f(x, k, stride, padding))
-    inputs = chosen(
-        algorithms.INPUT_GRADIENT,
-        lambda f: lambda x, g, k: f(g, k, x.shape, stride, padding, convolution.forward),
+    def forward(name, x, g, kernel):
+        with convolution_table.forced(name, "transposed", "transposed"):
+            return convolution.conv2d(x, kernel, stride, pad, dtype, signs)
+
+    def input_gradient(name, x, g, kernel):
+        gradient = algorithms.INPUT_GRADIENT[name]
+        return gradient(g, kernel, x.shape, stride, padding, convolution.forward)
+
+    def kernel_gradient(name, x, g, kernel):
+        return algorithms.KERNEL_GRADIENT[name](x, g, kernel.shape, stride, padding)
+
+    return row._replace(
+        forward=chosen(algorithms.FORWARD, forward),
+        input_gradient=chosen(algorithms.INPUT_GRADIENT, input_gradient),
+        kernel_gradient=chosen(algorithms.KERNEL_GRADIENT, kernel_gradient),
     )
-    kernels = chosen(
-        algorithms.KERNEL_GRADIENT, lambda f: lambda x, g, k: f(x, g, k.shape, stride, padding)
-    )
-    return row._replace(forward=forward, input_gradient=inputs, kernel_gradient=kernels)
 
 
 def main(arguments: Sequence[str]) -> int:
