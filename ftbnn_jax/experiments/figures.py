@@ -45,9 +45,9 @@ def read_group(path: str) -> Group:
 
 
 def curves(groups: Sequence[Group], metric: str) -> Any:
-    """Draws training (left) and evaluation (right) over the epochs; returns the figure."""
+    """Draws training (left) and evaluation (right) over the steps; returns the figure."""
     figure = plots.new_figure(9, 3.6)
-    axes = figure.subplots(1, 2, sharey=True)
+    axes = figure.subplots(1, 2, sharex=True, sharey=True)
     scale = 100 if metric == "accuracy" else 1
     for axis, kind, title in zip(
         axes, ("train", "eval"), ("training images", "test images"), strict=True
