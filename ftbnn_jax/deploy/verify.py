@@ -5,6 +5,7 @@ reached the training graph's convolution, and every integer is compared. Then en
 the 16 bits of the packed classifier's weights may move a little, and top-1.
 """
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -101,7 +102,9 @@ def compare(
     )
     for batch in batches:
         images = batch["image"][batch["weight"] > 0]
-        logits, convolutions = training_graph(variables, images)
+        with _whole_products():
+            logits, convolutions = training_graph(variables, images)
+            packed = np.asarray(runtime.logits(images))
         for plan, layer in zip(plans, result.layers, strict=True):
             x, expected = convolutions[plan.name]
             integers = runtime.binary_conv(plan, x)
@@ -109,7 +112,6 @@ def compare(
             layer.differing += int(jnp.sum(integers != expected))
             layer.inputs += x.size
             layer.zeros += int(jnp.sum(x == 0))
-        packed = np.asarray(runtime.logits(images))
         logits = np.asarray(logits)
         result.images += len(images)
         result.agreeing += int(np.sum(packed.argmax(-1) == logits.argmax(-1)))
@@ -117,6 +119,12 @@ def compare(
         error = np.abs(packed - logits) / np.maximum(largest, np.finfo(np.float32).tiny)
         result.logit_error = max(result.logit_error, float(error.max()))
     return result
+
+
+def _whole_products() -> contextlib.AbstractContextManager[None]:
+    """Accelerators round the factors of float32 products unless they are told not to; a CPU does not."""
+    on_cpu = jax.default_backend() == "cpu"
+    return contextlib.nullcontext() if on_cpu else jax.default_matmul_precision("highest")
 
 
 def run(

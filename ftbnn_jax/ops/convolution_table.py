@@ -33,8 +33,8 @@ class Row(NamedTuple):
     kernel_gradient: str
 
 
-# CPU: from timings on two busy cores with AVX-512, batch 16; close ones were decided by hand. GPU and
-# TPU: by their manuals, not measured. Tensor cores take channels by eights. A TPU pads channels itself.
+# CPU: from timings on two threads of a core with AVX-512, batches of 16 and 64; close ones were decided by
+# hand. GPU: from timings on an H100, batch 256. TPU: by its manual, not measured; it pads channels itself.
 ROWS: dict[str, tuple[Row, ...]] = {
     "cpu": (
         Row(1, 1, 28, 64, 128, "matmul", "phases", "matmul"),
@@ -71,6 +71,7 @@ GROUP_CHANNELS = {"cpu": 1, "gpu": 64, "tpu": 128}
 # What the channels of each group are filled up to a multiple of, in all three passes.
 CHANNEL_MULTIPLE = {"cpu": 1, "gpu": 32, "tpu": 1}
 
+# Of an output's size in `nearest`, over that of a number of channels.
 _SIZE_WEIGHT = 3
 
 _forced: list[tuple[Row, int, int]] = []

@@ -30,11 +30,11 @@ class Stack(nn.Module):
             (nn.Dense(5, use_bias=False), nn.Dense(7)),
             {"": 4 * _POSITIONS * 8, "layers_0": 4 * _POSITIONS * 5},
         ),
-        # A mask of what is inside the clip, a byte each, and the signs; never the weights.
-        ((blocks.BinaryConv(5, groups=2),), {"layers_0": 4 * _POSITIONS * 8}),
+        # A mask of what is inside the clip and the signs, a byte each (on a CPU); never the weights.
+        ((blocks.BinaryConv(5, groups=2),), {"layers_0": _POSITIONS * 8}),
         (
             (nn.Dense(9), blocks.BinaryConv(5)),
-            {"": 4 * _POSITIONS * 8, "layers_1": (1 + 4) * _POSITIONS * 9},
+            {"": 4 * _POSITIONS * 8, "layers_1": (1 + 1) * _POSITIONS * 9},
         ),
         # Nothing that is trained comes before it.
         ((nn.relu,), {}),

@@ -190,6 +190,28 @@ def test_sums_of_signs_in_groups_are_exact_on_every_backends_path(backend, dtype
         _assert_close(a, e, _GRADIENT_TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize(("signs", "bytes_of_x"), [(True, 1), (False, 4)])
+def test_signs_are_kept_for_the_backward_pass_in_a_byte(signs, bytes_of_x, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    x, kernel = jnp.ones((2, 6, 7, 5)), jnp.ones((3, 3, 5, 4))
+    residuals = jax.eval_shape(
+        lambda *a: jax.tree.leaves(
+            jax.vjp(lambda x, k: convolution.conv2d(x, k, 1, 1, None, signs), *a)[1]
+        ),
+        x,
+        kernel,
+    )
+    kept = sum(leaf.size * leaf.dtype.itemsize for leaf in residuals)
+    assert kept == x.size * bytes_of_x + 4 * kernel.size
+
+
+def test_small_outputs_have_rows_of_their_own_at_any_width():
+    for features in (16, 60, 256, 512):
+        row = convolution_table.nearest("cpu", 3, 1, 2, features, features)
+        assert row.forward == "windows"
+        assert convolution_table.nearest("cpu", 3, 1, 8, features, features).forward == "aligned16"
+
+
 @pytest.mark.parametrize(
     ("widths", "expected"),
     [
