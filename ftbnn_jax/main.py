@@ -10,6 +10,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from ftbnn_jax import config as config_lib
+from ftbnn_jax import machine
 from ftbnn_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -184,6 +185,7 @@ def _check_config(arguments: Sequence[str]) -> None:
 
 def run() -> None:
     """Entry point: prints a user's mistake as one line and exits with status 2."""
+    machine.keep_memory()
     try:
         app.run(main, flags_parser=_parse_flags)
     except UserError as error:

@@ -33,8 +33,9 @@ class Row(NamedTuple):
     kernel_gradient: str
 
 
-# CPU: from timings on two threads of a core with AVX-512, batches of 16 and 64; close ones were decided by
-# hand. GPU: from timings on an H100, batch 256. TPU: by its manual, not measured; it pads channels itself.
+# CPU: from timings on two threads of a core with AVX-512, batches of 16 and 64; close ones were decided
+# by hand. GPU: from timings on an H100, batch 256. TPU: by its manual, not measured; it pads channels
+# itself.
 ROWS: dict[str, tuple[Row, ...]] = {
     "cpu": (
         Row(1, 1, 28, 64, 128, "matmul", "phases", "matmul"),

@@ -114,6 +114,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _main(arguments: Sequence[str]) -> int:
+    machine.keep_memory()
     options = _parser().parse_args(arguments)
     variants = options.variants.split(",")
     for name in variants:

@@ -70,6 +70,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _main(arguments: Sequence[str]) -> int:
+    machine.keep_memory()
     options = _parser().parse_args(arguments)
     if not options.seconds > 0:
         raise UserError(f"--seconds={options.seconds:g}: must be positive")
@@ -103,7 +104,6 @@ def measure(config: TrainConfig, seconds: float) -> dict[str, Any]:
     if not isinstance(split, records.RecordSplit):
         raise UserError(f"config.augment={config.augment!r}: no images are decoded; use 'resized_crop'")
     split = split.head(_MOST_IMAGES)
-    machine.keep_memory()
     cores = machine.num_cores()
     variants = _variants(split, config, cores)
     budget = seconds / _ROUNDS / len(variants)

@@ -43,7 +43,6 @@ class Stream:
         train: bool,
     ):
         self._tf = records.import_tensorflow()
-        machine.keep_memory()
         self._split = split
         self._config = config
         self._indices_of = indices_of
