@@ -68,14 +68,15 @@ def _expected_shapes(net, num_classes, channels, image_size):
             shortcut(p.name, p.in_features, p.features)
     ins = net.width
     for p in net.real_plan():
-        for number, activation in ((1, p.inner_activation), (2, p.activation)):
-            shapes[f"{p.name}/conv{number}/kernel"] = (
-                3,
-                3,
-                ins if number == 1 else p.features,
-                p.features,
-            )
-            norm_and_activation(p.name, p.features, activation, number)
+        sizes = ((3, p.features), (3, p.features))
+        if net.block == "bottleneck":
+            sizes = ((1, p.features // 4), (3, p.features // 4), (1, p.features))
+        width = ins
+        for number, (size, features) in enumerate(sizes, 1):
+            activation = p.activation if number == len(sizes) else p.inner_activation
+            shapes[f"{p.name}/conv{number}/kernel"] = (size, size, width, features)
+            norm_and_activation(p.name, features, activation, number)
+            width = features
         if p.shortcut == "conv":
             shortcut(p.name, ins, p.features)
         ins = p.features

@@ -212,8 +212,8 @@ def test_rematerialisation_keeps_less_and_computes_the_same():
     config = dataclasses.replace(CONFIG, model=spec.small((4, 4), 4))
     kept = {remat: _kept_bytes(dataclasses.replace(config, remat=remat)) for remat in _REMATS}
     assert 0 < kept["stages"] < 0.3 * kept["none"]
-    # 6 bytes of each output and input, where plain are at least 4 + 4 + 4 + 1 + 4.
-    assert kept["outputs"] < 0.5 * kept["none"]
+    # 6 bytes of each output and input, where plain are 4 or 1 for each of several results.
+    assert kept["outputs"] < 0.6 * kept["none"]
     short = dataclasses.replace(config, model=spec.small((1, 2), 4))
     sums = [run(dataclasses.replace(short, remat=r), mesh_of(1), 2)[1][-1] for r in _REMATS]
     for other in sums[1:]:
