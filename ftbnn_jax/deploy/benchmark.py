@@ -148,7 +148,7 @@ def layer(name: str, conv: popcount.PackedConv, size: int, batch: int) -> Row:
     @jax.jit
     def real(signs, x):
         x = binary.sign_activation(x, two_valued=conv.form == "xnor")
-        return convolution.grouped_conv2d(x, signs, conv.stride, conv.padding, signs=True)
+        return convolution.grouped_conv2d(x, signs, conv.stride, conv.padding)
 
     others = onnx_calls(
         lambda form: onnx_network.layer(conv, kernels, form),

@@ -14,7 +14,7 @@ from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.deploy import benchmark
 from ftbnn_jax.deploy import runtime as runtime_lib
 from ftbnn_jax.nn import resnet, strategies
-from ftbnn_jax.ops import image
+from ftbnn_jax.ops import convolution, image
 from ftbnn_jax.report import console
 
 
@@ -43,7 +43,8 @@ def rows(
     @jax.jit
     def real(variables, images):
         x = image.standardize(images, config.image_size, config.pixel_mean, config.pixel_std)
-        return model.apply(variables, x, train=False)
+        with convolution.signs_as_numbers():
+            return model.apply(variables, x, train=False)
 
     variables = jax.tree.map(jnp.asarray, variables)
     found = []

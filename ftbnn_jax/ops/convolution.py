@@ -4,8 +4,9 @@ Arrays are NHWC, kernels HWIO. Padding is symmetric and zero valued, which JAX's
 stride 2. How each pass is computed follows from backend and shape, by `ops.convolution_table`.
 """
 
+import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,18 @@ from ftbnn_jax.ops.recompute import FLOAT16_INTEGERS, after
 
 # What signs are multiplied in, by backend; elsewhere it is the compute dtype.
 _SIGNS_DTYPE = {"cpu": jnp.int8, "gpu": jnp.float16}
+
+_as_numbers: list[bool] = []
+
+
+@contextlib.contextmanager
+def signs_as_numbers() -> Iterator[None]:
+    """Makes everything that is traced inside multiply signs in the compute dtype, like real numbers."""
+    _as_numbers.append(True)
+    try:
+        yield
+    finally:
+        _as_numbers.pop()
 
 
 def output_size(size: int, kernel_size: int, stride: int, padding: int) -> int:
@@ -59,7 +72,7 @@ def conv2d(
       float32 `[N, H', W', O]` with `H' = (H + 2 * padding - KH) // stride + 1`.
     """
     backend = jax.default_backend()
-    if not signs or backend not in _SIGNS_DTYPE:
+    if not signs or _as_numbers or backend not in _SIGNS_DTYPE:
         x, kernel = _cast(x, kernel, compute_dtype)
         rounded = backend == "gpu" and x.dtype != jnp.float32
         out_dtype = None if rounded else jnp.float32

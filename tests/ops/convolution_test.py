@@ -205,6 +205,19 @@ def test_signs_are_kept_for_the_backward_pass_in_a_byte(signs, bytes_of_x, monke
     assert kept == x.size * bytes_of_x + 4 * kernel.size
 
 
+def test_signs_can_be_multiplied_as_numbers(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    x, kernel = jnp.ones((2, 6, 7, 5)), jnp.ones((3, 3, 5, 4))
+
+    def program():
+        return str(jax.make_jaxpr(lambda x, k: convolution.conv2d(x, k, 1, 1, None, True))(x, kernel))
+
+    assert "i8[" in program()
+    with convolution.signs_as_numbers():
+        assert "i8[" not in program()
+    assert "i8[" in program()
+
+
 def test_small_outputs_have_rows_of_their_own_at_any_width():
     for features in (16, 60, 256, 512):
         row = convolution_table.nearest("cpu", 3, 1, 2, features, features)
