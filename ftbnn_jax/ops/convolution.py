@@ -23,7 +23,7 @@ _as_numbers: list[bool] = []
 
 @contextlib.contextmanager
 def signs_as_numbers() -> Iterator[None]:
-    """Makes everything that is traced inside multiply signs in the compute dtype, like real numbers."""
+    """Makes everything that is traced inside treat signs like real numbers, in the compute dtype."""
     _as_numbers.append(True)
     try:
         yield
@@ -71,13 +71,13 @@ def conv2d(
     Returns:
       float32 `[N, H', W', O]` with `H' = (H + 2 * padding - KH) // stride + 1`.
     """
-    backend = jax.default_backend()
-    if not signs or _as_numbers or backend not in _SIGNS_DTYPE:
+    signs_dtype = _signs_dtype(signs)
+    if signs_dtype is None:
         x, kernel = _cast(x, kernel, compute_dtype)
-        rounded = backend == "gpu" and x.dtype != jnp.float32
+        rounded = jax.default_backend() == "gpu" and x.dtype != jnp.float32
         out_dtype = None if rounded else jnp.float32
         return forward(x, kernel, stride, _both(padding), out_dtype).astype(jnp.float32)
-    x, kernel = _cast(x, kernel, _SIGNS_DTYPE[backend])
+    x, kernel = _cast(x, kernel, signs_dtype)
     if x.dtype == jnp.int8:
         return forward(x, kernel, stride, _both(padding), jnp.int32).astype(jnp.float32)
     parts = -(-kernel[..., 0].size // FLOAT16_INTEGERS)
@@ -87,6 +87,11 @@ def conv2d(
         for i in range(0, x.shape[-1], width)
     ]
     return functools.reduce(jnp.add, [s.astype(jnp.float32) for s in sums])
+
+
+def _signs_dtype(signs):
+    """What operands are multiplied in that are signs; None for the compute dtype."""
+    return _SIGNS_DTYPE.get(jax.default_backend()) if signs and not _as_numbers else None
 
 
 def _both(padding):
@@ -121,7 +126,7 @@ def _conv2d_fwd(x, kernel, stride, padding, compute_dtype, signs):
     dtypes = jnp.zeros(0, x.dtype), jnp.zeros(0, kernel.dtype)
     y = conv2d(x, kernel, stride, padding, compute_dtype, signs)
     x, kernel = _cast(x, kernel, compute_dtype)
-    if signs and jax.default_backend() == "cpu":
+    if _signs_dtype(signs) == jnp.int8:
         x = x.astype(jnp.int8)  # A quarter of the memory; kernels are small.
     return y, (x, kernel, *dtypes)
 
