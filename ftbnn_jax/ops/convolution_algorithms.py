@@ -157,10 +157,10 @@ def _phase_taps(kernel_size, stride, before):
 INPUT_GRADIENT: dict[str, Callable[..., jax.Array]] = {"transposed": transposed_input, "phases": phases}
 
 
-def transposed_kernel(x, g, kernel_shape, stride, padding):
-    """Kernel gradient: XLA's transpose of its convolution."""
+def transposed_kernel(x, g, kernel_shape, stride, padding, *, forward=direct):
+    """Kernel gradient: XLA's transpose of a forward pass."""
     kernel = jax.ShapeDtypeStruct(kernel_shape, x.dtype)
-    (dkernel,) = jax.linear_transpose(lambda k: direct(x, k, stride, padding), kernel)(g)
+    (dkernel,) = jax.linear_transpose(lambda k: forward(x, k, stride, padding), kernel)(g)
     return dkernel
 
 
@@ -169,15 +169,6 @@ def matmul_kernel(x, g, kernel_shape, stride, padding):
     x = _pad(x, padding)[:, ::stride, ::stride]
     x = x[:, : g.shape[1], : g.shape[2]]
     return _contract(x, g).reshape(kernel_shape)
-
-
-def space_to_depth_kernel(x, g, kernel_shape, stride, padding):
-    """Kernel gradient of a larger stride: as the forward pass."""
-    kernel = jax.ShapeDtypeStruct(kernel_shape, x.dtype)
-    shape = jax.eval_shape(lambda k: _kernel_to_depth(k, stride), kernel).shape
-    x = _to_depth(x, kernel_shape, stride, padding)
-    dkernel = transposed_kernel(x, g, shape, 1, ((0, 0), (0, 0)))
-    return jax.linear_transpose(lambda k: _kernel_to_depth(k, stride), kernel)(dkernel)[0]
 
 
 def windows_kernel(x, g, kernel_shape, stride, padding):
@@ -245,7 +236,7 @@ def shifts(x, g, kernel_shape, stride, padding):
 KERNEL_GRADIENT: dict[str, Callable[..., jax.Array]] = {
     "transposed": transposed_kernel,
     "matmul": matmul_kernel,
-    "space_to_depth": space_to_depth_kernel,
+    "space_to_depth": functools.partial(transposed_kernel, forward=space_to_depth),
     "windows": windows_kernel,
     "planes": planes,
     "shifts": shifts,
