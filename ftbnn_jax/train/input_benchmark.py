@@ -42,6 +42,8 @@ _MOST_IMAGES = 512
 _CROPS_PER_IMAGE = 8
 # Images between two looks at the clock.
 _GROUP = 64
+# Images that TensorFlow decodes at a time, for each core.
+_IN_FLIGHT = 4
 
 
 def _parser() -> ArgumentParser:
@@ -133,22 +135,26 @@ def _variants(
     images, windows = _sample(split, config.seed)
     size, channels = config.image_size, split.channels
 
+    def resize(pixels):
+        # Of uint8, TensorFlow would be slower.
+        resized = tf.image.resize(tf.cast(pixels, tf.float32), (size, size))
+        return tf.cast(tf.round(resized), tf.uint8)
+
     def fused(image, window):
-        return decode.resize(tf, decode.crop(tf, image, lambda _: tf.unstack(window), channels), size)
+        return resize(decode.crop(tf, image, lambda _: tf.unstack(window), channels))
 
     def separate(image, window):
         top, left, height, width = tf.unstack(window)
         pixels = tf.io.decode_image(image, channels=channels, expand_animations=False)
         crop = pixels[top : top + height, left : left + width]
         crop.set_shape((None, None, channels))
-        return decode.resize(tf, crop, size)
+        return resize(crop)
 
     def by_tensorflow(function: Callable[..., Any]) -> Callable[[float], float]:
         data = tf.data.Dataset.from_tensor_slices(windows)
         data = tf.data.Dataset.zip(tf.data.Dataset.from_tensor_slices(images).repeat(), data).repeat()
         # One number of each result is looked at, so that no time goes into handing the images over.
-        in_flight = stream.IN_FLIGHT_PER_CORE * cores
-        data = data.map(lambda *args: function(*args)[0, 0, 0], num_parallel_calls=in_flight)
+        data = data.map(lambda *args: function(*args)[0, 0, 0], num_parallel_calls=_IN_FLIGHT * cores)
         iterator = iter(data.batch(_GROUP).with_options(stream.tf_data_options(cores)))
         return lambda seconds: _rate(lambda: next(iterator), _GROUP, seconds)
 

@@ -1,5 +1,6 @@
 """Batches decoded by tf.data, or one image at a time where a record is corrupt."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,9 +13,10 @@ from ftbnn_jax.train import datasets, decode, records
 
 Batch = dict[str, np.ndarray]
 
-# Images that are decoded at a time. They leave in order, so that with one a core a large image would
-# have the other cores wait.
-IN_FLIGHT_PER_CORE = 4
+# Images that one call of the graph decodes and one of Python resizes, so that the call costs little.
+_GROUP = 32
+# Images in flight. They leave in order: with one a core, a large image would have the other cores wait.
+_IN_FLIGHT_PER_CORE = 4
 
 
 class Stream:
@@ -48,6 +50,8 @@ class Stream:
         self._indices_of = indices_of
         self._batch_size = batch_size
         self._train = train
+        # Traced once, not once for each image of a group.
+        self._crop = self._tf.function(self._crop_image)
 
     def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
         """Yields the batches of steps from `first_step` up to `last_step`.
@@ -75,9 +79,15 @@ class Stream:
 
     def _fast(self, first_step: int, last_step: int) -> Iterator[Batch]:
         tf, split, cores = self._tf, self._split, machine.num_cores()
+        # As equal as they can be; a step that does not fill them repeats its last image.
+        groups = math.ceil(self._batch_size / _GROUP)
+        each = math.ceil(self._batch_size / groups)
+        in_flight = max(2, math.ceil(_IN_FLIGHT_PER_CORE * cores / each))
 
         def read(step):
             indices, positions = self._indices_of(int(step))
+            missing = (0, groups * each - len(indices))
+            indices, positions = (np.pad(x, missing, "edge") for x in (indices, positions))
             if isinstance(split, records.RecordSplit):
                 return np.array(split.read_many(indices), object), positions
             return split.images[indices], split.labels[indices], positions
@@ -85,16 +95,21 @@ class Stream:
         def fetch(step):
             if isinstance(split, records.RecordSplit):
                 serialized, positions = tf.numpy_function(read, [step], (tf.string, tf.int64))
-                return *parse(tf, split, serialized), positions
-            fetched = tf.numpy_function(read, [step], (tf.uint8, tf.int32, tf.int64))
-            for tensor, shape in zip(fetched, (split.images.shape[1:], (), ()), strict=True):
-                tensor.set_shape((None, *shape))
-            return fetched
+                images, labels = parse(tf, split, serialized)
+                shape = ()
+            else:
+                types = tf.uint8, tf.int32, tf.int64
+                images, labels, positions = tf.numpy_function(read, [step], types)
+                shape = split.images.shape[1:]
+            shapes = zip((images, labels, positions), (shape, (), ()), strict=True)
+            return tuple(tf.reshape(x, (groups, each, *rest)) for x, rest in shapes)
 
         data = tf.data.Dataset.range(first_step, last_step).map(fetch).prefetch(1).unbatch()
-        data = data.map(self._example, num_parallel_calls=IN_FLIGHT_PER_CORE * cores)
-        data = data.batch(self._batch_size).prefetch(2)
-        yield from data.with_options(tf_data_options(cores)).as_numpy_iterator()
+        data = data.map(self._examples, num_parallel_calls=in_flight).batch(groups).prefetch(2)
+        data = data.with_options(tf_data_options(cores))
+        for step, batch in zip(range(first_step, last_step), data.as_numpy_iterator(), strict=True):
+            count = len(self._indices_of(step)[0])
+            yield {k: v.reshape(-1, *v.shape[2:])[:count] for k, v in batch.items()}
 
     def _careful_batch(self, step: int, reason: str) -> Batch:
         """Builds the batch of one step, image by image; `reason` is why `_fast` could not."""
@@ -115,8 +130,10 @@ class Stream:
             candidate = (index + skipped) % split.num_examples
             try:
                 images, labels = parse(self._tf, split, [split.read(candidate)])
-                example = self._example(images[0], labels[0], position)
-                return {k: v.numpy() for k, v in example.items()} | {"weight": np.float32(1)}, skipped
+                examples = self._examples(images, labels, position[None])
+                return {k: v.numpy()[0] for k, v in examples.items()} | {
+                    "weight": np.float32(1)
+                }, skipped
             except records.CorruptRecordError as error:
                 reason = str(error)
             except (errors.InvalidArgumentError, errors.DataLossError) as error:
@@ -128,13 +145,22 @@ class Stream:
                 return blank | {"weight": np.float32(0)}, 1
         raise UserError(f"{split.name(index)}: corrupt, and so is every other record of the split")
 
-    def _example(self, image: Any, label: Any, position: Any) -> dict[str, Any]:
-        tf, channels = self._tf, self._split.channels
+    def _examples(self, images: Any, labels: Any, positions: Any) -> dict[str, Any]:
+        """Decodes, crops and resizes a group of images, and puts their labels beside them."""
+        tf, positions = self._tf, self._tf.convert_to_tensor(positions)
+
+        def resize(mirrored, *windows):
+            return decode.resize(windows, mirrored, self._config.image_size)
+
+        pairs = [self._crop(images[i], positions[i]) for i in range(images.shape[0])]
+        windows, mirrored = zip(*pairs, strict=True)
+        resized = tf.numpy_function(resize, [tf.stack(mirrored), *windows], tf.uint8)
+        return {"image": resized, "label": labels}
+
+    def _crop_image(self, image: Any, position: Any) -> tuple[Any, Any]:
         if self._train:
-            image = decode.random_crop(tf, image, position, self._config, channels)
-        else:
-            image = decode.center_crop(tf, image, self._config, channels)
-        return {"image": image, "label": label}
+            return decode.random_crop(self._tf, image, position, self._config, self._split.channels)
+        return decode.center_crop(self._tf, image, self._split.channels)
 
 
 def parse(tf: Any, split: records.RecordSplit, serialized: Any) -> tuple[Any, Any]:

@@ -9,7 +9,7 @@ import pytest
 from ftbnn_jax import config as config_lib
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn import spec
-from ftbnn_jax.train import datasets, input_pipeline
+from ftbnn_jax.train import datasets, decode, input_pipeline, records, stream
 
 DIGITS = config_lib.TrainConfig(
     spec.small((1,), 8),
@@ -74,6 +74,48 @@ def test_hosts_share_out_the_batch_of_one(augment, hosts):
         for key in ("image", "label"):
             joined = np.concatenate([share[step][key] for share in shares])
             np.testing.assert_array_equal(joined, expected[key])
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_batches_do_not_depend_on_how_images_are_grouped(monkeypatch, train):
+    """Groups of 48, 4 and 1, and of 7, of which the last of 48 images has 6."""
+    config = dataclasses.replace(DIGITS, augment="resized_crop")
+    split = datasets.open_split(config, train=train)
+
+    def all_batches(group):
+        monkeypatch.setattr(stream, "_GROUP", group)
+
+        def indices_of(step):
+            indices = np.arange(48 * step, min(48 * (step + 1), 110))
+            return indices, indices
+
+        decoded = stream.Stream(split, config, indices_of, 48, train)
+        return list(decoded.batches(0, 3))
+
+    expected = all_batches(48)
+    assert [len(b["image"]) for b in expected] == [48, 48, 14]
+    np.testing.assert_array_equal(np.concatenate([b["label"] for b in expected]), split.labels[:110])
+    for group in (4, 1, 7):
+        for batch, other in zip(all_batches(group), expected, strict=True):
+            for key, value in other.items():
+                np.testing.assert_array_equal(batch[key], value)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_resized_windows_are_bilinear(channels):
+    """Within a level of TensorFlow's, of windows smaller and larger than the result."""
+    tf = records.import_tensorflow()
+    rng = np.random.default_rng(0)
+    sizes = [(9, 40), (24, 24), (100, 31), (1, 1)]
+    windows = [rng.integers(0, 256, (*size, channels), np.uint8) for size in sizes]
+    mirrored = [False, True, True, False]
+    resized = decode.resize(windows, mirrored, 24)
+    assert resized.dtype == np.uint8
+    assert resized.shape == (4, 24, 24, channels)
+    for result, window, mirror in zip(resized, windows, mirrored, strict=True):
+        expected = tf.image.resize(tf.cast(window, tf.float32), (24, 24)).numpy()
+        expected = expected[:, ::-1] if mirror else expected
+        assert np.abs(result - expected).max() < 1
 
 
 def test_shifted_images_are_windows_of_the_padded_ones():
