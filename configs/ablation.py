@@ -25,10 +25,10 @@ and the table: `python -m ftbnn_jax.experiments.table3 --workdir=DIR --dataset=c
 
 from ftbnn_jax import config
 from ftbnn_jax.errors import UserError
-from ftbnn_jax.nn import spec
+from ftbnn_jax.nn import architectures, spec
 
 _BI_REAL = {
-    field: getattr(spec.bireal18(), field)
+    field: getattr(architectures.bireal18(), field)
     for field in ("activation", "stage_end_activation", "activation_gradient", "scaling", "ste_bound")
 }
 
@@ -70,5 +70,5 @@ def get_config(row="baseline"):
     epochs = config.CIFAR10["num_epochs"]
     if "num_epochs" in recipe:
         recipe["num_epochs"] = round(recipe["num_epochs"] * epochs / 60)
-    small = spec.small(blocks=(per_stage,) * 3, width=16, stem_stride=2, **model)
+    small = architectures.small(blocks=(per_stage,) * 3, width=16, stem_stride=2, **model)
     return config.make(small, **{**config.CIFAR10, **recipe})

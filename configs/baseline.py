@@ -6,8 +6,8 @@ Adam from 0.01, divided by 10 at epochs 45 and 55 of 60.
 """
 
 from ftbnn_jax import config
-from ftbnn_jax.nn import spec
+from ftbnn_jax.nn import architectures
 
 
 def get_config():
-    return config.make(spec.baseline(), schedule="multistep")
+    return config.make(architectures.baseline(), schedule="multistep")

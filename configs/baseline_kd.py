@@ -15,7 +15,7 @@ teacher of `configs/resnet18_fp.py:cifar10`.
 
 from ftbnn_jax import config
 from ftbnn_jax.errors import UserError
-from ftbnn_jax.nn import spec
+from ftbnn_jax.nn import architectures
 
 _TANH = {"binary_activations": False, "binary_weights": False}
 _SIGN = {"binary_activations": True, "binary_weights": False}
@@ -41,7 +41,7 @@ def _stages(epochs, rates, last_weight_decay, last_teacher_weight):
 def get_config(dataset="imagenet2012"):
     if dataset == "imagenet2012":
         return config.make(
-            spec.baseline(),
+            architectures.baseline(),
             schedule="multistep",
             schedule_boundaries=(40 / 75, 60 / 75, 70 / 75),
             teacher="runs/resnet18_fp",
@@ -50,7 +50,7 @@ def get_config(dataset="imagenet2012"):
     if dataset != "cifar10":
         raise UserError(f"dataset={dataset!r}: there are imagenet2012 and cifar10")
     return config.make(
-        spec.small(blocks=(2, 2, 2), width=32, stem_stride=2),
+        architectures.small(blocks=(2, 2, 2), width=32, stem_stride=2),
         **config.CIFAR10,
         teacher="runs/resnet18_fp_cifar10",
         stages=_stages((1, 2, 3), (0.002, 0.002, 0.005), 1e-5, 3.0),

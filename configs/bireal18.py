@@ -7,8 +7,8 @@ is the baseline's. With 60 epochs (configs/ablation.py:bireal) the published top
 """
 
 from ftbnn_jax import config
-from ftbnn_jax.nn import spec
+from ftbnn_jax.nn import architectures
 
 
 def get_config():
-    return config.make(spec.bireal18(), schedule="multistep", num_epochs=256)
+    return config.make(architectures.bireal18(), schedule="multistep", num_epochs=256)

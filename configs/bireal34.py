@@ -6,8 +6,8 @@ The paper does not say how it was trained; the recipe is that of configs/bireal1
 """
 
 from ftbnn_jax import config
-from ftbnn_jax.nn import spec
+from ftbnn_jax.nn import architectures
 
 
 def get_config():
-    return config.make(spec.bireal34(), schedule="multistep", num_epochs=256)
+    return config.make(architectures.bireal34(), schedule="multistep", num_epochs=256)

@@ -6,8 +6,8 @@ Expected: about 73% of the test images after 5 epochs, in about 10 minutes on tw
 """
 
 from ftbnn_jax import config
-from ftbnn_jax.nn import spec
+from ftbnn_jax.nn import architectures
 
 
 def get_config():
-    return config.make(spec.small(blocks=(2, 2, 2), width=32, stem_stride=2), **config.CIFAR10)
+    return config.make(architectures.small(blocks=(2, 2, 2), width=32, stem_stride=2), **config.CIFAR10)

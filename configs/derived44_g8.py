@@ -7,8 +7,8 @@ The recipe is the default one: Adam from 0.01, cosine to 0, 60 epochs.
 """
 
 from ftbnn_jax import config
-from ftbnn_jax.nn import spec
+from ftbnn_jax.nn import architectures
 
 
 def get_config(budget="135"):
-    return config.make(spec.derived(layers=44, groups=8, budget=int(budget)))
+    return config.make(architectures.derived(layers=44, groups=8, budget=int(budget)))

@@ -18,7 +18,7 @@ minutes on two cores. All models and seeds, the table and the figure:
 
 from ftbnn_jax import config
 from ftbnn_jax.errors import UserError
-from ftbnn_jax.nn import spec
+from ftbnn_jax.nn import architectures
 
 MODELS = {
     "linear": {
@@ -39,7 +39,7 @@ def get_config(model="relu"):
         raise UserError(f"model={model!r}: Figure 2 has the models {', '.join(MODELS)}")
     fields = MODELS[model]
     return config.make(
-        spec.small(
+        architectures.small(
             blocks=(2,),
             width=24,
             stem_stride=2,

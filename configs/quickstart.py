@@ -7,12 +7,12 @@ binary. Expected: at least 98.5% of the held-out images.
 """
 
 from ftbnn_jax import config
-from ftbnn_jax.nn import spec
+from ftbnn_jax.nn import architectures
 
 
 def get_config():
     return config.make(
-        spec.small(blocks=(2, 2), width=48),
+        architectures.small(blocks=(2, 2), width=48),
         dataset="digits",
         image_size=8,
         num_classes=10,

@@ -12,16 +12,16 @@ import dataclasses
 
 from ftbnn_jax import config
 from ftbnn_jax.errors import UserError
-from ftbnn_jax.nn import spec
+from ftbnn_jax.nn import architectures
 
 
 def get_config(dataset="imagenet2012"):
     if dataset not in ("imagenet2012", "cifar10"):
         raise UserError(f"dataset={dataset!r}: there are imagenet2012 and cifar10")
-    net = spec.resnet18()
+    net = architectures.resnet18()
     if dataset == "imagenet2012":
         return config.make(net, schedule="multistep", learning_rate=0.001)
-    small = spec.small((1, 1, 1), 32, stem_stride=2)
+    small = architectures.small((1, 1, 1), 32, stem_stride=2)
     shape = {
         f: getattr(small, f) for f in ("blocks", "width", "stem_features", "stem_kernel", "stem_pool")
     }

@@ -6,8 +6,8 @@ The paper has no such net. The recipe is that of configs/resnet18_fp.py.
 """
 
 from ftbnn_jax import config
-from ftbnn_jax.nn import spec
+from ftbnn_jax.nn import architectures
 
 
 def get_config():
-    return config.make(spec.resnet50(), schedule="multistep", learning_rate=0.001)
+    return config.make(architectures.resnet50(), schedule="multistep", learning_rate=0.001)

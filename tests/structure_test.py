@@ -19,6 +19,7 @@ _LAYERS = (
     ("ops",),
     ("nn.plan", "nn.strategies"),
     ("nn.spec",),
+    ("nn.architectures",),
     ("nn",),
     ("config",),
     ("budget",),
@@ -37,6 +38,7 @@ _WITHOUT = {
     "nn.plan": _FRAMEWORKS | {"jax"},
     "nn.strategies": _FRAMEWORKS | {"jax"},
     "nn.spec": _FRAMEWORKS | {"jax"},
+    "nn.architectures": _FRAMEWORKS | {"jax"},
     "nn": _FRAMEWORKS - {"flax"},
     # What a device or a server loads an artifact with.
     "deploy.runtime": _FRAMEWORKS,

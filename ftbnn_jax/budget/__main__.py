@@ -11,7 +11,7 @@ import jax
 from ftbnn_jax import config
 from ftbnn_jax.budget import figure3, published, records, tables
 from ftbnn_jax.errors import ArgumentParser, UserError, positive
-from ftbnn_jax.nn import spec
+from ftbnn_jax.nn import architectures
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,7 +61,7 @@ def run(arguments: Sequence[str]) -> None:
         configs = [
             (
                 published.derived_name(budget, layers, groups),
-                config.TrainConfig(spec.derived(layers=layers, groups=groups, budget=budget)),
+                config.TrainConfig(architectures.derived(layers=layers, groups=groups, budget=budget)),
             )
             for budget, layers, groups in published.TABLE4
         ]

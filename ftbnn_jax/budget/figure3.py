@@ -5,7 +5,7 @@ from typing import Any
 from ftbnn_jax import plots
 from ftbnn_jax.budget import published
 from ftbnn_jax.budget.count import BOPS_PER_FLOP, Budget, count
-from ftbnn_jax.nn import spec
+from ftbnn_jax.nn import architectures
 from ftbnn_jax.nn.resnet import ResNet
 
 # Part, colour and hatch. The colours differ in lightness too, so that they stay apart in gray, and the
@@ -40,8 +40,8 @@ def distributions() -> dict[str, dict[str, float]]:
     """Returns the parts of both nets' budgets, in M, by the title of their bar."""
     shape = (published.IMAGE_SIZE, published.IMAGE_SIZE, 3)
     nets = {
-        "FTBNN baseline": spec.baseline(),
-        "binary-purified\n(18 layers, G=1, ~90M)": spec.derived(layers=18, groups=1, budget=90),
+        "FTBNN baseline": architectures.baseline(),
+        "binary-purified\n(18 layers, G=1, ~90M)": architectures.derived(layers=18, groups=1, budget=90),
     }
     return {
         title: distribution(count(ResNet(net, published.NUM_CLASSES), shape, memory=False))

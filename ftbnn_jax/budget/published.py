@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 
-from ftbnn_jax.nn import spec
+from ftbnn_jax.nn import architectures
 from ftbnn_jax.nn.spec import ResNetSpec
 
 IMAGE_SIZE = 224
@@ -72,7 +72,7 @@ def derived_name(budget: int, layers: int, groups: int) -> str:
 def table4_specs() -> dict[ResNetSpec, tuple[int, int, int]]:
     """Returns the nets of Table 4 with their keys in `TABLE4`."""
     return {
-        spec.derived(layers=layers, groups=groups, budget=budget): (budget, layers, groups)
+        architectures.derived(layers=layers, groups=groups, budget=budget): (budget, layers, groups)
         for budget, layers, groups in TABLE4
     }
 
@@ -92,5 +92,9 @@ def bridge_bops(model: ResNetSpec) -> float:
 @functools.cache
 def total_macs_specs() -> dict[ResNetSpec, str]:
     """Returns the nets of `TOTAL_MACS` with their names."""
-    builders = {"baseline": spec.baseline, "bireal18": spec.bireal18, "bireal34": spec.bireal34}
+    builders = {
+        "baseline": architectures.baseline,
+        "bireal18": architectures.bireal18,
+        "bireal34": architectures.bireal34,
+    }
     return {builders[name](): name for name in TOTAL_MACS}

@@ -7,7 +7,7 @@ from flax import linen as nn
 
 from ftbnn_jax import budget
 from ftbnn_jax.errors import UserError
-from ftbnn_jax.nn import activations, blocks, spec
+from ftbnn_jax.nn import activations, architectures, blocks
 from ftbnn_jax.nn.resnet import ResNet
 from ftbnn_jax.ops import batch_norm, binary, pooling
 
@@ -262,7 +262,7 @@ def test_a_loop_of_unknown_length_is_refused():
 
 
 def _small(**fields):
-    return ResNet(spec.small((2, 2), 8, **fields), 3)
+    return ResNet(architectures.small((2, 2), 8, **fields), 3)
 
 
 @pytest.mark.parametrize("arguments", [{"train": True}, {"train": False}, {}])
@@ -276,9 +276,9 @@ def test_training_and_inference_cost_the_same(arguments):
 
 @pytest.mark.parametrize("compute_dtype", [jnp.bfloat16, jnp.float16])
 def test_the_compute_dtype_does_not_matter(compute_dtype):
-    net = ResNet(spec.derived(18, 3, 90), 1000, compute_dtype)
+    net = ResNet(architectures.derived(18, 3, 90), 1000, compute_dtype)
     b = budget.count(net, (32, 32, 3), memory=False)
-    expected = budget.count(ResNet(spec.derived(18, 3, 90), 1000), (32, 32, 3), memory=False)
+    expected = budget.count(ResNet(architectures.derived(18, 3, 90), 1000), (32, 32, 3), memory=False)
     assert (b.flops, b.bops, b.binary_params) == (
         expected.flops, expected.bops, expected.binary_params
     )  # fmt: skip
@@ -286,7 +286,7 @@ def test_the_compute_dtype_does_not_matter(compute_dtype):
 
 @pytest.mark.parametrize("sign", ["three_valued", "two_valued"])
 def test_after_relu_agrees_with_the_plan(sign):
-    net = spec.small(
+    net = architectures.small(
         (3, 2, 1), 8, groups=2, bridge=True, stem_activation="relu", downsample="duplicate", sign=sign
     )
     b = budget.count(ResNet(net, 3), (16, 16, 3), memory=False)

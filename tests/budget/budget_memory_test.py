@@ -5,7 +5,7 @@ import pytest
 from flax import linen as nn
 
 from ftbnn_jax import budget
-from ftbnn_jax.nn import activations, blocks, spec
+from ftbnn_jax.nn import activations, architectures, blocks
 from ftbnn_jax.nn.resnet import ResNet
 
 _POSITIONS = 6 * 10
@@ -51,7 +51,7 @@ def test_what_a_layer_leaves(layers, expected):
 
 
 def test_memory_follows_the_positions_and_not_the_batch():
-    net = ResNet(spec.small((2, 2), 8), 3)
+    net = ResNet(architectures.small((2, 2), 8), 3)
     sizes = {n: budget.count(net, (n, n, 3)).activation_bytes for n in (8, 16, 32)}
     head = 4 * (2 * 8)  # the means that the classifier reads
     assert (sizes[16] - head) / (sizes[8] - head) == (sizes[32] - head) / (sizes[16] - head) == 4
@@ -60,7 +60,7 @@ def test_memory_follows_the_positions_and_not_the_batch():
 
 
 def test_bfloat16_between_the_blocks_takes_less():
-    nets = [ResNet(spec.small((2, 2), 8), 3, dtype) for dtype in (jnp.float32, jnp.bfloat16)]
+    nets = [ResNet(architectures.small((2, 2), 8), 3, dtype) for dtype in (jnp.float32, jnp.bfloat16)]
     wide, narrow = (budget.count(net, (16, 16, 3)).activation_bytes for net in nets)
     assert narrow < wide
 

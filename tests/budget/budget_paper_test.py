@@ -11,7 +11,7 @@ import pytest
 
 from ftbnn_jax import budget, config
 from ftbnn_jax.budget import figure3, published
-from ftbnn_jax.nn import spec
+from ftbnn_jax.nn import architectures
 from ftbnn_jax.nn.resnet import ResNet
 
 _M = 1e6
@@ -91,7 +91,7 @@ def test_table_4_is_there_within_a_minute_on_two_cores(table4):
 @pytest.mark.parametrize("key", published.TABLE4)
 def test_parameters_of_table_4_are_the_elements_of_the_variables(table4, key):
     size, layers, groups = key
-    assert_counts_are_elements(spec.derived(layers, groups, size), 3, 1000, table4[0][key])
+    assert_counts_are_elements(architectures.derived(layers, groups, size), 3, 1000, table4[0][key])
 
 
 def assert_counts_are_elements(model, channels, classes, found):
@@ -148,7 +148,7 @@ _CONV = 56 * 56 * 9 * 64 * 64
 
 
 def test_baseline():
-    b = _count(spec.baseline())
+    b = _count(architectures.baseline())
     assert b.macs == _STEM + _SHORTCUTS + _HEAD
     # Three reduction blocks have half the input channels.
     assert b.binary_macs == 13 * _CONV + 3 * _CONV // 2
@@ -166,7 +166,7 @@ def test_baseline():
 
 
 def test_parameters_of_the_baseline():
-    b = _count(spec.baseline())
+    b = _count(architectures.baseline())
     widths = (64, 128, 256, 512)
     assert b.binary_params == 9 * (4 * 64 * 64 + sum(w * w // 2 + 3 * w * w for w in widths[1:]))
     stem = 7 * 7 * 3 * 64 + 2 * 64
@@ -179,8 +179,8 @@ def test_parameters_of_the_baseline():
 @pytest.mark.parametrize(
     ("model", "macs", "binary_macs", "total"),
     [
-        (spec.bireal18(), _STEM + _SHORTCUTS + _HEAD, 13 * _CONV + 3 * _CONV // 2, 163),
-        (spec.bireal34(), _STEM + _SHORTCUTS + _HEAD, 29 * _CONV + 3 * _CONV // 2, 193),
+        (architectures.bireal18(), _STEM + _SHORTCUTS + _HEAD, 13 * _CONV + 3 * _CONV // 2, 163),
+        (architectures.bireal34(), _STEM + _SHORTCUTS + _HEAD, 29 * _CONV + 3 * _CONV // 2, 193),
     ],
 )
 def test_bireal_nets(model, macs, binary_macs, total):
@@ -192,7 +192,7 @@ def test_bireal_nets(model, macs, binary_macs, total):
 
 
 def test_full_precision_resnet_18():
-    b = _count(spec.resnet18())
+    b = _count(architectures.resnet18())
     assert b.macs == _STEM + 13 * _CONV + 3 * _CONV // 2 + _SHORTCUTS + _HEAD
     assert b.macs / 1e9 == pytest.approx(1.814, rel=0.005)
     assert b.flops / 1e9 == pytest.approx(1.814, rel=0.005)

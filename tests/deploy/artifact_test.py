@@ -14,7 +14,7 @@ import safetensors
 from ftbnn_jax.deploy import artifact as artifact_lib
 from ftbnn_jax.deploy import container, layout
 from ftbnn_jax.errors import UserError
-from ftbnn_jax.nn import spec as spec_lib
+from ftbnn_jax.nn import architectures
 from ftbnn_jax.ops import bitpack
 
 _MUTATIONS = 10_000 if os.environ.get("HYPOTHESIS_PROFILE") == "nightly" else 300
@@ -22,7 +22,7 @@ _MUTATIONS = 10_000 if os.environ.get("HYPOTHESIS_PROFILE") == "nightly" else 30
 
 @pytest.fixture(scope="module")
 def built():
-    spec = spec_lib.small((1, 1), 11, groups=3, downsample="conv", stage_end_activation="prelu")
+    spec = architectures.small((1, 1), 11, groups=3, downsample="conv", stage_end_activation="prelu")
     return networks.build(spec, 8)
 
 
@@ -86,7 +86,7 @@ def test_classes_of_any_size_fit_into_16_bits(size):
 
 @pytest.mark.parametrize("name", ["baseline", "derived"])
 def test_a_file_is_as_small_as_its_bits(name, tmp_path):
-    spec = spec_lib.baseline() if name == "baseline" else spec_lib.derived(44, 5)
+    spec = architectures.baseline() if name == "baseline" else architectures.derived(44, 5)
     tensors = {
         n: np.zeros(shape, dtype) for n, (dtype, shape) in layout.tensors(spec, 3, 1000, 224).items()
     }

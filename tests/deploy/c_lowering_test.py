@@ -13,7 +13,7 @@ from ftbnn_jax.deploy import artifact as artifact_lib
 from ftbnn_jax.deploy import layout
 from ftbnn_jax.deploy.c import export, fixed_point, generate, golden, lowering, memory, tables
 from ftbnn_jax.errors import UserError
-from ftbnn_jax.nn import spec as spec_lib
+from ftbnn_jax.nn import architectures
 
 _BUFFERS = st.lists(
     st.tuples(st.integers(1, 9), st.integers(0, 5), st.integers(0, 3)).map(
@@ -62,7 +62,12 @@ def _without_values(spec, size=224, classes=1000):
 
 @pytest.mark.parametrize(
     "spec",
-    [spec_lib.baseline(), spec_lib.derived(34, 5), spec_lib.derived(44, 5), spec_lib.derived(18, 1)],
+    [
+        architectures.baseline(),
+        architectures.derived(34, 5),
+        architectures.derived(44, 5),
+        architectures.derived(18, 1),
+    ],
 )
 def test_memory_is_at_most_1_2_times_the_largest_pair_of_activations(spec):
     network = lowering.lower(_without_values(spec))
@@ -79,7 +84,7 @@ def test_memory_is_at_most_1_2_times_the_largest_pair_of_activations(spec):
 
 
 def test_weights_are_at_most_1_02_times_the_packed_file():
-    artifact = _without_values(spec_lib.derived(44, 5))
+    artifact = _without_values(architectures.derived(44, 5))
     network = lowering.lower(artifact)
     packed = sum(tensor.nbytes for tensor in artifact.tensors.values())
     constants = tables.binary_weights(network) + tables.float_tables(network)
@@ -195,13 +200,13 @@ def test_a_runtime_traces_what_it_computes():
 
 
 def test_a_classifier_of_positions_is_refused():
-    _, _, artifact = networks.build(spec_lib.small((1,), 8, head="flatten"), 6)
+    _, _, artifact = networks.build(architectures.small((1,), 8, head="flatten"), 6)
     with pytest.raises(UserError, match=r"model\.head='flatten': the C program has 'mean' alone"):
         lowering.lower(artifact)
 
 
 @pytest.mark.parametrize("scaling", ["xnor_net", "real_to_bin"])
 def test_factors_that_depend_on_the_input_are_refused(scaling):
-    _, _, artifact = networks.build(spec_lib.small((1,), 8, scaling=scaling), 6)
+    _, _, artifact = networks.build(architectures.small((1,), 8, scaling=scaling), 6)
     with pytest.raises(UserError, match=rf"model\.scaling='{scaling}': the C program .* mean_abs"):
         lowering.lower(artifact)

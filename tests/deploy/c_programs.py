@@ -9,7 +9,7 @@ import pytest
 from ftbnn_jax.deploy import runtime as runtime_lib
 from ftbnn_jax.deploy.c import build, export, fixed_point, generate
 from ftbnn_jax.errors import UserError
-from ftbnn_jax.nn import spec as spec_lib
+from ftbnn_jax.nn import architectures
 
 _SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 STRICT = ("-O0", "-Werror")
@@ -19,12 +19,12 @@ SANITIZED = ("-O0", "-g", "-Werror", *_SANITIZERS)
 NETWORKS = {
     "derived": (networks.DERIVED, 37),
     "baseline": (networks.BASELINE, 33),
-    "two-valued": (spec_lib.small((1, 2), 12, sign="two_valued", groups=5), 10),
+    "two-valued": (architectures.small((1, 2), 12, sign="two_valued", groups=5), 10),
     "prelu": (
-        spec_lib.small((1, 2), 33, stem_activation="relu", activation="prelu", stem_stride=2),
+        architectures.small((1, 2), 33, stem_activation="relu", activation="prelu", stem_stride=2),
         11,
     ),
-    "none": (spec_lib.small((2, 1), 17, activation="none", stage_end_activation="none"), 7),
+    "none": (architectures.small((2, 1), 17, activation="none", stage_end_activation="none"), 7),
 }
 
 

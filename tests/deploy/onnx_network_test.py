@@ -11,6 +11,7 @@ from ftbnn_jax.deploy import artifact as artifact_lib
 from ftbnn_jax.deploy import benchmark, benchmark_network
 from ftbnn_jax.deploy import runtime as runtime_lib
 from ftbnn_jax.errors import UserError
+from ftbnn_jax.nn import architectures
 from ftbnn_jax.nn import spec as spec_lib
 from ftbnn_jax.ops import popcount
 
@@ -43,14 +44,14 @@ def _with_outputs(model, plans, form):
     ("spec", "size"),
     [
         # Reduction by convolution, at sizes that halve and that do not; AND after the stages' ReLU.
-        (spec_lib.small((1, 2), 8), 8),
+        (architectures.small((1, 2), 8), 8),
         # A classifier that reads positions; 9x9, so that the last means are of fewer than four.
-        (spec_lib.small((1, 1), 8, head="flatten"), 9),
-        (spec_lib.small((1, 1), 8, groups=4, stem_activation="relu", activation="prelu"), 7),
+        (architectures.small((1, 1), 8, head="flatten"), 9),
+        (architectures.small((1, 1), 8, groups=4, stem_activation="relu", activation="prelu"), 7),
         # Groups of 2, 2, 2, 2, 4 channels.
-        (spec_lib.small((1, 1), 12, groups=5, stage_end_activation="fprelu"), 9),
-        (spec_lib.small((1, 1), 12, groups=5, downsample="duplicate"), 8),
-        (spec_lib.small((1, 1), 8, sign="two_valued", downsample="duplicate"), 7),
+        (architectures.small((1, 1), 12, groups=5, stage_end_activation="fprelu"), 9),
+        (architectures.small((1, 1), 12, groups=5, downsample="duplicate"), 8),
+        (architectures.small((1, 1), 8, sign="two_valued", downsample="duplicate"), 7),
         # The large nets' stem, and a bridge.
         (
             spec_lib.ResNetSpec(
@@ -111,7 +112,7 @@ def test_the_benchmarks_time_onnxruntime_in_the_same_run(tmp_path, capsys, monke
     monkeypatch.setattr(benchmark, "medians", medians)
     monkeypatch.setattr(benchmark, "BATCHES", (2,))
     monkeypatch.setattr(popcount, "FORMS", ("ternary",))
-    config, variables, artifact = networks.build(spec_lib.small((1,), 4, groups=3), 8)
+    config, variables, artifact = networks.build(architectures.small((1,), 4, groups=3), 8)
     found = benchmark_network.rows(config, variables, runtime_lib.Runtime(artifact))
     monkeypatch.setattr(benchmark_network, "rows", lambda *args: found)
     path = str(tmp_path / "model.safetensors")
@@ -147,6 +148,6 @@ def test_a_layer_with_other_integers_is_not_timed(monkeypatch):
 
 
 def test_factors_that_depend_on_the_input_are_refused():
-    _, _, artifact = networks.build(spec_lib.small((1,), 8, scaling="real_to_bin"), 6)
+    _, _, artifact = networks.build(architectures.small((1,), 8, scaling="real_to_bin"), 6)
     with pytest.raises(UserError, match=r"model\.scaling='real_to_bin': the ONNX model"):
         onnx_network.network(artifact, "float32")

@@ -12,13 +12,13 @@ import pytest
 from ftbnn_jax.deploy import artifact as artifact_lib
 from ftbnn_jax.deploy import audit, benchmark, benchmark_network
 from ftbnn_jax.errors import UserError
-from ftbnn_jax.nn import spec as spec_lib
+from ftbnn_jax.nn import architectures
 from ftbnn_jax.ops import popcount
 
 
 @pytest.fixture(scope="module")
 def built():
-    return networks.build(spec_lib.small((1, 1), 12, groups=5, stage_end_activation="fprelu"), 8)
+    return networks.build(architectures.small((1, 1), 12, groups=5, stage_end_activation="fprelu"), 8)
 
 
 def test_operations_are_two_for_each_pair_of_signs():

@@ -11,11 +11,11 @@ from ftbnn_jax.deploy import artifact as artifact_lib
 from ftbnn_jax.deploy import runtime as runtime_lib
 from ftbnn_jax.deploy import verify
 from ftbnn_jax.errors import UserError
-from ftbnn_jax.nn import spec as spec_lib
+from ftbnn_jax.nn import architectures
 
 
 def _small(**fields):
-    return spec_lib.small((1, 2), 12, **fields)
+    return architectures.small((1, 2), 12, **fields)
 
 
 # What, spec, image size, compute dtype, forms of the binary convolutions.
@@ -77,7 +77,7 @@ def test_no_integer_differs(name):
 
 
 def test_a_network_without_binary_blocks_is_refused():
-    spec = dataclasses.replace(spec_lib.resnet18(), blocks=(1,), width=4, stem_features=4)
+    spec = dataclasses.replace(architectures.resnet18(), blocks=(1,), width=4, stem_features=4)
     with pytest.raises(UserError, match=r"config\.model\.block='real': nothing to pack"):
         networks.build(spec, 8)
 
@@ -187,7 +187,7 @@ def test_images_of_a_wrong_kind_are_a_users_mistake(exported, images):
 
 
 def test_the_form_is_proved_from_the_spec_alone():
-    spec = spec_lib.derived(18, 5)
+    spec = architectures.derived(18, 5)
     forms = [runtime_lib.packed_conv(spec, plan).form for plan in spec.plan()]
     # The bridge, then four blocks a stage: only what follows a stage's ReLU is known to be 0 or 1.
     assert forms == ["ternary", *["ternary"] * 4, *(["and"] + ["ternary"] * 3) * 3]

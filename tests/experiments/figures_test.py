@@ -9,7 +9,7 @@ from ftbnn_jax import budget
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.experiments import discrepancy, figure2, figures, sweep
-from ftbnn_jax.nn import spec
+from ftbnn_jax.nn import architectures
 from ftbnn_jax.nn.resnet import ResNet
 
 
@@ -33,7 +33,7 @@ def test_curves_are_means_over_seeds(tmp_path):
 def test_accuracy_is_drawn_over_the_total_budget(tmp_path):
     runs.write(tmp_path / "quickstart", [0.3, 0.9])
     (axis,) = figures.accuracy_over_budget([figures.read_group(str(tmp_path / "quickstart"))]).axes
-    net = spec.small(blocks=(2, 2), width=48)
+    net = architectures.small(blocks=(2, 2), width=48)
     total = budget.count(ResNet(net, 10), (8, 8, 1), memory=False).total
     ((x, y),) = axis.containers[0].lines[0].get_xydata()
     assert (x, y) == (pytest.approx(total / 1e6), pytest.approx(90))
@@ -108,7 +108,9 @@ def test_discrepancies_follow_their_formulas():
 @pytest.mark.parametrize("activation", ["none", "relu"])
 def test_discrepancy_of_a_trained_network(tmp_path, monkeypatch, activation):
     """Latent weights that are signs already, and inputs too, leave nothing between the two."""
-    net = spec.small((1,), 4, activation=activation, stage_end_activation=activation, head="flatten")
+    net = architectures.small(
+        (1,), 4, activation=activation, stage_end_activation=activation, head="flatten"
+    )
     config = TrainConfig(net, dataset="digits", image_size=8, num_classes=10, pixel_mean=(0.0,))
     config = TrainConfig.from_dict({**config.to_dict(), "pixel_std": (1.0,), "batch_size": 16})
     variables = ResNet(net, 10).init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))

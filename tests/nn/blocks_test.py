@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ftbnn_jax.nn import blocks, spec
+from ftbnn_jax.nn import architectures, blocks
 
 
 def test_latent_weights_start_xavier_normal_with_gain_two():
@@ -55,7 +55,7 @@ def test_a_binary_convolutions_integers_are_the_same_in_every_compute_dtype():
     ],
 )
 def test_what_an_exact_zero_adds_to_a_sum(sign, after_relu, zeros_count):
-    net = spec.small((1,), 4, sign=sign, stem_activation="relu" if after_relu else "none")
+    net = architectures.small((1,), 4, sign=sign, stem_activation="relu" if after_relu else "none")
     (plan,) = net.plan()
     x = jnp.zeros((1, 3, 3, 4))
     block = blocks.BinaryBlock(net, plan)

@@ -9,7 +9,7 @@ import pytest
 
 from ftbnn_jax import config
 from ftbnn_jax.errors import UserError
-from ftbnn_jax.nn import blocks, spec
+from ftbnn_jax.nn import architectures, blocks
 from ftbnn_jax.nn.resnet import ResNet
 from ftbnn_jax.ops import batch_norm, binary
 
@@ -45,7 +45,9 @@ def test_the_scale_is_the_mean_of_each_output_channel_and_a_constant():
     assert not any(np.asarray(g).any() for g in gradients)
 
 
-_NET = spec.small((2,), 6, groups=2, scaling="mean_abs", activation_gradient="piecewise_quadratic")
+_NET = architectures.small(
+    (2,), 6, groups=2, scaling="mean_abs", activation_gradient="piecewise_quadratic"
+)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +119,7 @@ def _shapes(model):
 
 
 def test_full_precision_has_two_convolutions_to_a_shortcut():
-    shapes = _shapes(spec.resnet18())
+    shapes = _shapes(architectures.resnet18())
     assert {name: shape for name, shape in shapes.items() if "block2_1" in name} == {
         "block2_1/conv1/kernel": (3, 3, 64, 128),
         "block2_1/conv2/kernel": (3, 3, 128, 128),
@@ -129,16 +131,16 @@ def test_full_precision_has_two_convolutions_to_a_shortcut():
         },
     }
     assert "block1_1/shortcut_conv/kernel" not in shapes
-    assert spec.resnet18().plan() == ()
-    assert [p.name for p in spec.resnet18().real_plan()] == [
+    assert architectures.resnet18().plan() == ()
+    assert [p.name for p in architectures.resnet18().real_plan()] == [
         f"block{s}_{b}" for s in (1, 2, 3, 4) for b in (1, 2)
     ]
-    assert spec.baseline().real_plan() == ()
+    assert architectures.baseline().real_plan() == ()
 
 
 def test_resnet50_is_the_published_one():
     """He et al., 2016: 25,557,032 parameters with 1,000 classes; strides as in torchvision."""
-    shapes = _shapes(spec.resnet50())
+    shapes = _shapes(architectures.resnet50())
     assert sum(int(np.prod(shape)) for shape in shapes.values()) == 25_557_032 - 990 * (2048 + 1)
     assert {
         name: shape for name, shape in shapes.items() if "block2_1" in name and "kernel" in name
@@ -148,15 +150,15 @@ def test_resnet50_is_the_published_one():
         "block2_1/conv3/kernel": (1, 1, 128, 512),
         "block2_1/shortcut_conv/kernel": (1, 1, 256, 512),
     }
-    plan = spec.resnet50().real_plan()
+    plan = architectures.resnet50().real_plan()
     assert [p.shortcut for p in plan[:4]] == ["conv", "identity", "identity", "conv"]
     assert plan[0].convolutions() == ((64, 1, 1), (64, 3, 1), (256, 1, 1))
     assert plan[3].convolutions() == ((128, 1, 1), (128, 3, 2), (512, 1, 1))
 
 
 def test_a_real_block_adds_the_shortcut_before_the_last_activation():
-    plan = spec.resnet18().real_plan()[0]
-    module = blocks.RealBlock(spec.resnet18(), dataclasses.replace(plan, features=4))
+    plan = architectures.resnet18().real_plan()[0]
+    module = blocks.RealBlock(architectures.resnet18(), dataclasses.replace(plan, features=4))
     x = jax.random.normal(jax.random.key(0), (2, 5, 5, 4))
     variables = jax.jit(module.init, static_argnums=2)(jax.random.key(1), x, False)
     y = x
@@ -186,7 +188,7 @@ def test_a_real_block_adds_the_shortcut_before_the_last_activation():
 def test_a_real_net_refuses_what_only_a_binary_one_has(fields, would_do):
     (field, value), *_ = fields.items()
     with pytest.raises(UserError) as error:
-        dataclasses.replace(spec.resnet18(), **fields)
+        dataclasses.replace(architectures.resnet18(), **fields)
     assert f"model.{field}={value!r}" in str(error.value)
     assert would_do in str(error.value)
 
@@ -204,7 +206,7 @@ def test_a_real_net_refuses_what_only_a_binary_one_has(fields, would_do):
 )
 def test_values_that_cannot_be_built(fields, message):
     with pytest.raises(UserError) as error:
-        dataclasses.replace(spec.baseline(), **fields)
+        dataclasses.replace(architectures.baseline(), **fields)
     assert str(error.value) == message
 
 

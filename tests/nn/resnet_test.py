@@ -10,7 +10,7 @@ import pytest
 from flax import traverse_util
 
 from ftbnn_jax import config
-from ftbnn_jax.nn import blocks, resnet, spec
+from ftbnn_jax.nn import architectures, blocks, resnet, spec
 
 _CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
 _DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
@@ -129,7 +129,7 @@ def _groups_of_at_least_two(c):
     ("net", "expected"),
     [
         (
-            spec.baseline(),
+            architectures.baseline(),
             7 * 7 * 3 * 64
             + 2 * 64
             + _stages(64, 1, _conv_shortcut, (4, 4, 4, 4))
@@ -139,7 +139,7 @@ def _groups_of_at_least_two(c):
             + 1000,
         ),
         (
-            spec.derived(18, 1),
+            architectures.derived(18, 1),
             3 * 3 * 3 * 32
             + (2 + 1) * 32
             + 9 * 32 * 128
@@ -151,7 +151,7 @@ def _groups_of_at_least_two(c):
         ),
         (
             # 216 / 8 is a whole number: groups are even.
-            spec.derived(34, 8),
+            architectures.derived(34, 8),
             3 * 3 * 3 * 32
             + (2 + 1) * 32
             + 9 * 32 * 216
@@ -272,7 +272,7 @@ def test_training_and_inference_agree_once_the_running_statistics_are_the_batchs
     ],
 )
 def test_what_flows_between_blocks(compute_dtype, expected):
-    net = spec.small((1, 1), 4)
+    net = architectures.small((1, 1), 4)
     model = resnet.ResNet(net, 5, compute_dtype)
     _, state = jax.eval_shape(
         lambda: model.apply(

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from ftbnn_jax.errors import UserError
-from ftbnn_jax.nn import spec
+from ftbnn_jax.nn import architectures
 from ftbnn_jax.nn.spec import ResNetSpec
 
 
@@ -17,11 +17,11 @@ def _plan(net):
 @pytest.mark.parametrize(
     ("net", "bridges", "blocks"),
     [
-        (spec.baseline(), 0, (4, 4, 4, 4)),
-        (spec.derived(18, 1), 1, (4, 4, 4, 4)),
-        (spec.derived(34, 3), 1, (6, 8, 12, 6)),
-        (spec.derived(44, 5), 1, (8, 10, 14, 10)),
-        (spec.small((2, 1), 8), 0, (2, 1)),
+        (architectures.baseline(), 0, (4, 4, 4, 4)),
+        (architectures.derived(18, 1), 1, (4, 4, 4, 4)),
+        (architectures.derived(34, 3), 1, (6, 8, 12, 6)),
+        (architectures.derived(44, 5), 1, (8, 10, 14, 10)),
+        (architectures.small((2, 1), 8), 0, (2, 1)),
     ],
 )
 def test_a_layer_is_a_binary_convolution_the_stem_or_the_classifier(net, bridges, blocks):
@@ -32,7 +32,7 @@ def test_a_layer_is_a_binary_convolution_the_stem_or_the_classifier(net, bridges
     ]
 
 
-@pytest.mark.parametrize(("layers", "blocks"), spec.LAYER_BLOCKS.items())
+@pytest.mark.parametrize(("layers", "blocks"), architectures.LAYER_BLOCKS.items())
 def test_layer_counts_of_the_paper(layers, blocks):
     # The stem's convolution and the classifier are the two real layers.
     assert sum(blocks) == layers - 2
@@ -41,18 +41,18 @@ def test_layer_counts_of_the_paper(layers, blocks):
 @pytest.mark.parametrize(
     ("net", "expected"),
     [
-        (spec.baseline(), ["block2_1", "block3_1", "block4_1"]),
-        (spec.derived(44, 5), ["block2_1", "block3_1", "block4_1"]),
-        (spec.small((2, 2), 8, stem_activation="relu"), ["block1_1", "block2_1"]),
+        (architectures.baseline(), ["block2_1", "block3_1", "block4_1"]),
+        (architectures.derived(44, 5), ["block2_1", "block3_1", "block4_1"]),
+        (architectures.small((2, 2), 8, stem_activation="relu"), ["block1_1", "block2_1"]),
         # A block without an activation between gives negative values again.
-        (spec.small((2, 1), 8, activation="none"), ["block2_1"]),
-        (spec.small((2, 2), 8, stage_end_activation="fprelu"), []),
+        (architectures.small((2, 1), 8, activation="none"), ["block2_1"]),
+        (architectures.small((2, 2), 8, stage_end_activation="fprelu"), []),
         (
-            spec.small((2, 2), 8, activation="relu", stage_end_activation="prelu"),
+            architectures.small((2, 2), 8, activation="relu", stage_end_activation="prelu"),
             ["block1_2", "block2_2"],
         ),
-        (spec.small((1, 1), 8, bridge=True, stem_activation="relu"), ["bridge", "block2_1"]),
-        (spec.small((1,), 8, bridge=True, activation="relu"), ["block1_1"]),
+        (architectures.small((1, 1), 8, bridge=True, stem_activation="relu"), ["bridge", "block2_1"]),
+        (architectures.small((1,), 8, bridge=True, activation="relu"), ["block1_1"]),
     ],
 )
 def test_which_convolutions_read_a_relus_output(net, expected):
@@ -62,18 +62,28 @@ def test_which_convolutions_read_a_relus_output(net, expected):
 @pytest.mark.parametrize(
     ("net", "name", "in_features", "features", "conv_in", "groups", "stride", "shortcut", "activation"),
     [
-        (spec.baseline(), "block1_1", 64, 64, 64, 1, 1, "identity", "fprelu"),
-        (spec.baseline(), "block2_1", 64, 128, 64, 1, 2, "conv", "fprelu"),
-        (spec.baseline(), "block4_4", 512, 512, 512, 1, 1, "identity", "relu"),
-        (spec.derived(18, 1), "bridge", 32, 128, 32, 1, 1, "none", "fprelu"),
-        (spec.derived(18, 1), "block1_1", 128, 128, 128, 1, 1, "identity", "fprelu"),
+        (architectures.baseline(), "block1_1", 64, 64, 64, 1, 1, "identity", "fprelu"),
+        (architectures.baseline(), "block2_1", 64, 128, 64, 1, 2, "conv", "fprelu"),
+        (architectures.baseline(), "block4_4", 512, 512, 512, 1, 1, "identity", "relu"),
+        (architectures.derived(18, 1), "bridge", 32, 128, 32, 1, 1, "none", "fprelu"),
+        (architectures.derived(18, 1), "block1_1", 128, 128, 128, 1, 1, "identity", "fprelu"),
         # The duplicated input makes groups of its halves: at least 2.
-        (spec.derived(18, 1), "block2_1", 128, 256, 256, 2, 2, "duplicate", "fprelu"),
-        (spec.derived(18, 1), "block2_2", 256, 256, 256, 1, 1, "identity", "fprelu"),
-        (spec.derived(44, 5), "bridge", 32, 154, 32, 1, 1, "none", "fprelu"),
-        (spec.derived(44, 5), "block3_1", 308, 616, 616, 5, 2, "duplicate", "fprelu"),
-        (spec.derived(44, 5), "block3_14", 616, 616, 616, 5, 1, "identity", "relu"),
-        (spec.derived(34, 8, 90), "block4_1", 4 * 164, 8 * 164, 8 * 164, 8, 2, "duplicate", "fprelu"),
+        (architectures.derived(18, 1), "block2_1", 128, 256, 256, 2, 2, "duplicate", "fprelu"),
+        (architectures.derived(18, 1), "block2_2", 256, 256, 256, 1, 1, "identity", "fprelu"),
+        (architectures.derived(44, 5), "bridge", 32, 154, 32, 1, 1, "none", "fprelu"),
+        (architectures.derived(44, 5), "block3_1", 308, 616, 616, 5, 2, "duplicate", "fprelu"),
+        (architectures.derived(44, 5), "block3_14", 616, 616, 616, 5, 1, "identity", "relu"),
+        (
+            architectures.derived(34, 8, 90),
+            "block4_1",
+            4 * 164,
+            8 * 164,
+            8 * 164,
+            8,
+            2,
+            "duplicate",
+            "fprelu",
+        ),
     ],
 )
 def test_plan_of_a_block(
@@ -88,7 +98,11 @@ def test_plan_of_a_block(
 
 @pytest.mark.parametrize(
     ("net", "expected"),
-    [(spec.baseline(), 8 * 64), (spec.derived(44, 5), 8 * 154), (spec.small((1, 1, 1), 6), 4 * 6)],
+    [
+        (architectures.baseline(), 8 * 64),
+        (architectures.derived(44, 5), 8 * 154),
+        (architectures.small((1, 1, 1), 6), 4 * 6),
+    ],
 )
 def test_features_are_those_of_the_last_block(net, expected):
     assert net.features == net.plan()[-1].features == expected
@@ -99,7 +113,7 @@ def test_features_are_those_of_the_last_block(net, expected):
     [("three_valued", {False}), ("two_valued", {False, True})],
 )
 def test_only_two_valued_signs_away_from_relu_send_zero_to_minus_one(sign, expected):
-    net = spec.small((2, 2), 8, sign=sign)
+    net = architectures.small((2, 2), 8, sign=sign)
     assert {net.two_valued_sign(p) for p in net.plan()} == expected
     assert not any(net.two_valued_sign(p) for p in net.plan() if p.after_relu)
 
@@ -150,7 +164,7 @@ def test_errors_name_the_field_its_value_and_what_would_do(fields, found, would_
 )
 def test_derived_names_the_nets_there_are(arguments, found, would_do):
     with pytest.raises(UserError) as error:
-        spec.derived(*arguments)
+        architectures.derived(*arguments)
     assert str(error.value).startswith(found)
     assert would_do in str(error.value)
 
@@ -158,9 +172,11 @@ def test_derived_names_the_nets_there_are(arguments, found, would_do):
 @pytest.mark.parametrize(
     "net",
     [
-        spec.baseline(),
-        spec.derived(44, 5),
-        spec.small((1, 2), 6, groups=4, sign="two_valued", ste_bound=1.0, batch_norm_momentum=0.5),
+        architectures.baseline(),
+        architectures.derived(44, 5),
+        architectures.small(
+            (1, 2), 6, groups=4, sign="two_valued", ste_bound=1.0, batch_norm_momentum=0.5
+        ),
     ],
 )
 def test_a_spec_survives_json(net):

@@ -9,7 +9,7 @@ import pytest
 
 from ftbnn_jax import budget
 from ftbnn_jax.errors import UserError
-from ftbnn_jax.nn import blocks, spec, strategies
+from ftbnn_jax.nn import architectures, blocks, spec, strategies
 from ftbnn_jax.nn.resnet import ResNet
 from ftbnn_jax.ops import binary
 
@@ -117,7 +117,7 @@ _FACTORS = {
 @pytest.mark.parametrize(("groups", "index"), [(1, 0), (3, 1)])
 def test_integers_are_scaled_before_batch_norm(scaling, groups, index):
     """A block of stride 1, and one of stride 2 in uneven groups of 3, 3 and 4 to 6, 6 and 8 channels."""
-    net = spec.small((1, 1), 10, groups=groups, scaling=scaling)
+    net = architectures.small((1, 1), 10, groups=groups, scaling=scaling)
     stride = net.plan()[index].stride
     assert stride == index + 1
     x = np.random.default_rng(1).normal(size=(2, 5, 6, 10)).astype(np.float32)
@@ -144,7 +144,7 @@ def test_weights_and_activations_can_stay_real(weights, activations):
     real = (
         {} if activations == "sign" else {"binary_activations": False, "real_activations": activations}
     )
-    net = spec.small((1,), 6, binary_weights=weights, **real)
+    net = architectures.small((1,), 6, binary_weights=weights, **real)
     x = np.random.default_rng(1).normal(size=(1, 3, 3, 6)).astype(np.float32)
     values, found, _ = _run(net, 0, jnp.asarray(x))
     kernel = values["params"]["conv"]["kernel_0"]
@@ -194,7 +194,7 @@ def test_real_weights_have_the_gradient_of_a_real_convolution():
 )
 def test_what_makes_no_sense_is_refused(fields, found, words):
     with pytest.raises(UserError) as error:
-        dataclasses.replace(spec.baseline(), **fields)
+        dataclasses.replace(architectures.baseline(), **fields)
     message = str(error.value)
     assert message.startswith(found)
     assert words in message
@@ -213,7 +213,7 @@ def test_what_makes_no_sense_is_refused(fields, found, words):
     ids=lambda fields: "-".join(fields.values()),
 )
 def test_the_strategies_are_independent_of_each_other(fields):
-    dataclasses.replace(spec.baseline(), **fields)
+    dataclasses.replace(architectures.baseline(), **fields)
 
 
 _HW, _C = 6 * 6, 16
@@ -234,7 +234,9 @@ _EXTRA = {
 @pytest.mark.parametrize("train", [True, False])
 def test_the_budget_counts_what_batch_norm_cannot_absorb(scaling, train):
     plain, scaled = (
-        budget.count(ResNet(spec.small((1,), _C, scaling=s), 3), (6, 6, 3), memory=False, train=train)
+        budget.count(
+            ResNet(architectures.small((1,), _C, scaling=s), 3), (6, 6, 3), memory=False, train=train
+        )
         for s in ("none", scaling)
     )
     assert scaled.flops - plain.flops == _EXTRA[scaling]
@@ -246,6 +248,6 @@ def test_the_budget_counts_what_batch_norm_cannot_absorb(scaling, train):
     ("fields", "bops"), [({"binary_weights": False}, 0), ({"binary_activations": False}, 0), ({}, 1)]
 )
 def test_the_budget_sees_that_a_convolution_is_not_binary_yet(fields, bops):
-    counted = budget.count(ResNet(spec.small((1,), 4, **fields), 3), (6, 6, 3), memory=False)
+    counted = budget.count(ResNet(architectures.small((1,), 4, **fields), 3), (6, 6, 3), memory=False)
     macs = bops * _HW * 9 * 4 * 4
     assert (counted.bops, counted.binary_params) == (macs, bops * 9 * 4 * 4)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ftbnn_jax.nn import resnet, spec
+from ftbnn_jax.nn import architectures, resnet, spec
 from ftbnn_jax.train import benchmark
 from ftbnn_jax.train.benchmark_flax import PlainResNet
 
@@ -58,9 +58,9 @@ def test_a_row_for_each_variant(repository, capsys):
 @pytest.mark.parametrize(
     "net",
     [
-        spec.small((1, 1), 6),
-        spec.small((1, 1), 6, groups=2, downsample="duplicate"),
-        spec.small((1, 1), 7, groups=3, bridge=True),
+        architectures.small((1, 1), 6),
+        architectures.small((1, 1), 6, groups=2, downsample="duplicate"),
+        architectures.small((1, 1), 7, groups=3, bridge=True),
         spec.ResNetSpec(blocks=(1, 1), block="real", width=4, stem_features=4, stem_activation="relu"),
         spec.ResNetSpec(blocks=(2, 1), block="bottleneck", width=4, stem_features=4),
     ],

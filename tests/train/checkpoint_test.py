@@ -9,11 +9,11 @@ import pytest
 
 from ftbnn_jax import config as config_lib
 from ftbnn_jax.errors import UserError
-from ftbnn_jax.nn import spec
+from ftbnn_jax.nn import architectures
 from ftbnn_jax.train import checkpoint, optimizer, state
 
 CONFIG = config_lib.TrainConfig(
-    spec.small((1, 1), 4, groups=3), image_size=8, num_classes=3, keep_checkpoints=2
+    architectures.small((1, 1), 4, groups=3), image_size=8, num_classes=3, keep_checkpoints=2
 )
 NAMES = ("a", "b", "c")
 
@@ -135,7 +135,7 @@ def test_no_readable_checkpoint_is_no_fresh_start(tmp_path, initial):
     ("config", "channels", "message"),
     [
         (
-            dataclasses.replace(CONFIG, model=spec.small((1, 1), 4, groups=2)),
+            dataclasses.replace(CONFIG, model=architectures.small((1, 1), 4, groups=2)),
             1,
             r"config\.model\.groups=3 there, 2 here",
         ),

@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 
 from ftbnn_jax import config as config_lib
-from ftbnn_jax.nn import spec
+from ftbnn_jax.nn import architectures
 from ftbnn_jax.train import input_pipeline
 
 # Of 64 pixels 224/256 are 56, so that evaluation does not resize.
-CONFIG = config_lib.TrainConfig(spec.small((1,), 8), image_size=56, batch_size=4)
+CONFIG = config_lib.TrainConfig(architectures.small((1,), 8), image_size=56, batch_size=4)
 
 
 def smooth_image(height=64, width=64):

@@ -9,11 +9,11 @@ import pytest
 
 from ftbnn_jax import config as config_lib
 from ftbnn_jax.errors import UserError
-from ftbnn_jax.nn import recording, spec
+from ftbnn_jax.nn import architectures, recording
 from ftbnn_jax.train import checkpoint, distillation, loop, state
 
 _STUDENT = config_lib.TrainConfig(
-    spec.small((2, 2), 6),
+    architectures.small((2, 2), 6),
     dataset="digits",
     image_size=8,
     num_classes=10,
@@ -27,7 +27,7 @@ _STUDENT = config_lib.TrainConfig(
 _TEACHER = dataclasses.replace(
     _STUDENT,
     model=dataclasses.replace(
-        spec.resnet18(),
+        architectures.resnet18(),
         blocks=(1, 1),
         width=4,
         stem_features=4,
@@ -99,7 +99,9 @@ def test_a_block_that_is_silent_has_a_finite_gradient():
     ],
 )
 def test_attention_is_compared_at_equal_parts_of_each_stage(student, teacher, expected):
-    nets = [dataclasses.replace(spec.baseline(), blocks=blocks) for blocks in (student, teacher)]
+    nets = [
+        dataclasses.replace(architectures.baseline(), blocks=blocks) for blocks in (student, teacher)
+    ]
     assert distillation.attention_points(*nets) == tuple(expected)
 
 
@@ -132,9 +134,13 @@ def test_the_teacher_gets_no_gradient_and_the_student_does(workdir):
         ({"num_classes": 12}, _NAMES, "config.num_classes=10, here it is 12"),
         ({"image_size": 16}, _NAMES, "config.image_size=8, here it is 16"),
         ({}, ("zero", *_NAMES[1:]), "other classes: number 0 is '0', here 'zero'"),
-        ({"model": spec.small((2,), 6)}, _NAMES, "has 2 stages, config.model.blocks=(2,) has 1"),
         (
-            {"model": spec.small((2, 2), 6, stem_stride=2)},
+            {"model": architectures.small((2,), 6)},
+            _NAMES,
+            "has 2 stages, config.model.blocks=(2,) has 1",
+        ),
+        (
+            {"model": architectures.small((2, 2), 6, stem_stride=2)},
             _NAMES,
             "block1_1 gives 8x8 positions and block1_2",
         ),
@@ -158,7 +164,7 @@ def test_a_teacher_of_other_channels_is_refused(workdir):
 
 def test_without_attention_any_structure_can_teach(workdir):
     config = dataclasses.replace(
-        _STUDENT, model=spec.small((2,), 6), teacher=workdir, attention_weight=0.0
+        _STUDENT, model=architectures.small((2,), 6), teacher=workdir, attention_weight=0.0
     )
     assert distillation.load(config, 1, _NAMES).config.model == _TEACHER.model
 

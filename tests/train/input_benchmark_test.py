@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from ftbnn_jax import config as config_lib
-from ftbnn_jax.nn import spec
+from ftbnn_jax.nn import architectures
 from ftbnn_jax.train import datasets, input_benchmark, input_pipeline
 
-CONFIG = config_lib.TrainConfig(spec.small((1,), 8), image_size=16, batch_size=8)
+CONFIG = config_lib.TrainConfig(architectures.small((1,), 8), image_size=16, batch_size=8)
 
 
 @pytest.fixture(scope="module")

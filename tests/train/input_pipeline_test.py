@@ -8,11 +8,11 @@ import pytest
 
 from ftbnn_jax import config as config_lib
 from ftbnn_jax.errors import UserError
-from ftbnn_jax.nn import spec
+from ftbnn_jax.nn import architectures
 from ftbnn_jax.train import datasets, decode, input_pipeline, records, stream
 
 DIGITS = config_lib.TrainConfig(
-    spec.small((1,), 8),
+    architectures.small((1,), 8),
     dataset="digits",
     image_size=8,
     num_classes=10,

@@ -14,12 +14,12 @@ import pytest
 
 from ftbnn_jax import config as config_lib
 from ftbnn_jax.errors import UserError
-from ftbnn_jax.nn import spec
+from ftbnn_jax.nn import architectures
 from ftbnn_jax.train import checkpoint, datasets, evaluation, input_pipeline, interrupt, loop
 
 CONFIG = config_lib.TrainConfig(
     # A gradient that depends on how far the training is.
-    spec.small((1, 1), 8, groups=2, activation_gradient="evolving"),
+    architectures.small((1, 1), 8, groups=2, activation_gradient="evolving"),
     dataset="digits",
     image_size=8,
     num_classes=10,
@@ -181,7 +181,7 @@ def test_learns_a_few_images_by_heart(tmp_path):
     """One batch over and over: the straight-through gradients lead somewhere."""
     config = dataclasses.replace(
         CONFIG,
-        model=spec.small((2, 2), 16, groups=3, downsample="duplicate"),
+        model=architectures.small((2, 2), 16, groups=3, downsample="duplicate"),
         train_split="train",
         num_steps=120,
         eval_every=120,
@@ -203,7 +203,9 @@ def test_real_images_train_and_resume(tfds_data_dir, tmp_path):
     """The mission's own recipe (random crops) at a small size, on CIFAR-10 through TFDS."""
     config = dataclasses.replace(
         CONFIG,
-        model=dataclasses.replace(spec.derived(18, 5), blocks=(1, 1), width=12, stem_features=8),
+        model=dataclasses.replace(
+            architectures.derived(18, 5), blocks=(1, 1), width=12, stem_features=8
+        ),
         dataset="cifar10",
         data_dir=str(tfds_data_dir),
         eval_split="test[:40]",

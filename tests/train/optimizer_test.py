@@ -9,11 +9,11 @@ import pytest
 
 from ftbnn_jax import config as config_lib
 from ftbnn_jax.errors import UserError
-from ftbnn_jax.nn import spec
+from ftbnn_jax.nn import architectures
 from ftbnn_jax.train import optimizer, state
 
 CONFIG = config_lib.TrainConfig(
-    spec.small((2, 2), 8, groups=3), image_size=8, num_classes=4, learning_rate=0.01
+    architectures.small((2, 2), 8, groups=3), image_size=8, num_classes=4, learning_rate=0.01
 )
 
 

@@ -10,10 +10,10 @@ from PIL import Image
 
 from ftbnn_jax import config as config_lib
 from ftbnn_jax.errors import UserError
-from ftbnn_jax.nn import spec
+from ftbnn_jax.nn import architectures
 from ftbnn_jax.train import input_pipeline, records
 
-CONFIG = config_lib.TrainConfig(spec.small((1,), 8), image_size=16, batch_size=6, seed=5)
+CONFIG = config_lib.TrainConfig(architectures.small((1,), 8), image_size=16, batch_size=6, seed=5)
 COUNT = 17
 
 

@@ -10,14 +10,14 @@ import pytest
 
 from ftbnn_jax import config as config_lib
 from ftbnn_jax.errors import UserError
-from ftbnn_jax.nn import spec
+from ftbnn_jax.nn import architectures
 from ftbnn_jax.train import checkpoint, input_pipeline, interrupt, loop, stages
 
 _REAL = {"binary_activations": True, "binary_weights": False}
 _BINARY = {"binary_activations": True, "binary_weights": True}
 
 _CONFIG = config_lib.TrainConfig(
-    spec.small((2, 2), 6),
+    architectures.small((2, 2), 6),
     dataset="digits",
     image_size=8,
     num_classes=10,
@@ -42,7 +42,7 @@ _CONFIG = config_lib.TrainConfig(
 def teacher(tmp_path_factory):
     """Work directory of a teacher, one real block beside two binary ones."""
     directory = str(tmp_path_factory.mktemp("teacher"))
-    net = spec.small((1, 1), 4, block="real", activation="relu")
+    net = architectures.small((1, 1), 4, block="real", activation="relu")
     loop.train(dataclasses.replace(_CONFIG, model=net, stages={}, num_steps=1), directory)
     return directory
 

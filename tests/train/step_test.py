@@ -10,13 +10,13 @@ from jax.sharding import AxisType
 
 from ftbnn_jax import config as config_lib
 from ftbnn_jax.errors import UserError
-from ftbnn_jax.nn import spec
+from ftbnn_jax.nn import architectures
 from ftbnn_jax.ops import convolution
 from ftbnn_jax.train import optimizer, state
 from ftbnn_jax.train import step as step_lib
 
 CONFIG = config_lib.TrainConfig(
-    spec.small((2, 2), 10, groups=3, downsample="duplicate"),
+    architectures.small((2, 2), 10, groups=3, downsample="duplicate"),
     image_size=8,
     num_classes=10,
     batch_size=16,
@@ -210,13 +210,13 @@ def test_rematerialisation_keeps_less_and_computes_the_same():
 
     Counted before compilation, since XLA's compiler for the CPU merges what "stages" computes twice.
     """
-    config = dataclasses.replace(CONFIG, model=spec.small((4, 4), 4))
+    config = dataclasses.replace(CONFIG, model=architectures.small((4, 4), 4))
     kept = {remat: _kept_bytes(dataclasses.replace(config, remat=remat)) for remat in _REMATS}
     assert 0 < kept["stages"] < 0.3 * kept["none"]
     # 6 bytes of each output and input, where plain are at least 4 + 4 + 4 + 1 + 4.
     with convolution.signs_as_numbers():
         assert kept["outputs"] < 0.5 * _kept_bytes(config)
-    short = dataclasses.replace(config, model=spec.small((1, 2), 4))
+    short = dataclasses.replace(config, model=architectures.small((1, 2), 4))
     sums = [run(dataclasses.replace(short, remat=r), mesh_of(1), 2)[1][-1] for r in _REMATS]
     for other in sums[1:]:
         np.testing.assert_allclose(other["loss"], sums[0]["loss"], rtol=1e-5)
@@ -243,7 +243,9 @@ def _kept_bytes(config):
 
 
 def test_keeping_outputs_saves_memory_on_a_cpu_too():
-    config = dataclasses.replace(CONFIG, model=spec.small((10,), 8), batch_size=64, image_size=16)
+    config = dataclasses.replace(
+        CONFIG, model=architectures.small((10,), 8), batch_size=64, image_size=16
+    )
     shapes = {
         "image": jax.ShapeDtypeStruct((64, 16, 16, 3), np.uint8),
         "label": jax.ShapeDtypeStruct((64,), np.int32),
@@ -268,7 +270,7 @@ def test_automatic_dtype_is_the_backends():
 
 def test_evolving_gradients_follow_the_step():
     """The first step is the same however long the training is, the second is not."""
-    config = dataclasses.replace(CONFIG, model=spec.small((1,), 8, weight_gradient="evolving"))
+    config = dataclasses.replace(CONFIG, model=architectures.small((1,), 8, weight_gradient="evolving"))
     tx, mesh = optax.sgd(1.0), mesh_of(1)
     with pytest.raises(ValueError, match="num_steps"):
         step_lib.make_train_step(config, tx, mesh)

@@ -1,0 +1,113 @@
+"""The paper's networks, those it compares with, and small ones from the same blocks, as specs."""
+
+import dataclasses
+from typing import Any
+
+from ftbnn_jax.errors import UserError
+from ftbnn_jax.nn.spec import ResNetSpec
+
+# Width of the first stage by (budget in M, layers) and groups: the widths with which the counting
+# rules of the paper give back its Table 4.
+DERIVED_WIDTHS = {
+    (90, 18): {1: 100, 3: 156, 5: 192, 8: 232},
+    (90, 34): {1: 68, 3: 108, 5: 136, 8: 164},
+    (135, 18): {1: 128, 3: 198, 5: 248, 8: 304},
+    (135, 34): {1: 88, 3: 140, 5: 176, 8: 216},
+    (135, 44): {1: 76, 3: 122, 5: 154, 8: 188},
+}
+LAYER_BLOCKS = {18: (4, 4, 4, 4), 34: (6, 8, 12, 6), 44: (8, 10, 14, 10)}
+
+
+def baseline() -> ResNetSpec:
+    """FTBNN ResNet-18, the paper's baseline: 60.2% top-1 at a budget of about 163M (Table 3)."""
+    return ResNetSpec()
+
+
+def bireal18() -> ResNetSpec:
+    """Bi-Real Net-18 (Liu et al., 2018), the structure that the baseline grew from (Fig. 1a).
+
+    Its weights' gradient ends at 1, as in its own paper, not at the 1.2 of this one.
+    """
+    return ResNetSpec(
+        activation="none",
+        stage_end_activation="none",
+        activation_gradient="piecewise_quadratic",
+        scaling="mean_abs",
+        ste_bound=1.0,
+    )
+
+
+def bireal34() -> ResNetSpec:
+    """Bi-Real Net-34 (Liu et al., 2018): 62.2% top-1 at a budget of 193M (Table 4)."""
+    return dataclasses.replace(bireal18(), blocks=LAYER_BLOCKS[34])
+
+
+def resnet18() -> ResNetSpec:
+    """ResNet-18 in full precision (He et al., 2016): 69.8% top-1 (Table 3)."""
+    return ResNetSpec(
+        blocks=(2, 2, 2, 2),
+        block="real",
+        stem_activation="relu",
+        activation="relu",
+        stage_end_activation="relu",
+    )
+
+
+def resnet50() -> ResNetSpec:
+    """ResNet-50 in full precision (He et al., 2016), its strides in the 3x3 convolutions."""
+    return dataclasses.replace(resnet18(), blocks=(3, 4, 6, 3), block="bottleneck")
+
+
+def derived(layers: int, groups: int, budget: int = 135) -> ResNetSpec:
+    """A binary-purified, grouped net of Table 4.
+
+    Args:
+      layers: 18, 34 or 44.
+      groups: 1, 3, 5 or 8.
+      budget: total budget in M (FLOPs + BOPs / 64), 90 or 135; 44 layers exist at 135 only.
+
+    Raises:
+      UserError: the paper has no such net.
+    """
+    widths = DERIVED_WIDTHS.get((budget, layers))
+    if widths is None:
+        known = ", ".join(f"{n} layers at {b}" for b, n in sorted(DERIVED_WIDTHS))
+        raise UserError(f"budget={budget}: no net of {layers} layers at ~{budget}M; there are {known}")
+    if groups not in widths:
+        raise UserError(f"groups={groups}: the paper's nets have {', '.join(map(str, widths))} groups")
+    return ResNetSpec(
+        blocks=LAYER_BLOCKS[layers],
+        width=widths[groups],
+        groups=groups,
+        stem_features=32,
+        stem_kernel=3,
+        stem_activation="prelu",
+        bridge=True,
+        downsample="duplicate",
+    )
+
+
+def small(
+    blocks: tuple[int, ...], width: int, *, groups: int = 1, stem_stride: int = 1, **fields: Any
+) -> ResNetSpec:
+    """A net for images of 8x8 to 64x64 pixels: the paper's blocks behind a 3x3 stem without pooling.
+
+    Args:
+      blocks: binary convolutions in each stage.
+      width: channels of the stem and of the first stage.
+      groups: of each binary convolution.
+      stem_stride: 2 for a quarter of the work.
+      **fields: any further field of `ResNetSpec`.
+    """
+    return ResNetSpec(
+        **{
+            "blocks": blocks,
+            "width": width,
+            "groups": groups,
+            "stem_features": width,
+            "stem_kernel": 3,
+            "stem_stride": stem_stride,
+            "stem_pool": False,
+            **fields,
+        }
+    )
