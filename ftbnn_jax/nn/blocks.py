@@ -15,7 +15,7 @@ from ftbnn_jax.nn import activations, strategies
 from ftbnn_jax.nn.plan import BinaryConvPlan, RealBlockPlan
 from ftbnn_jax.nn.spec import ResNetSpec
 from ftbnn_jax.ops import batch_norm, binary, convolution, pooling, scaling
-from ftbnn_jax.ops.recompute import recomputed
+from ftbnn_jax.ops.recompute import narrowed, recomputed
 
 
 def stream_dtype(compute_dtype: jnp.dtype) -> jnp.dtype:
@@ -151,9 +151,10 @@ class BatchNorm(nn.Module):
                 y = batch_norm.normalize_by(x, *normalizers, self.epsilon)
                 return tail(y, *batch[1:], *others)
 
-            mean, var = recomputed(statistics, largest_integer)((x,), input_scale)
-            y = recomputed(finish, largest_integer)(
-                (x, *tail_batch), input_scale, mean, var, scale, bias, tail_others
+            kept = narrowed(x, largest_integer)
+            mean, var = recomputed(statistics)((x,), kept, input_scale)
+            y = recomputed(finish)(
+                (x, *tail_batch), kept, input_scale, mean, var, scale, bias, tail_others
             )
         if not self.is_initializing():
             keep = self.momentum

@@ -197,4 +197,6 @@ def binary_conv2d(
         signs = binary_weights and activations == "sign"
         return convolution.grouped_conv2d(a, kernels, stride, padding, compute_dtype, signs=signs)
 
-    return (recomputed(compute) if recompute else compute)((x,), progress, *kernels)
+    if recompute:
+        return recomputed(compute)((x,), None, progress, *kernels)
+    return compute((x,), progress, *kernels)

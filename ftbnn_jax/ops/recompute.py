@@ -15,23 +15,25 @@ _INT16_MAX = 2**15 - 1
 FLOAT16_INTEGERS = 2**11
 
 
-def recomputed(function: Callable[..., Any], largest_integer: int | None = None) -> Callable[..., Any]:
+def recomputed(function: Callable[..., Any]) -> Callable[..., Any]:
     """Returns `function`, with a backward pass that keeps its arguments alone.
 
     Args:
       function: of a tuple of arrays with a batch axis in front, and of any further arrays.
-      largest_integer: if given, the first array holds integers, none larger in magnitude; they are
-        kept in 16 bits if those hold them.
+
+    Returns:
+      A function of the tuple, of what is kept in the place of its first array (from `narrowed`; None for
+      the array itself), and of the further arrays.
     """
-    narrow = _narrow_dtype(largest_integer)
 
     @jax.custom_vjp
-    def call(batch, *others):
+    def call(batch, kept, *others):
+        del kept
         return function(batch, *others)
 
-    def forward(batch, *others):
-        first = batch[0].astype(narrow or batch[0].dtype)
+    def forward(batch, kept, *others):
         like_first = jnp.zeros(0, batch[0].dtype)
+        first = batch[0] if kept is None else kept
         return function(batch, *others), (first, like_first, batch[1:], others)
 
     def backward(residuals, gradients):
@@ -43,20 +45,36 @@ def recomputed(function: Callable[..., Any], largest_integer: int | None = None)
         zero = 0 * g.reshape(len(g), -1)[:, 0] if g.ndim > 1 else jnp.zeros(())
         batch = (first.astype(like_first.dtype), *rest)
         batch = tuple(_add_per_image(x, zero) for x in batch)
+        # Of what all devices share, such as binarised kernels, a zero from one image would go to all.
+        if jax.device_count() == 1:
+            others = jax.tree.map(lambda x: x + jnp.ravel(zero)[0].astype(x.dtype), others)
         _, pullback = jax.vjp(function, batch, *others)
         of_batch, *of_others = pullback(gradients)
-        return tuple(after(x, of_others) for x in of_batch), *of_others
+        return tuple(after(x, of_others) for x in of_batch), None, *of_others
 
     call.defvjp(forward, backward)
     return call
 
 
-def _narrow_dtype(largest_integer):
-    """The dtype of 16 bits that holds all integers up to this; a GPU's convolutions write float16."""
+def narrowed(x: jax.Array, largest_integer: int | None) -> jax.Array | None:
+    """Returns integers in 16 bits, to be kept in the place of `x`.
+
+    Args:
+      x: `[N, ...]`, floating point.
+      largest_integer: the largest magnitude that can occur; None where `x` is not made of integers.
+
+    Returns:
+      int16, or float16, which is what a GPU's convolutions write; None if 16 bits do not hold them.
+    """
     if largest_integer is None or largest_integer > _INT16_MAX:
         return None
     on_gpu = jax.default_backend() == "gpu"
-    return jnp.float16 if on_gpu and largest_integer <= FLOAT16_INTEGERS else jnp.int16
+    dtype = jnp.float16 if on_gpu and largest_integer <= FLOAT16_INTEGERS else jnp.int16
+    x = jax.lax.stop_gradient(x)
+    if jax.default_backend() != "cpu" or jax.device_count() > 1:
+        return x.astype(dtype)
+    # By a loop, or XLA would convert where the result is read, and keep `x` until then.
+    return jax.lax.map(lambda image: image.astype(dtype), x)
 
 
 def after(x: jax.Array, others: Any) -> jax.Array:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ftbnn_jax.ops.recompute import recomputed
+from ftbnn_jax.ops.recompute import narrowed, recomputed
 
 
 def _function(batch, weights, offsets):
@@ -21,11 +21,20 @@ def _arguments(integers=False):
     return (x, shortcut), (weights,), offsets
 
 
+def _recomputed(largest_integer):
+    def call(batch, *others):
+        return recomputed(_function)(batch, narrowed(batch[0], largest_integer), *others)
+
+    return call
+
+
+@pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("largest_integer", [None, 20, 2**15])
-def test_value_and_gradients_are_the_functions(largest_integer):
+def test_value_and_gradients_are_the_functions(monkeypatch, largest_integer, devices):
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
     arguments = _arguments(integers=largest_integer is not None)
     expected, plain = jax.vjp(_function, *arguments)
-    actual, pullback = jax.vjp(jax.jit(recomputed(_function, largest_integer)), *arguments)
+    actual, pullback = jax.vjp(jax.jit(_recomputed(largest_integer)), *arguments)
     np.testing.assert_array_equal(actual, expected)
     g = jnp.asarray(np.random.default_rng(1).standard_normal(expected.shape), jnp.float32)
     for a, e in zip(jax.tree.leaves(pullback(g)), jax.tree.leaves(plain(g)), strict=True):
@@ -38,7 +47,7 @@ def test_value_and_gradients_are_the_functions(largest_integer):
 def test_the_arguments_are_kept_and_nothing_else(largest_integer, bytes_of_x):
     arguments = _arguments(integers=True)
     residuals = jax.eval_shape(
-        lambda *a: jax.tree.leaves(jax.vjp(recomputed(_function, largest_integer), *a)[1]), *arguments
+        lambda *a: jax.tree.leaves(jax.vjp(_recomputed(largest_integer), *a)[1]), *arguments
     )
     kept = sum(leaf.size * leaf.dtype.itemsize for leaf in residuals)
     assert kept == 4 * 3 * 5 * bytes_of_x + 4 * (4 * 3 * 6 + 5 * 6 + 6)
@@ -51,7 +60,7 @@ def test_the_compiler_does_not_keep_the_forward_passs_results():
         return (jnp.sin(jnp.cos(jnp.tile(batch[0], (1, 64)) * weights)).reshape(-1, 64, 128).mean(1),)
 
     sizes = []
-    for function in (wide, recomputed(wide)):
+    for function in (wide, lambda batch, weights: recomputed(wide)(batch, None, weights)):
 
         def loss(weights, x, function=function):
             for _ in range(16):
