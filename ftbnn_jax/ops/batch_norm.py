@@ -4,6 +4,8 @@ Training graph and packed runtime share `fold` and `apply_folded`; given the sam
 that is exactly 0 in one is exactly 0 in the other.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -56,11 +58,38 @@ def normalize(
       epsilon: added to the variance.
 
     Returns:
-      `(y, mean, variance)`: float32 of the shape of `x`, and the batch's statistics, `[C]`; the
-      variance is the biased one.
+      `(y, mean, variance)`: float32 of the shape of `x`, and the batch's statistics, `[C]`, through which
+      no gradient flows by themselves; the variance is the biased one.
     """
-    mean, variance = statistics(x)
-    return normalize_by(x, mean, variance, scale, bias, epsilon), mean, variance
+    mean, variance = jax.lax.stop_gradient(statistics(x))
+    return _normalize(x, mean, variance, scale, bias, epsilon), mean, variance
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _normalize(x, mean, variance, scale, bias, epsilon):
+    """`normalize_by`, with a gradient that knows whose statistics these are.
+
+    It keeps `x` and goes through it and the gradient twice. JAX's own would have `x - mean` kept too.
+    """
+    return normalize_by(x, mean, variance, scale, bias, epsilon)
+
+
+def _normalize_fwd(x, mean, variance, scale, bias, epsilon):
+    y = normalize_by(x, mean, variance, scale, bias, epsilon)
+    return y, (x, mean, variance, scale)
+
+
+def _normalize_bwd(epsilon, residuals, g):
+    x, mean, variance, scale = residuals
+    axes, count = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
+    inverse = 1 / jnp.sqrt(variance + epsilon)
+    centred = x.astype(jnp.float32) - mean
+    of_bias, of_scale = jnp.sum(g, axes), jnp.sum(g * (centred * inverse), axes)
+    dx = (scale * inverse) * (g - of_bias / count - centred * (inverse * of_scale / count))
+    return dx.astype(x.dtype), None, None, of_scale, of_bias
+
+
+_normalize.defvjp(_normalize_fwd, _normalize_bwd)
 
 
 def statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:

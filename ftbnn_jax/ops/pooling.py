@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 
@@ -52,22 +53,26 @@ def _max_pool_fwd(x):
 def _max_pool_bwd(residuals, g):
     place, like_x = residuals
     _, h, w, _ = like_x.shape
-    # Of an even position (2m) only the middle tap of output m meets it; of an odd one (2m + 1), the last
-    # tap of m and the first of m + 1.
-    meets = (((1, 0),), ((2, 0), (0, 1)))
-
-    def part(rows, columns):
-        total = 0
-        for i, down in rows:
-            for j, right in columns:
-                edges = ((0, 0), (0, down), (0, right), (0, 0))
-                passed = jnp.where(place == _TAPS.index((i, j)), g, 0)
-                total = total + jnp.pad(passed, edges)[:, down:, right:]
-        return total
-
-    dx = jnp.stack([jnp.stack([part(r, c) for c in meets], 3) for r in meets], 2)
     n, rows, columns, features = g.shape
+    after = ((0, 0), (0, 1), (0, 1), (0, 0))
+    place, g = jnp.pad(place, after), jnp.pad(g, after)
+
+    def of_outputs(down, right):
+        """What the outputs `(m + down, k + right)` hand to the positions `2m, 2m + 1` and `2k, 2k + 1`."""
+        near = (slice(None), slice(down, down + rows), None, slice(right, right + columns), None)
+        taps = _tap(down)[:, None] * 3 + _tap(right)
+        met = (_tap(down)[:, None] >= 0) & (_tap(right) >= 0)
+        taps, met = (a[:, None, :, None] for a in (taps, met))
+        return jnp.where((place[near] == taps.astype(np.uint8)) & met, g[near], 0)
+
+    # One expression of the whole result, so that the compiler writes it once.
+    dx = sum(of_outputs(down, right) for down in (0, 1) for right in (0, 1))
     return (dx.reshape(n, 2 * rows, 2 * columns, features)[:, :h, :w],)
+
+
+def _tap(ahead: int) -> np.ndarray:
+    """Which tap of the output `m + ahead` meets the positions `2m` and `2m + 1`; negative for none."""
+    return np.array([-1, 0]) if ahead else np.array([1, 2])
 
 
 max_pool.defvjp(_max_pool_fwd, _max_pool_bwd)

@@ -82,7 +82,7 @@ def make_train_step(
             state.params, state.batch_stats, images, labels, progress, teacher_variables
         )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
+        finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.sum(grads))
         first_seen = ~finite & (state.nonfinite_step < 0)
         restart = state.step % config.log_every == 0
         kept = jax.tree.map(lambda old, zero: jnp.where(restart, zero, old), state.sums, zero_sums())
