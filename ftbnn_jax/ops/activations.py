@@ -41,4 +41,28 @@ def fprelu(x: jax.Array, negative_slope: jax.Array, positive_slope: jax.Array) -
     Returns:
       An array of the shape and dtype of `x`.
     """
-    return mark((x * jnp.where(x > 0, positive_slope, negative_slope)).astype(x.dtype), ACTIVATION)
+    return mark(_fprelu(x, negative_slope, positive_slope), ACTIVATION)
+
+
+@jax.custom_vjp
+def _fprelu(x, negative_slope, positive_slope):
+    return (x * jnp.where(x > 0, positive_slope, negative_slope)).astype(x.dtype)
+
+
+def _fprelu_fwd(x, negative_slope, positive_slope):
+    return _fprelu(x, negative_slope, positive_slope), (x, negative_slope, positive_slope)
+
+
+def _fprelu_bwd(residuals, g):
+    x, negative_slope, positive_slope = residuals
+    dx = (g * jnp.where(x > 0, positive_slope, negative_slope)).astype(x.dtype)
+    products, axes = g.astype(jnp.float32) * x, tuple(range(x.ndim - 1))
+    if jax.default_backend() != "cpu":
+        return dx, jnp.sum(products, axes, where=~(x > 0)), jnp.sum(products, axes, where=x > 0)
+    # XLA would write the products down once for each sum, and add up their factors again each time.
+    positive = jnp.arange(2)[:, None] == 1
+    sides = jnp.where((x > 0)[..., None, :] == positive, products[..., None, :], 0)
+    return dx, *jnp.sum(sides, axes)
+
+
+_fprelu.defvjp(_fprelu_fwd, _fprelu_bwd)

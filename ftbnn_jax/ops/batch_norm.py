@@ -58,8 +58,8 @@ def normalize(
       epsilon: added to the variance.
 
     Returns:
-      `(y, mean, variance)`: float32 of the shape of `x`, and the batch's statistics, `[C]`, through which
-      no gradient flows by themselves; the variance is the biased one.
+      `(y, mean, variance)`: float32 of the shape of `x`, and the batch's statistics, `[C]`; the variance
+      is the biased one. The statistics that are returned carry no gradient.
     """
     mean, variance = jax.lax.stop_gradient(statistics(x))
     return _normalize(x, mean, variance, scale, bias, epsilon), mean, variance
@@ -82,10 +82,11 @@ def _normalize_fwd(x, mean, variance, scale, bias, epsilon):
 def _normalize_bwd(epsilon, residuals, g):
     x, mean, variance, scale = residuals
     axes, count = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
-    inverse = 1 / jnp.sqrt(variance + epsilon)
-    centred = x.astype(jnp.float32) - mean
-    of_bias, of_scale = jnp.sum(g, axes), jnp.sum(g * (centred * inverse), axes)
-    dx = (scale * inverse) * (g - of_bias / count - centred * (inverse * of_scale / count))
+    inverse, x32 = 1 / jnp.sqrt(variance + epsilon), x.astype(jnp.float32)
+    # Each from `x` itself: x - mean, or what both have in common, XLA would keep.
+    of_bias, of_scale = jnp.sum(g, axes), jnp.sum(g * (x32 * inverse - mean * inverse), axes)
+    factor, slope = scale * inverse, scale * jnp.square(inverse) * of_scale / count
+    dx = factor * g - slope * x32 + (slope * mean - factor * of_bias / count)
     return dx.astype(x.dtype), None, None, of_scale, of_bias
 
 

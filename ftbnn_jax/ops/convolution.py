@@ -135,7 +135,7 @@ def _conv2d_bwd(stride, padding, compute_dtype, signs, residuals, g):
     del compute_dtype, signs  # The kernel among the residuals is cast already.
     x, kernel, like_x, like_kernel = residuals
     dtype = jnp.bfloat16 if kernel.dtype == jnp.float16 else kernel.dtype
-    x, kernel, g = x.astype(dtype), kernel.astype(dtype), g.astype(dtype)
+    kernel, g = kernel.astype(dtype), g.astype(dtype)
     padding = _both(padding)
     row = _row(x.shape, kernel.shape, stride, padding)
     # Transposing wants operands and result of one dtype, hence no float32 accumulator type here.

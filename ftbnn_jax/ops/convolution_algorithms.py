@@ -18,6 +18,8 @@ Padding = tuple[tuple[int, int], tuple[int, int]]
 # What a turn of a loop over images copies together: larger, and it leaves the cache; smaller, and its
 # matrix product is too short.
 _TURN_BYTES = 10 * 2**20
+# Where images are multiplied one by one anyway, it is for the memory alone.
+_PLANES_BYTES = 32 * 2**20
 
 _DEPTH_MULTIPLE = 16
 
@@ -159,6 +161,7 @@ INPUT_GRADIENT: dict[str, Callable[..., jax.Array]] = {"transposed": transposed_
 
 def transposed_kernel(x, g, kernel_shape, stride, padding, *, forward=direct):
     """Kernel gradient: XLA's transpose of a forward pass."""
+    x = x.astype(g.dtype)
     kernel = jax.ShapeDtypeStruct(kernel_shape, x.dtype)
     (dkernel,) = jax.linear_transpose(lambda k: forward(x, k, stride, padding), kernel)(g)
     return dkernel
@@ -166,7 +169,7 @@ def transposed_kernel(x, g, kernel_shape, stride, padding, *, forward=direct):
 
 def matmul_kernel(x, g, kernel_shape, stride, padding):
     """Kernel gradient of a 1x1 kernel: one matrix product."""
-    x = _pad(x, padding)[:, ::stride, ::stride]
+    x = _pad(x.astype(g.dtype), padding)[:, ::stride, ::stride]
     x = x[:, : g.shape[1], : g.shape[2]]
     return _contract(x, g).reshape(kernel_shape)
 
@@ -177,12 +180,12 @@ def windows_kernel(x, g, kernel_shape, stride, padding):
     def turn(x, g):
         return _contract(g, _windows(x, kernel_shape, stride))
 
-    image_bytes = _windows_bytes(x, g, kernel_shape)
-    return _in_turns(turn, _pad(x, padding), g, image_bytes).T.reshape(kernel_shape)
+    x = _pad(x.astype(g.dtype), padding)
+    return _in_turns(turn, x, g, _windows_bytes(g, kernel_shape), _TURN_BYTES).T.reshape(kernel_shape)
 
 
-def _windows_bytes(x, g, kernel_shape):
-    return math.prod(g.shape[1:3]) * math.prod(kernel_shape[:3]) * x.dtype.itemsize
+def _windows_bytes(g, kernel_shape):
+    return math.prod(g.shape[1:3]) * math.prod(kernel_shape[:3]) * g.dtype.itemsize
 
 
 def planes(x, g, kernel_shape, stride, padding):
@@ -195,19 +198,23 @@ def planes(x, g, kernel_shape, stride, padding):
     _, out_h, out_w, _ = g.shape
     left = padding[1][0]
     last = (out_w - 1 + -(-kw // stride)) * stride
-    x = _pad(x, (padding[0], (left, last - x.shape[2] - left)))
+    x = _pad(x.astype(g.dtype), (padding[0], (left, last - x.shape[2] - left)))
     x = x.reshape(*x.shape[:2], last // stride, stride, features_in)
 
     def turn(x, g):
-        x = x.transpose(3, 4, 0, 1, 2)
+        n = len(x)
+        x = x.transpose(0, 3, 4, 1, 2)
         taps = [
-            x[j % stride, :, :, i : i + stride * (out_h - 1) + 1 : stride, j // stride :][..., :out_w]
+            x[:, j % stride, :, i : i + stride * (out_h - 1) + 1 : stride, j // stride :][..., :out_w]
             for i, j in itertools.product(range(kh), range(kw))
         ]
-        rows = jnp.concatenate(taps).reshape(kh * kw * features_in, -1)
-        return jnp.matmul(rows, g.reshape(-1, features_out), preferred_element_type=jnp.float32)
+        rows = jnp.concatenate(taps, 1).reshape(n, kh * kw * features_in, -1)
+        # Image by image: for one product, the rows of all would have to be put end to end.
+        g = g.reshape(n, -1, features_out)
+        return jnp.matmul(rows, g, preferred_element_type=jnp.float32).sum(0)
 
-    return _in_turns(turn, x, g, _windows_bytes(x, g, kernel_shape)).reshape(kernel_shape)
+    image_bytes = _windows_bytes(g, kernel_shape)
+    return _in_turns(turn, x, g, image_bytes, _PLANES_BYTES).reshape(kernel_shape)
 
 
 def shifts(x, g, kernel_shape, stride, padding):
@@ -224,13 +231,29 @@ def shifts(x, g, kernel_shape, stride, padding):
 
     def turn(x, g):
         x = _pad(x, ((0, 0), padding[1]))
-        columns = jnp.concatenate([x[:, :, j : j + out_w] for j in range(kw)], -1)
-        rows = [_pad(g, ((i - top, height - out_h + top - i), (0, 0))) for i in range(kh)]
-        return _contract(columns, jnp.concatenate(rows, -1))
+        columns = _side_by_side([x[:, :, j : j + out_w] for j in range(kw)]).astype(g.dtype)
+        # Row r of the copy for tap i is row r - i + top of `g`.
+        g = _pad(g, ((kh - 1 - top, height - out_h + top), (0, 0)))
+        rows = _side_by_side([g[:, kh - 1 - i :][:, :height] for i in range(kh)])
+        return _contract(columns, rows)
 
-    image_bytes = height * out_w * (kw * features_in + kh * features_out) * x.dtype.itemsize
-    products = _in_turns(turn, x, g, image_bytes).reshape(kw, features_in, kh, features_out)
-    return products.transpose(2, 0, 1, 3)
+    image_bytes = height * out_w * (kw * features_in + kh * features_out) * g.dtype.itemsize
+    products = _in_turns(turn, x, g, image_bytes, _TURN_BYTES)
+    return products.reshape(kw, features_in, kh, features_out).transpose(2, 0, 1, 3)
+
+
+def _side_by_side(parts: list[jax.Array]) -> jax.Array:
+    """Concatenates along the last axis, as one expression.
+
+    On a CPU, XLA writes down each part of a concatenation before it copies it; here also what pads,
+    cuts and converts is part of the one loop.
+    """
+    number = jnp.arange(len(parts))[:, None]
+    parts = [part[..., None, :] for part in parts]
+    joined = parts[0]
+    for i, part in enumerate(parts[1:], 1):
+        joined = jnp.where(number == i, part, joined)
+    return joined.reshape(*joined.shape[:-2], -1)
 
 
 KERNEL_GRADIENT: dict[str, Callable[..., jax.Array]] = {
@@ -258,16 +281,20 @@ def _contract(a: jax.Array, b: jax.Array) -> jax.Array:
     return lax.dot_general(a, b, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
 
 
-def _in_turns(turn, x, g, image_bytes):
-    """Sums `turn(x, g)` over parts of the batch.
+def _in_turns(turn, x, g, image_bytes, most_bytes):
+    """Sums `turn(x, g)` over parts of the batch of at most so many bytes.
 
     A batch that is spread over devices is one part: every turn of a loop would be all devices'.
     """
     n = len(x)
-    most = n if jax.device_count() > 1 else max(1, _TURN_BYTES // max(1, image_bytes))
+    most = n if jax.device_count() > 1 else max(1, most_bytes // max(1, image_bytes))
     images = max(d for d in range(1, n + 1) if n % d == 0 and d <= most)
     if images == n:
         return turn(x, g)
-    parts = [a.reshape(n // images, images, *a.shape[1:]) for a in (x, g)]
-    zero = jnp.zeros(jax.eval_shape(turn, *(p[0] for p in parts)).shape, jnp.float32)
-    return lax.scan(lambda total, part: (total + turn(*part), None), zero, tuple(parts))[0]
+
+    def add(number, total):
+        # Cut out here: of `g` in another shape, XLA would compute all of it a second time.
+        return total + turn(*(lax.dynamic_slice_in_dim(a, number * images, images) for a in (x, g)))
+
+    sums = jax.eval_shape(turn, x[:images], g[:images])
+    return lax.fori_loop(0, n // images, add, jnp.zeros(sums.shape, jnp.float32))

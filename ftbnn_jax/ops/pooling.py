@@ -58,7 +58,7 @@ def _max_pool_bwd(residuals, g):
     place, g = jnp.pad(place, after), jnp.pad(g, after)
 
     def of_outputs(down, right):
-        """What the outputs `(m + down, k + right)` hand to the positions `2m, 2m + 1` and `2k, 2k + 1`."""
+        """What outputs `(m + down, k + right)` hand to positions `2m, 2m + 1` and `2k, 2k + 1`."""
         near = (slice(None), slice(down, down + rows), None, slice(right, right + columns), None)
         taps = _tap(down)[:, None] * 3 + _tap(right)
         met = (_tap(down)[:, None] >= 0) & (_tap(right) >= 0)

@@ -105,6 +105,7 @@ def test_every_algorithm_is_laxs_convolution(
 ):
     """One device, since a batch on several is not cut into turns."""
     monkeypatch.setattr(convolution_algorithms, "_TURN_BYTES", turn_bytes)
+    monkeypatch.setattr(convolution_algorithms, "_PLANES_BYTES", turn_bytes)
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     x, kernel = _arguments(5, size, kernel_size, features_out=3)
     shape = _plain(x, kernel, stride, padding).shape
