@@ -22,6 +22,7 @@ _TURN_BYTES = 10 * 2**20
 _PLANES_BYTES = 32 * 2**20
 
 _DEPTH_MULTIPLE = 16
+_LOOP_CHANNELS = 48
 
 
 def _pad(x: jax.Array, padding: Padding) -> jax.Array:
@@ -243,11 +244,13 @@ def shifts(x, g, kernel_shape, stride, padding):
 
 
 def _side_by_side(parts: list[jax.Array]) -> jax.Array:
-    """Concatenates along the last axis, as one expression.
+    """Concatenates along the last axis, as one expression where there are many channels.
 
     On a CPU, XLA writes down each part of a concatenation before it copies it; here also what pads,
-    cuts and converts is part of the one loop.
+    cuts and converts is part of the one loop, whose innermost turns are the channels.
     """
+    if parts[0].shape[-1] < _LOOP_CHANNELS:
+        return jnp.concatenate(parts, -1)
     number = jnp.arange(len(parts))[:, None]
     parts = [part[..., None, :] for part in parts]
     joined = parts[0]

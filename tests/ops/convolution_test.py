@@ -82,8 +82,9 @@ def test_conv2d_is_laxs_convolution_with_its_gradients(
             _assert_close(gradient, expected_gradient, _GRADIENT_TOLERANCE[compute_dtype])
 
 
-# Of two rows, one is alone in a batch of two; larger turns take both images.
-@pytest.mark.parametrize("turn_bytes", [1, 2**30])
+# Of two rows, one is alone in a batch of two; larger turns take both images. The channels, 5 and 3, are
+# few or many.
+@pytest.mark.parametrize(("turn_bytes", "loop_channels"), [(1, 5), (1, 6), (2**30, 1)])
 @pytest.mark.parametrize(
     ("size", "kernel_size", "stride", "padding"),
     [
@@ -101,11 +102,12 @@ def test_conv2d_is_laxs_convolution_with_its_gradients(
     ],
 )
 def test_every_algorithm_is_laxs_convolution(
-    size, kernel_size, stride, padding, turn_bytes, monkeypatch
+    size, kernel_size, stride, padding, turn_bytes, loop_channels, monkeypatch
 ):
     """One device, since a batch on several is not cut into turns."""
     monkeypatch.setattr(convolution_algorithms, "_TURN_BYTES", turn_bytes)
     monkeypatch.setattr(convolution_algorithms, "_PLANES_BYTES", turn_bytes)
+    monkeypatch.setattr(convolution_algorithms, "_LOOP_CHANNELS", loop_channels)
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     x, kernel = _arguments(5, size, kernel_size, features_out=3)
     shape = _plain(x, kernel, stride, padding).shape
