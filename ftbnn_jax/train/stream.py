@@ -150,7 +150,7 @@ class Stream:
         tf, positions = self._tf, self._tf.convert_to_tensor(positions)
 
         def resize(mirrored, *windows):
-            return decode.resize(windows, mirrored, self._config.image_size)
+            return decode.resize(windows, mirrored, self._config.image_size, rounded=not self._train)
 
         pairs = [self._crop(images[i], positions[i]) for i in range(images.shape[0])]
         windows, mirrored = zip(*pairs, strict=True)
