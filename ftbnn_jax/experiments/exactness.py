@@ -25,7 +25,7 @@ from ftbnn_jax import report
 from ftbnn_jax.budget import published
 from ftbnn_jax.errors import ArgumentParser, UserError, run_command
 from ftbnn_jax.nn.spec import ResNetSpec
-from ftbnn_jax.ops import binary, convolution
+from ftbnn_jax.ops import binary, convolution, convolution_algorithms
 from ftbnn_jax.train import state
 
 _KERNEL_SIZE, _PADDING = 3, 1
@@ -55,7 +55,7 @@ class Shape:
     @property
     def largest_sum(self) -> int:
         """The largest magnitude that a sum can have."""
-        return _KERNEL_SIZE**2 * max(binary.group_sizes(self.features_in, self.groups))
+        return binary.largest_sum(_KERNEL_SIZE, self.features_in, self.groups)
 
 
 def shapes(spec: ResNetSpec, image_size: int) -> set[Shape]:
@@ -103,17 +103,9 @@ def _device_sums(x, kernels, stride, compute_dtype):
 @functools.partial(jax.jit, static_argnums=2)
 def _exact_sums(x, kernels, stride):
     ends = np.cumsum([kernel.shape[2] for kernel in kernels])[:-1].tolist()
-    sums = [
-        jax.lax.conv_general_dilated(
-            part,
-            kernel,
-            (stride, stride),
-            ((_PADDING, _PADDING),) * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            precision="highest",
-        )
-        for part, kernel in zip(jnp.split(x, ends, -1), kernels, strict=True)
-    ]
+    padding = ((_PADDING, _PADDING),) * 2
+    parts = zip(jnp.split(x, ends, -1), kernels, strict=True)
+    sums = [convolution_algorithms.direct(part, kernel, stride, padding) for part, kernel in parts]
     return jnp.concatenate(sums, -1)
 
 

@@ -267,7 +267,7 @@ class BinaryBlock(nn.Module):
         if self.recompute and train:
             integers = s.binary_activations and s.binary_weights
             integers = integers and s.scaling not in strategies.FROM_INPUT
-            largest = conv.kernel_size**2 * max(binary.group_sizes(x.shape[-1], p.groups))
+            largest = binary.largest_sum(conv.kernel_size, x.shape[-1], p.groups)
             return bn(y, train, scale, tail, batch, slopes, largest if integers else None)
         return tail(bn(y, train, scale), *batch, *slopes)
 

@@ -4,8 +4,6 @@ Training graph and packed runtime share `fold` and `apply_folded`; given the sam
 that is exactly 0 in one is exactly 0 in the other.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
@@ -65,15 +63,6 @@ def normalize(
     return _normalize(x, mean, variance, scale, bias, epsilon), mean, variance
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _normalize(x, mean, variance, scale, bias, epsilon):
-    """`normalize_by`, with a gradient that knows whose statistics these are.
-
-    It keeps `x` and goes through it and the gradient twice. JAX's own would have `x - mean` kept too.
-    """
-    return normalize_by(x, mean, variance, scale, bias, epsilon)
-
-
 def _normalize_fwd(x, mean, variance, scale, bias, epsilon):
     y = normalize_by(x, mean, variance, scale, bias, epsilon)
     return y, (x, mean, variance, scale)
@@ -88,9 +77,6 @@ def _normalize_bwd(epsilon, residuals, g):
     factor, slope = scale * inverse, scale * jnp.square(inverse) * of_scale / count
     dx = factor * g - slope * x32 + (slope * mean - factor * of_bias / count)
     return dx.astype(x.dtype), None, None, of_scale, of_bias
-
-
-_normalize.defvjp(_normalize_fwd, _normalize_bwd)
 
 
 def statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -113,3 +99,9 @@ def normalize_by(
     """Normalises `[..., C]` by given statistics; returns float32."""
     y = (x.astype(jnp.float32) - mean) * (scale / jnp.sqrt(variance + epsilon)) + bias
     return mark(y, BATCH_NORM)
+
+
+# With a gradient that knows whose statistics these are. It keeps `x` and goes through it and the
+# gradient twice; JAX's own would have `x - mean` kept too.
+_normalize = jax.custom_vjp(normalize_by, nondiff_argnums=(5,))
+_normalize.defvjp(_normalize_fwd, _normalize_bwd)

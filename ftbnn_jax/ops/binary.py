@@ -149,6 +149,11 @@ def group_sizes(channels: int, groups: int) -> tuple[int, ...]:
     return (part,) * (groups - 1) + (channels - part * (groups - 1),)
 
 
+def largest_sum(kernel_size: int, channels: int, groups: int) -> int:
+    """Returns the largest magnitude of a binary convolution's sums; its kernel is square."""
+    return kernel_size**2 * max(group_sizes(channels, groups))
+
+
 def binary_conv2d(
     x: jax.Array,
     kernels: Sequence[jax.Array],

@@ -42,8 +42,6 @@ _MOST_IMAGES = 512
 _CROPS_PER_IMAGE = 8
 # Images between two looks at the clock.
 _GROUP = 64
-# Images that TensorFlow decodes at a time, for each core.
-_IN_FLIGHT = 4
 
 
 def _parser() -> ArgumentParser:
@@ -154,7 +152,8 @@ def _variants(
         data = tf.data.Dataset.from_tensor_slices(windows)
         data = tf.data.Dataset.zip(tf.data.Dataset.from_tensor_slices(images).repeat(), data).repeat()
         # One number of each result is looked at, so that no time goes into handing the images over.
-        data = data.map(lambda *args: function(*args)[0, 0, 0], num_parallel_calls=_IN_FLIGHT * cores)
+        in_flight = stream.IN_FLIGHT_PER_CORE * cores
+        data = data.map(lambda *args: function(*args)[0, 0, 0], num_parallel_calls=in_flight)
         iterator = iter(data.batch(_GROUP).with_options(stream.tf_data_options(cores)))
         return lambda seconds: _rate(lambda: next(iterator), _GROUP, seconds)
 

@@ -16,7 +16,7 @@ Batch = dict[str, np.ndarray]
 # Images that one call of the graph decodes and one of Python resizes, so that the call costs little.
 _GROUP = 32
 # Images in flight. They leave in order: with one a core, a large image would have the other cores wait.
-_IN_FLIGHT_PER_CORE = 4
+IN_FLIGHT_PER_CORE = 4
 
 
 class Stream:
@@ -82,7 +82,7 @@ class Stream:
         # As equal as they can be; a step that does not fill them repeats its last image.
         groups = math.ceil(self._batch_size / _GROUP)
         each = math.ceil(self._batch_size / groups)
-        in_flight = max(2, math.ceil(_IN_FLIGHT_PER_CORE * cores / each))
+        in_flight = max(2, math.ceil(IN_FLIGHT_PER_CORE * cores / each))
 
         def read(step):
             indices, positions = self._indices_of(int(step))
@@ -130,10 +130,9 @@ class Stream:
             candidate = (index + skipped) % split.num_examples
             try:
                 images, labels = parse(self._tf, split, [split.read(candidate)])
-                examples = self._examples(images, labels, position[None])
-                return {k: v.numpy()[0] for k, v in examples.items()} | {
-                    "weight": np.float32(1)
-                }, skipped
+                group = self._examples(images, labels, position[None])
+                example = {k: v.numpy()[0] for k, v in group.items()}
+                return example | {"weight": np.float32(1)}, skipped
             except records.CorruptRecordError as error:
                 reason = str(error)
             except (errors.InvalidArgumentError, errors.DataLossError) as error:
