@@ -17,9 +17,13 @@ import ml_collections
 
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn.spec import ResNetSpec
+from ftbnn_jax.ops.preprocessing import Preprocessing
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
+
+# What evaluation sees of an image that is cropped in training, in 256ths of its shorter side.
+_EVAL_CROP = 224
 
 # Fields of an experiment on CIFAR-10 that do not depend on the network.
 CIFAR10 = {
@@ -49,7 +53,7 @@ class TrainConfig:
       data_dir: where TFDS looks; "" for the environment variable TFDS_DATA_DIR, or TFDS's default.
       train_split: of the data set, in TFDS's notation ("train[:90%]").
       eval_split: likewise; "" for "validation", or "test" where the set has no such split.
-      image_size: height and width that the network sees.
+      image_size: height and width that the network sees; `preprocessing` says how images come to it.
       num_classes: number of logits; at least the data set's number of classes.
       batch_size: images in a step, over all devices.
       num_epochs: passes over the training split.
@@ -86,8 +90,8 @@ class TrainConfig:
       remat: what the backward pass computes again instead of keeping it. "none": nothing. "outputs": all
         but what the binary convolutions read and give, and batch statistics. "stages": all but what
         enters each stage, for least memory and more time; XLA undoes it on a CPU.
-      augment: "resized_crop" (random scale and aspect; evaluation takes the centre crop), "pad_crop"
-        (random shifts by `crop_padding`) or "none".
+      augment: "resized_crop" (random scale and aspect; evaluation, and the packed net, take the centre
+        crop), "pad_crop" (random shifts by `crop_padding`) or "none" (both take whole images).
       crop_padding: for "pad_crop", zero pixels added on each side before the crop.
       flip: whether training images are mirrored at random.
       max_corrupt_records: damaged images passed over in each split, on each host; one more ends the run.
@@ -182,6 +186,22 @@ class TrainConfig:
             )
         if any(s <= 0 for s in self.pixel_std):
             raise UserError(f"config.pixel_std={self.pixel_std}: must be positive")
+
+    def preprocessing(self, channels: int) -> Preprocessing:
+        """Returns how images of so many channels enter the network, in evaluation and when deployed.
+
+        A network that learns from crops of larger images sees their centre, as Appendix C has it; any
+        other sees whole images.
+        """
+        cropped = self.augment == "resized_crop"
+        return Preprocessing(
+            size=self.image_size,
+            channels=channels,
+            crop=_EVAL_CROP if cropped else 0,
+            antialias=not cropped,
+            mean=self.pixel_mean,
+            std=self.pixel_std,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Returns all fields, the model's nested, as values that JSON can hold."""

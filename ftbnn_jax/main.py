@@ -126,6 +126,7 @@ def main(argv: Sequence[str]) -> int:
     if _MODE.value == "audit":
         other = checkpoint.load_variables(workdir, _AGAINST.value)[0] if _AGAINST.value else None
         return audit.run(config, variables, experiment["channels"], batches, other, _JSON.value)
+    batches = input_pipeline.with_decoded(split, batches)
     if _RUNTIME.value == "c":
         network = config.model, config.num_classes
         return c_verify.run(path, c_folder, *network, batches, _JSON.value)

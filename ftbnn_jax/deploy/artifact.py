@@ -1,23 +1,25 @@
 """The packed file, one `.safetensors`: bits for binary kernels, int16 for the classifier, else float32.
 
-`container` says how the file is laid out and protected, `layout` which tensors it holds. Reading runs no
-code from the file.
+`container` says how the file is laid out and protected, `schema` what its metadata may be, `layout`
+which tensors it holds. Reading runs no code from the file. The same checkpoint gives the same bytes.
 """
 
 import contextlib
 import dataclasses
 import hashlib
+import json
 import os
 import pathlib
 from typing import Any
 
 import numpy as np
 
-from ftbnn_jax.deploy import container, layout
+from ftbnn_jax.deploy import container, layout, schema
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn.spec import ResNetSpec
+from ftbnn_jax.ops.preprocessing import Preprocessing
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +29,7 @@ class Artifact:
     Attributes:
       spec: the network.
       num_classes: number of logits.
-      channels: of the input images.
-      image_size: height and width that the network sees.
-      pixel_mean: subtracted from pixel values 0 to 255.
-      pixel_std: divided by.
+      preprocessing: how an image becomes the network's input.
       class_names: one name a class of the training data; there may be more logits than names.
       step: training step of the checkpoint that was exported.
       versions: of the software that wrote the file.
@@ -43,14 +42,21 @@ class Artifact:
 
     spec: ResNetSpec
     num_classes: int
-    channels: int
-    image_size: int
-    pixel_mean: tuple[float, ...]
-    pixel_std: tuple[float, ...]
+    preprocessing: Preprocessing
     class_names: tuple[str, ...]
     step: int
     versions: dict[str, str]
     tensors: dict[str, np.ndarray]
+
+    @property
+    def image_size(self) -> int:
+        """Height and width that the network sees."""
+        return self.preprocessing.size
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images."""
+        return self.preprocessing.channels
 
 
 def save(path: str, artifact: Artifact) -> int:
@@ -61,10 +67,12 @@ def save(path: str, artifact: Artifact) -> int:
     """
     fields = dataclasses.asdict(dataclasses.replace(artifact, tensors={}))
     del fields["tensors"]
+    digests = {name: _digest(tensor) for name, tensor in sorted(artifact.tensors.items())}
     metadata = {
-        "schema_version": SCHEMA_VERSION,
         **fields,
-        "sha256": {name: _digest(tensor) for name, tensor in sorted(artifact.tensors.items())},
+        "schema_version": SCHEMA_VERSION,
+        "sha256": digests,
+        "network_sha256": network_digest(fields, digests),
     }
     temporary = pathlib.Path(f"{path}.tmp")
     try:
@@ -86,12 +94,13 @@ def load(path: str) -> Artifact:
     if not os.path.isfile(path):
         raise UserError(f"{path}: no such file; --mode=export writes it")
     tensors, metadata, intact = container.read(path)
-    version = metadata.get("schema_version")
-    if version != SCHEMA_VERSION:
+    version = metadata.pop("schema_version", None)
+    if type(version) is not int or version != SCHEMA_VERSION:
         raise UserError(
-            f"{path}: schema version {version!r}; this version of ftbnn_jax reads {SCHEMA_VERSION}"
+            f"{path}: schema version {schema.shown(version)}; this version of ftbnn_jax reads "
+            f"{SCHEMA_VERSION}; --mode=export writes the file anew from its checkpoint"
         )
-    digests = metadata.get("sha256")
+    digests, whole = metadata.pop("sha256", None), metadata.pop("network_sha256", None)
     if not isinstance(digests, dict) or digests.keys() != tensors.keys():
         raise UserError(f"{path}: damaged: its tensors are not those that its metadata lists")
     for name, tensor in tensors.items():
@@ -101,51 +110,62 @@ def load(path: str) -> Artifact:
         raise UserError(f"{path}: damaged: the SHA-256 of its header does not match")
     try:
         artifact = _parse(metadata, tensors)
+        _check_tensors(artifact)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"{path}: impossible metadata: {type(error).__name__}: {error}") from error
-    _check_tensors(path, artifact)
+    if whole != network_digest(metadata, digests):
+        raise UserError(f"{path}: damaged: its metadata is not what was exported")
     return artifact
 
 
+def network_digest(fields: dict[str, Any], digests: dict[str, str]) -> str:
+    """SHA-256 of a network: of all that is no tensor, `fields`, and of the tensors' own digests."""
+    text = json.dumps([fields, digests], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _parse(metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> Artifact:
-    # Every block has a tensor: a list of blocks that is longer must not be built.
-    if sum(metadata["spec"]["blocks"]) > len(tensors):
-        raise ValueError("more blocks than tensors")
-    return Artifact(
-        spec=ResNetSpec.from_dict(metadata["spec"]),
-        num_classes=metadata["num_classes"],
-        channels=metadata["channels"],
-        image_size=metadata["image_size"],
-        pixel_mean=tuple(metadata["pixel_mean"]),
-        pixel_std=tuple(metadata["pixel_std"]),
-        class_names=tuple(metadata["class_names"]),
-        step=metadata["step"],
-        versions=metadata["versions"],
-        tensors=tensors,
-    )
+    """Builds an artifact from metadata of the right types and ranges that agree with each other."""
+    artifact = Artifact(**schema.read(Artifact, metadata, without=("tensors",)), tensors=tensors)
+    rule = artifact.preprocessing
+    for field in ("mean", "std"):
+        count = len(getattr(rule, field))
+        if count not in (1, rule.channels):
+            raise UserError(
+                f"metadata preprocessing.{field}: {count} numbers for {rule.channels} channels"
+            )
+    if not all(std > 0 for std in rule.std):
+        raise UserError(f"metadata preprocessing.std: positive numbers expected, found {list(rule.std)}")
+    if len(artifact.class_names) > artifact.num_classes:
+        raise UserError(
+            f"metadata class_names: {len(artifact.class_names):,} names for {artifact.num_classes:,} "
+            "classes"
+        )
+    # Every block has a tensor: what follows from a list of blocks that is longer must not be built.
+    if sum(artifact.spec.blocks) > len(tensors):
+        raise UserError(f"metadata spec.blocks: more blocks than the {len(tensors)} tensors")
+    return artifact
 
 
-def _check_tensors(path: str, artifact: Artifact) -> None:
-    """Raises a UserError naming the first tensor that is missing, unknown or of a wrong kind."""
+def _check_tensors(artifact: Artifact) -> None:
+    """Raises a UserError naming the first tensor that is not the network's, or not finite."""
     sizes = artifact.channels, artifact.num_classes, artifact.image_size
     expected = layout.tensors(artifact.spec, *sizes)
     for name in sorted(expected.keys() | artifact.tensors.keys()):
         tensor = artifact.tensors.get(name)
         found = "none" if tensor is None else f"{tensor.dtype.name} {list(tensor.shape)}"
         if name not in expected:
-            raise UserError(f"{path}: tensor {name!r}: the network has no such tensor")
+            raise UserError(f"tensor {name!r}: the network has no such tensor")
         dtype, shape = expected[name]
         if tensor is None or tensor.dtype != dtype or tensor.shape != shape:
-            raise UserError(
-                f"{path}: tensor {name!r}: expected {dtype.name} {list(shape)}, found {found}"
-            )
+            raise UserError(f"tensor {name!r}: expected {dtype.name} {list(shape)}, found {found}")
+        if not np.isfinite(tensor).all():
+            raise UserError(f"tensor {name!r}: holds a number that is not finite")
     for plan in artifact.spec.plan():
         words = artifact.tensors[f"{plan.name}/conv/bits"]
         spare = 32 * len(words) - layout.kernel_bits(plan)
         if spare and int(words[-1]) >> (32 - spare):
-            raise UserError(f"{path}: tensor '{plan.name}/conv/bits': its padding bits are not all 0")
+            raise UserError(f"tensor '{plan.name}/conv/bits': its padding bits are not all 0")
 
 
 def _digest(tensor: np.ndarray) -> str:

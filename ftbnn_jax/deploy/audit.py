@@ -117,8 +117,8 @@ def _zero_activations(config, variables, batches) -> dict[str, float]:
 
     @jax.jit
     def shares(images):
-        x = image.standardize(images, config.image_size, config.pixel_mean, config.pixel_std)
-        _, convolutions = recording.binary_convolutions(model, variables, x)
+        x = image.standardize(images, config.pixel_mean, config.pixel_std)
+        _, convolutions, _ = recording.binary_convolutions(model, variables, x)
         return {name: jnp.mean(inputs == 0) for name, (inputs, _) in convolutions.items()}
 
     totals: dict[str, float] = {}

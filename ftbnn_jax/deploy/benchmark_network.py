@@ -42,7 +42,7 @@ def rows(
 
     @jax.jit
     def real(variables, images):
-        x = image.standardize(images, config.image_size, config.pixel_mean, config.pixel_std)
+        x = image.standardize(images, config.pixel_mean, config.pixel_std)
         with convolution.signs_as_numbers():
             return model.apply(variables, x, train=False)
 
@@ -59,7 +59,7 @@ def rows(
             others = benchmark.onnx_calls(
                 lambda form: benchmark.onnx_network.network(runtime.artifact, form), np.asarray(images)
             )
-        calls = [lambda: real(variables, images), lambda: runtime.logits(images), *others]  # noqa: B023
+        calls = [lambda: real(variables, images), lambda: runtime.forward(images), *others]  # noqa: B023
         times = benchmark.medians(calls)
         total = sum(benchmark.operations(conv, size) for conv, size in convs) * batch
         found.append(benchmark.Row("whole network", "", batch, *times[:2], total, *times[2:]))

@@ -1,9 +1,9 @@
 """The file around an artifact: safetensors, read with every size checked before memory is taken.
 
 A safetensors file is 8 bytes of little-endian length, a JSON header of that length, and the tensors'
-bytes. The header's `__metadata__` holds two strings: `ftbnn_jax`, a JSON object with all that is no
-tensor, and `file_sha256`, the SHA-256 of the whole file with these 64 digits as zeros. So no bit of
-the file can change unnoticed.
+bytes. The header's `__metadata__` holds one string, since safetensors writes several in any order:
+`ftbnn_jax`, a JSON object with all that is no tensor, and in it `file_sha256`, the SHA-256 of the whole
+file with these 64 digits as zeros. So no bit of the file can change unnoticed.
 """
 
 import hashlib
@@ -20,16 +20,16 @@ from ftbnn_jax.errors import UserError
 _METADATA = "ftbnn_jax"
 _DIGEST = "file_sha256"
 _NO_DIGEST = "0" * 64
-_DIGEST_FIELD = f'"{_DIGEST}":"'.encode()
+# JSON in a string of JSON. No name can hold it: there its quotes would be escaped once more.
+_DIGEST_FIELD = rf"\"{_DIGEST}\":\"".encode()
 _LONGEST_HEADER = 16 * 2**20
 _DTYPES = {"F32": np.dtype("<f4"), "U32": np.dtype("<u4"), "I16": np.dtype("<i2")}
 
 
 def to_bytes(tensors: dict[str, np.ndarray], metadata: dict[str, Any]) -> bytes:
     """Returns the file for float32, uint32 and int16 tensors and for metadata that JSON can hold."""
-    described = json.dumps(metadata, sort_keys=True, separators=(",", ":"))
-    strings = {_METADATA: described, _DIGEST: _NO_DIGEST}
-    content = bytearray(safetensors.numpy.save(tensors, metadata=strings))
+    described = json.dumps({**metadata, _DIGEST: _NO_DIGEST}, sort_keys=True, separators=(",", ":"))
+    content = bytearray(safetensors.numpy.save(tensors, metadata={_METADATA: described}))
     start = _digest_position(content)
     content[start : start + 64] = hashlib.sha256(content).hexdigest().encode()
     return bytes(content)
@@ -96,6 +96,7 @@ def _metadata(entries: Any) -> dict[str, Any]:
         raise ValueError("damaged: its metadata is not JSON") from error
     if not isinstance(metadata, dict):
         raise ValueError("damaged: its metadata is not a JSON object")
+    metadata.pop(_DIGEST, None)
     return metadata
 
 

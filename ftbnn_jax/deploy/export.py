@@ -30,7 +30,7 @@ def to_artifact(
       The artifact; the latent weights of binary convolutions are not in it.
 
     Raises:
-      UserError: the network has no convolution of signs with signs, or a classifier that is not finite.
+      UserError: the network has no convolution of signs with signs, or a number that is not finite.
     """
     if not config.model.plan():
         raise UserError(
@@ -42,23 +42,34 @@ def to_artifact(
                 f"config.model.{field}=False: nothing to pack; the last step of multi-step training has "
                 "both binary"
             )
+    # Before signs are taken: that of a NaN would be a bit like any other.
+    _check_finite(step, _by_name(variables))
     tensors: dict[str, np.ndarray] = {}
     _pack(variables["params"], folding.fold_batch_norms(variables, config.model), "", tensors)
-    if not np.isfinite(tensors["head/kernel"]).all():
-        raise UserError(f"step {step}: the classifier's kernel holds a number that is not finite")
+    _check_finite(step, tensors)
     tensors |= layout.quantize_classifier(tensors["head/kernel"])
     return artifact.Artifact(
         spec=config.model,
         num_classes=config.num_classes,
-        channels=experiment["channels"],
-        image_size=config.image_size,
-        pixel_mean=config.pixel_mean,
-        pixel_std=config.pixel_std,
+        preprocessing=config.preprocessing(experiment["channels"]),
         class_names=tuple(experiment["class_names"]),
         step=step,
         versions={"ftbnn_jax": ftbnn_jax.__version__, "jax": jax.__version__},
         tensors=tensors,
     )
+
+
+def _by_name(tree: Any) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _check_finite(step: int, tensors: dict[str, Any]) -> None:
+    for name, tensor in tensors.items():
+        if not np.isfinite(tensor).all():
+            raise UserError(
+                f"step {step}: {name} holds a number that is not finite; --checkpoint names another step"
+            )
 
 
 def _pack(params: Any, folded: Any, prefix: str, tensors: dict[str, np.ndarray]) -> None:

@@ -60,6 +60,33 @@ def classifier_kernel(tensors: dict[str, np.ndarray]) -> np.ndarray:
     return tensors["head/kernel"] * tensors["head/scale"]
 
 
+def classifier_bound(
+    kernel: np.ndarray, bias: np.ndarray, largest: np.ndarray, terms: int
+) -> np.ndarray:
+    """Returns how far the packed classifier's logits can be from those of its float32 kernel.
+
+    Weights are off by what `quantize_classifier` rounds. Beside that, each of two sums in float32, of n
+    numbers in any order, is off by at most `n u / (1 - n u)` of the sum of their absolute values,
+    `u = 2**-24` (Higham, *Accuracy and Stability of Numerical Algorithms*, section 4.2).
+
+    Args:
+      kernel: float32 `[features, classes]`, as trained.
+      bias: float32 `[classes]`.
+      largest: `[N, features]`, bounds of the absolute values that the classifier reads: means of the
+        absolute values that its input's means are taken of.
+      terms: how many numbers are averaged to a feature.
+
+    Returns:
+      float64 `[N, classes]`.
+    """
+    exact, largest = kernel.astype(np.float64), largest.astype(np.float64)
+    rounding = np.abs(classifier_kernel(quantize_classifier(kernel)) - exact)
+    # A product, a weight's own scale and a division round once each, a bias is one more number.
+    count = len(kernel) + terms + 4
+    unit = count * 2.0**-24 / (1 - count * 2.0**-24)
+    return largest @ rounding + 2 * unit * (largest @ (np.abs(exact) + rounding) + np.abs(bias))
+
+
 def tensors(
     spec: ResNetSpec, channels: int, num_classes: int, image_size: int
 ) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:

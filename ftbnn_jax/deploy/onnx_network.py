@@ -38,20 +38,21 @@ def network(artifact: artifact_lib.Artifact, form: str) -> onnx.ModelProto:
       form: one of `FORMS`.
 
     Returns:
-      A model from uint8 images `[N, image_size, image_size, channels]`, for any N, to float32 logits
+      A model from the uint8 pixels that `artifact.preprocessing` makes of images, `[N, image_size,
+      image_size, channels]`, for any N, to float32 logits
       `[N, num_classes]`. A binary convolution starts with the node `{plan.name}/sign` and ends with
       `{plan.name}/conv`.
 
     Raises:
       UserError: the model has no such layer.
     """
-    spec, size = artifact.spec, artifact.image_size
+    spec, rule = artifact.spec, artifact.preprocessing
     layout.require_folded_scaling(spec, "the ONNX model")
     graph = _Graph(artifact.tensors)
     x = graph.add("Transpose", ["images"], perm=[0, 3, 1, 2])
     x = graph.add("Cast", [x], to=TensorProto.FLOAT)
-    x = graph.add("Sub", [x, graph.per_channel(np.asarray(artifact.pixel_mean, np.float32))])
-    x = graph.add("Div", [x, graph.per_channel(np.asarray(artifact.pixel_std, np.float32))])
+    x = graph.add("Sub", [x, graph.per_channel(np.asarray(rule.mean, np.float32))])
+    x = graph.add("Div", [x, graph.per_channel(np.asarray(rule.std, np.float32))])
     x = graph.conv(x, "stem/conv", spec.stem_stride, spec.stem_kernel // 2)
     x = graph.activation(graph.batch_norm(x, "stem/bn"), "stem", spec.stem_activation)
     if spec.stem_pool:
@@ -68,7 +69,7 @@ def network(artifact: artifact_lib.Artifact, form: str) -> onnx.ModelProto:
     head = (layout.classifier_kernel(artifact.tensors), artifact.tensors["head/bias"])
     graph.add("Gemm", [x, *map(graph.constant, head)], "logits")
     return graph.model(
-        ("images", TensorProto.UINT8, ["batch", size, size, artifact.channels]),
+        ("images", TensorProto.UINT8, ["batch", *rule.shape]),
         ("logits", TensorProto.FLOAT, ["batch", artifact.num_classes]),
     )
 

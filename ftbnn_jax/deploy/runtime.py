@@ -18,11 +18,13 @@ Tensors = dict[str, Any]
 # What a binary convolution reads, float32 `[N, H, W, I]`, and gives, int32 `[N, H', W', O]`.
 Record = tuple[jax.Array, jax.Array]
 
+# Images that run at once, and pixels of them: the activations of larger ones would take gigabytes.
 _SLICE = 64
+_SLICE_PIXELS = 64 * 224**2
 
 
 class Runtime:
-    """A packed network, ready to run.
+    """A packed network, ready to run on uint8 images of any sizes.
 
     Args:
       artifact: what to run; from `artifact.load`, or with the tensors that `layout` names.
@@ -37,47 +39,79 @@ class Runtime:
         """Reads an artifact; raises a UserError where it is missing, damaged or of another schema."""
         return cls(artifact_lib.load(path))
 
+    def pixels(self, images: Any) -> np.ndarray:
+        """Returns what enters the network: images of any sizes, preprocessed, on the host.
+
+        Args:
+          images: uint8 `[N, H, W, channels]`, or a list of `[H, W, channels]`.
+
+        Returns:
+          uint8 `[N, image_size, image_size, channels]`.
+
+        Raises:
+          UserError: they are something else.
+        """
+        return self.artifact.preprocessing.stack(self._checked(images))
+
     def logits(self, images: Any) -> jax.Array:
-        """Returns float32 `[N, num_classes]` for uint8 images `[N, H, W, C]` of any size."""
-        return _logits(*self._arguments(images))
+        """Returns float32 `[N, num_classes]`, all at once, for images that `pixels` takes."""
+        pixels = self.pixels(images)
+        return self.forward(pixels) if len(pixels) else jnp.zeros((0, self.artifact.num_classes))
 
-    def trace(self, images: Any) -> tuple[jax.Array, list[Record]]:
-        """Returns the logits, and input and integers of each binary convolution, one batch at once."""
-        return _trace(*self._arguments(images))
+    def forward(self, pixels: Any) -> jax.Array:
+        """Returns the logits of what `pixels` gives; this alone is compiled, for each N once."""
+        return _logits(*self._arguments(pixels))
 
-    def _arguments(self, images: Any) -> tuple[Any, ...]:
-        a = self.artifact
-        if images.ndim != 4 or images.shape[-1] != a.channels or images.dtype != np.uint8:
-            raise UserError(
-                f"images: uint8 [N, H, W, {a.channels}] expected, found {images.dtype} "
-                f"{list(images.shape)}"
-            )
-        return self._tensors, images, a.spec, a.image_size, a.pixel_mean, a.pixel_std
+    def trace(self, pixels: Any) -> tuple[jax.Array, list[Record]]:
+        """Returns logits of what `pixels` gives, and input and integers of each binary convolution."""
+        return _trace(*self._arguments(pixels))
 
     def predict(self, images: Any) -> np.ndarray:
-        """Returns the most likely class of each image, int32 `[N]`, for any number of images.
+        """Returns the most likely class of each image, int32 `[N]`, for any number that `pixels` takes.
 
-        They run in slices of at most 64, the last one filled up to a power of two, so that few programs
-        are compiled and memory stays bounded.
+        They run in slices of at most 64, fewer where images are large, the last one filled up to a power
+        of two: few programs are compiled, and memory stays bounded.
         """
+        images = self._checked(images)
+        a = self.artifact
+        most = max(1, min(_SLICE, _SLICE_PIXELS // a.image_size**2))
         classes = [np.zeros(0, np.int32)]
-        for start in range(0, len(images), _SLICE):
-            part = images[start : start + _SLICE]
+        for start in range(0, len(images), most):
+            part = a.preprocessing.stack(images[start : start + most])
             missing = (1 << (len(part) - 1).bit_length()) - len(part)
             filled = np.concatenate([part, np.zeros((missing, *part.shape[1:]), part.dtype)])
-            classes.append(np.asarray(jnp.argmax(self.logits(filled), axis=-1))[: len(part)])
+            best = jnp.argmax(self.forward(filled), axis=-1)
+            classes.append(np.asarray(best, np.int32)[: len(part)])
         return np.concatenate(classes)
+
+    def _checked(self, images: Any) -> Any:
+        """Returns images that the network can take: one array, or a list of arrays."""
+        channels = self.artifact.channels
+        several = isinstance(images, (list, tuple))
+        found = list(map(np.asarray, images)) if several else np.asarray(images)
+        for array in found if several else [found]:
+            right = array.dtype == np.uint8 and array.ndim == (3 if several else 4)
+            if not right or array.shape[-1] != channels or 0 in array.shape[-3:]:
+                raise UserError(
+                    f"images: uint8 [N, H, W, {channels}], or a list of [H, W, {channels}], expected, "
+                    f"found {'a list with ' if several else ''}{array.dtype} {list(array.shape)}"
+                )
+        return found
+
+    def _arguments(self, pixels: Any) -> tuple[Any, ...]:
+        rule = self.artifact.preprocessing
+        return self._tensors, pixels, self.artifact.spec, rule.mean, rule.std
 
     def to_stablehlo(self) -> bytes:
         """Returns the whole network with its weights as a serialised `jax.export` program.
 
-        It maps uint8 images `[N, image_size, image_size, channels]`, for any N, to float32 logits, and
-        needs JAX alone: `jax.export.deserialize(content).call(images)`.
+        It maps uint8 pixels `[N, image_size, image_size, channels]`, for any N, to float32 logits, and
+        needs JAX alone: `jax.export.deserialize(content).call(pixels)`. How an image of another size
+        becomes such pixels, `ops.preprocessing` says and `pixels` does.
         """
-        a = self.artifact
         (batch,) = jax.export.symbolic_shape("batch")
-        shape = (batch, a.image_size, a.image_size, a.channels)
-        program = jax.jit(self.logits)
+        shape = (batch, *self.artifact.preprocessing.shape)
+        program = jax.jit(self.forward)
         exported = jax.export.export(program)(jax.ShapeDtypeStruct(shape, np.uint8))
         return bytes(exported.serialize())
 
@@ -145,9 +179,9 @@ def input_sizes(artifact: artifact_lib.Artifact) -> list[int]:
     return sizes
 
 
-def _forward(tensors, images, spec, image_size, pixel_mean, pixel_std):
+def _forward(tensors, pixels, spec, mean, std):
     """Logits, and input and integers of every binary convolution."""
-    x = image.standardize(images, image_size, pixel_mean, pixel_std)
+    x = image.standardize(pixels, mean, std)
     stem = tensors["stem"]
     x = convolution.conv2d(x, stem["conv"]["kernel"], spec.stem_stride, spec.stem_kernel // 2)
     x = _batch_norm(stem["bn"], x)
@@ -162,8 +196,8 @@ def _forward(tensors, images, spec, image_size, pixel_mean, pixel_std):
     return logits, records
 
 
-_trace = jax.jit(_forward, static_argnums=(2, 3, 4, 5))
-_logits = jax.jit(lambda *arguments: _forward(*arguments)[0], static_argnums=(2, 3, 4, 5))
+_trace = jax.jit(_forward, static_argnums=(2, 3, 4))
+_logits = jax.jit(lambda *arguments: _forward(*arguments)[0], static_argnums=(2, 3, 4))
 
 
 def _block(

@@ -56,9 +56,9 @@ def measure(workdir: str, num_images: int) -> tuple[dict[str, float], np.ndarray
 
     @jax.jit
     def trace(images):
-        x = image.standardize(images, config.image_size, config.pixel_mean, config.pixel_std)
+        x = image.standardize(images, config.pixel_mean, config.pixel_std)
         features = recording.classifier_input(model, variables, x)
-        _, convolutions = recording.binary_convolutions(model, variables, x)
+        _, convolutions, _ = recording.binary_convolutions(model, variables, x)
         kernels = {plan.name: _kernels(variables["params"][plan.name]["conv"]) for plan in plans}
         return features, {
             plan.name: _outputs(kernels[plan.name], plan.stride, *convolutions[plan.name])

@@ -11,7 +11,7 @@ from ftbnn_jax.nn.resnet import ResNet
 
 def binary_convolutions(
     model: ResNet, variables: dict[str, Any], x: jax.Array
-) -> tuple[jax.Array, dict[str, tuple[jax.Array, jax.Array]]]:
+) -> tuple[jax.Array, dict[str, tuple[jax.Array, jax.Array]], jax.Array]:
     """Runs a network in inference mode and records its binary convolutions.
 
     Args:
@@ -20,20 +20,23 @@ def binary_convolutions(
       x: standardised images `[N, H, W, C]`.
 
     Returns:
-      Logits `[N, num_classes]`, and for each block's name the real activations that its binary
-      convolution reads, `[N, H, W, I]`, and the integers that it gives, `[N, H', W', O]`.
+      Logits `[N, num_classes]`; for each block's name the real activations that its binary convolution
+      reads, `[N, H, W, I]`, and the integers that it gives, `[N, H', W', O]`; and the output of the
+      last block, `[N, H", W", C]`.
     """
-    found = {}
+    found, outputs = {}, []
 
     def record(call, args, kwargs, context):
         output = call(*args, **kwargs)
         if isinstance(context.module, BinaryConv) and context.method_name == "__call__":
             found[context.module.path[0]] = (args[0], output)
+        if isinstance(context.module, BinaryBlock) and context.method_name == "__call__":
+            outputs.append(output)
         return output
 
     with nn.intercept_methods(record):
         logits = model.apply(variables, x, train=False)
-    return logits, found
+    return logits, found, outputs[-1]
 
 
 def classifier_input(model: ResNet, variables: dict[str, Any], x: jax.Array) -> jax.Array:

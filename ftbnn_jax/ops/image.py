@@ -6,20 +6,16 @@ import jax
 import jax.numpy as jnp
 
 
-def standardize(images: jax.Array, size: int, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
-    """Brings images to the network's input size and scale.
+def standardize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+    """Brings pixels, of the network's size already (`ops.preprocessing`), to its scale.
 
     Args:
       images: `[N, H, W, C]`, uint8, pixel values 0 to 255.
-      size: height and width wanted; other sizes are resized bilinearly, with antialiasing.
       mean: subtracted, in pixel values; one number, or one per channel.
       std: divided by, likewise.
 
     Returns:
-      float32 `[N, size, size, C]`.
+      float32 `[N, H, W, C]`.
     """
-    n, h, w, channels = images.shape
     x = images.astype(jnp.float32)
-    if (h, w) != (size, size):
-        x = jax.image.resize(x, (n, size, size, channels), "linear")
     return (x - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)

@@ -250,7 +250,7 @@ def _plain_flax(config, tx):
         params, batch_stats, opt_state = current
 
         def loss_of(params):
-            x = image.standardize(batch["image"], config.image_size, config.pixel_mean, config.pixel_std)
+            x = image.standardize(batch["image"], config.pixel_mean, config.pixel_std)
             variables = {"params": params, "batch_stats": batch_stats}
             logits, updates = model.apply(variables, x, mutable=["batch_stats"])
             targets = optax.smooth_labels(

@@ -1,8 +1,8 @@
-"""From encoded images to uint8 pixels of the network's size.
+"""From encoded images to uint8 pixels: whole ones for evaluation, random crops for training.
 
-TensorFlow decodes and cuts out, in a graph; OpenCV resizes, in a third of TensorFlow's time. Whatever
-the encoding (gray, CMYK or colour JPEG, PNG of any kind), an image comes out with the channels of its
-data set.
+TensorFlow decodes and cuts out, in a graph; OpenCV resizes crops, in a third of TensorFlow's time.
+Whatever the encoding (gray, CMYK or colour JPEG, PNG of any kind), an image comes out with the channels
+of its data set.
 """
 
 import math
@@ -23,13 +23,6 @@ _ALIGNMENT = 64
 # Area and aspect ratio of a random training crop, relative to the image.
 _CROP_AREA = (0.08, 1.0)
 _CROP_ASPECT = (3 / 4, 4 / 3)
-# Evaluation makes the shorter side 256 and takes the 224 x 224 pixels in the centre (Appendix C). To cut
-# 224/256 of the shorter side out and resize that alone samples the same places: pixel j of the crop is
-# pixel j + 16 of the resized image, which lies at (j + 16 + 1/2) S/256 - 1/2 of a side of S pixels,
-# and so does (S - 7/8 S)/2 + (j + 1/2) (7/8 S)/224 - 1/2. Only whole pixels can be cut out, so that the
-# two differ by less than one of them where 16 does not divide S. No more than the crop is decoded.
-_EVAL_CROP = 224 / 256
-
 # How to invert a JPEG's DCT. The accurate way gives the pixels that other libraries do; the fast one
 # saves a tenth of the time and differs by one level on average.
 _EVAL_DCT, _TRAIN_DCT = "INTEGER_ACCURATE", "INTEGER_FAST"
@@ -59,16 +52,20 @@ def random_crop(
     return cut, draw < (0.5 if config.flip else 0.0)
 
 
-def center_crop(tf: Any, image: Any, channels: int) -> tuple[Any, Any]:
-    """Cuts out the central square; returns it and that it is not mirrored, as `random_crop` does."""
+def whole(tf: Any, image: Any, channels: int) -> Any:
+    """Decodes an image: uint8 `[H, W, channels]`; one that is decoded already stays as it is.
 
-    def window(shape):
-        height, width = tf.unstack(shape[:2])
-        shorter = tf.cast(tf.minimum(height, width), tf.float32)
-        side = tf.maximum(1, tf.cast(tf.round(_EVAL_CROP * shorter), tf.int32))
-        return (height - side) // 2, (width - side) // 2, side, side
-
-    return crop(tf, image, window, channels, _EVAL_DCT), tf.constant(False)
+    Evaluation cuts its square out of this. To decode no more than the square would save a third of the
+    time, but where colour is subsampled its edge would be interpolated from fewer neighbours.
+    """
+    if image.dtype == tf.string:
+        image = tf.cond(
+            tf.image.is_jpeg(image),
+            lambda: tf.image.decode_jpeg(image, channels=channels, dct_method=_EVAL_DCT),
+            lambda: _no_jpeg(tf, image, channels),
+        )
+    image.set_shape((None, None, channels))
+    return image
 
 
 def random_window(tf: Any, shape: Any, seed: Any) -> Window:
@@ -89,7 +86,6 @@ def crop(
     image: Any,
     window_of: Callable[[Any], Window],
     channels: int,
-    dct_method: str = _TRAIN_DCT,
 ) -> Any:
     """Decodes the window of an image that `window_of` its shape gives: uint8 `[H, W, channels]`.
 
@@ -102,13 +98,13 @@ def crop(
 
     def of_jpeg():
         window = tf.stack(window_of(tf.image.extract_jpeg_shape(image)))
-        return tf.image.decode_and_crop_jpeg(image, window, channels=channels, dct_method=dct_method)
+        return tf.image.decode_and_crop_jpeg(image, window, channels=channels, dct_method=_TRAIN_DCT)
 
     if image.dtype == tf.string:
         cut = tf.cond(
             tf.image.is_jpeg(image),
             of_jpeg,
-            lambda: of_pixels(tf.io.decode_image(image, channels=channels, expand_animations=False)),
+            lambda: of_pixels(_no_jpeg(tf, image, channels)),
         )
     else:
         cut = of_pixels(image)
@@ -116,17 +112,17 @@ def crop(
     return cut
 
 
-def resize(
-    windows: Sequence[np.ndarray], mirrored: Sequence[bool], size: int, rounded: bool
-) -> np.ndarray:
-    """Resizes and mirrors: bilinear, without antialiasing.
+def _no_jpeg(tf: Any, image: Any, channels: int) -> Any:
+    return tf.io.decode_image(image, channels=channels, expand_animations=False)
+
+
+def resize(windows: Sequence[np.ndarray], mirrored: Sequence[bool], size: int) -> np.ndarray:
+    """Resizes and mirrors crops for training: bilinear, without antialiasing, within one level.
 
     Args:
       windows: uint8 `[H, W, C]` each, of any sizes.
       mirrored: for each whether to exchange left and right.
       size: of the result.
-      rounded: whether to compute in float32 and round once; otherwise in fixed point, several times as
-        fast and within one level.
 
     Returns:
       uint8 `[n, size, size, C]`.
@@ -134,9 +130,7 @@ def resize(
     shape = (size, size, windows[0].shape[-1])
     resized = _empty((len(windows), *shape))
     for out, window, mirror in zip(resized, windows, mirrored, strict=True):
-        window = window.astype(np.float32) if rounded else window
         pixels = cv2.resize(window, (size, size), interpolation=cv2.INTER_LINEAR)
-        pixels = np.rint(pixels).astype(np.uint8) if rounded else pixels
         # Of one channel, OpenCV drops the axis.
         out[:] = (cv2.flip(pixels, 1) if mirror else pixels).reshape(shape)
     return resized

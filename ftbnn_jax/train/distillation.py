@@ -43,7 +43,7 @@ class Teacher:
           images: uint8 `[N, H, W, C]`, standardised here as the teacher was trained.
         """
         config = self.config
-        x = image.standardize(images, config.image_size, config.pixel_mean, config.pixel_std)
+        x = image.standardize(images, config.pixel_mean, config.pixel_std)
         logits, blocks, _ = recording.block_outputs(state.make_model(config), variables, x)
         return jax.lax.stop_gradient((logits, blocks))
 

@@ -9,11 +9,13 @@ import collections
 import math
 import sys
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
 
 from ftbnn_jax.config import TrainConfig
+from ftbnn_jax.ops import preprocessing
 from ftbnn_jax.train import datasets, stream
 from ftbnn_jax.train.stream import Batch
 
@@ -124,15 +126,14 @@ def eval_batches(
     num_batches = math.ceil(count / config.batch_size)
     # The last batches may hold nothing for this host.
     num_filled = sum(len(indices_of(number)) > 0 for number in range(num_batches))
+    rule = config.preprocessing(split.channels)
     if isinstance(split, datasets.RecordSplit):
-        shape = (config.image_size, config.image_size, split.channels)
         decoded = stream.Stream(split, config, lambda n: (indices_of(n),) * 2, share, train=False)
         batches = decoded.batches(0, num_filled)
     else:
-        shape = split.images.shape[1:]
-        batches = (_with_weight(split, indices_of(number)) for number in range(num_filled))
+        batches = (_with_weight(split, rule, indices_of(number)) for number in range(num_filled))
     blank = {
-        "image": np.zeros((share, *shape), np.uint8),
+        "image": np.zeros((share, *rule.shape), np.uint8),
         "label": np.zeros(share, np.int32),
         "weight": np.zeros(share, np.float32),
     }
@@ -143,29 +144,43 @@ def eval_batches(
         yield blank
 
 
-def _with_weight(split: datasets.ArraySplit, indices: np.ndarray) -> Batch:
+def with_decoded(split: datasets.Split, batches: Iterable[Batch]) -> Iterator[dict[str, Any]]:
+    """Adds the whole images to the batches that `eval_batches` yields to a single host.
+
+    Yields:
+      Beside what is there, `decoded`: a list of uint8 `[H, W, C]`, as large as they are stored, and None
+      for those of weight 0.
+    """
+    index = 0
+    for batch in batches:
+        decoded = []
+        for weight in batch["weight"]:
+            decoded.append(stream.decode_whole(split, index) if weight else None)
+            index += 1
+        yield {**batch, "decoded": decoded}
+
+
+def _with_weight(
+    split: datasets.ArraySplit, rule: preprocessing.Preprocessing, indices: np.ndarray
+) -> Batch:
     weight = np.ones(len(indices), np.float32)
-    return {"image": split.images[indices], "label": split.labels[indices], "weight": weight}
+    images = rule.stack(split.images[indices])
+    return {"image": images, "label": split.labels[indices], "weight": weight}
 
 
 def train_batch_shapes(split: datasets.Split, config: TrainConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns shape and dtype of a training batch over all hosts, as `train_batches` yields it."""
-    return _batch_shapes(split, config, cropped=config.augment == "resized_crop")
-
-
-def eval_batch_shapes(split: datasets.Split, config: TrainConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns shape and dtype of an evaluation batch over all hosts, as `eval_batches` yields it."""
-    shapes = _batch_shapes(split, config, cropped=isinstance(split, datasets.RecordSplit))
-    return {**shapes, "weight": jax.ShapeDtypeStruct((config.batch_size,), np.float32)}
-
-
-def _batch_shapes(split, config, cropped: bool) -> dict[str, jax.ShapeDtypeStruct]:
-    size = (config.image_size, config.image_size) if cropped else split.images.shape[1:3]
-    image = (config.batch_size, *size, split.channels)
+    image = (config.batch_size, *config.preprocessing(split.channels).shape)
     return {
         "image": jax.ShapeDtypeStruct(image, np.uint8),
         "label": jax.ShapeDtypeStruct((config.batch_size,), np.int32),
     }
+
+
+def eval_batch_shapes(split: datasets.Split, config: TrainConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns shape and dtype of an evaluation batch over all hosts, as `eval_batches` yields it."""
+    weight = jax.ShapeDtypeStruct((config.batch_size,), np.float32)
+    return {**train_batch_shapes(split, config), "weight": weight}
 
 
 def to_device(
@@ -188,7 +203,8 @@ def to_device(
 
 def _shifts(split, config, order, first_step, last_step, mine) -> Iterator[Batch]:
     """Random shifts and mirroring of images in memory, a whole batch at a time."""
-    _, height, width, _ = split.images.shape
+    rule = config.preprocessing(split.channels)
+    size = np.arange(config.image_size)
     padding = config.crop_padding if config.augment == "pad_crop" else 0
     for step in range(first_step, last_step):
         positions = step * config.batch_size + np.arange(config.batch_size)
@@ -197,12 +213,11 @@ def _shifts(split, config, order, first_step, last_step, mine) -> Iterator[Batch
         rng = np.random.default_rng((config.seed, step))
         top, left = rng.integers(0, 2 * padding + 1, (2, config.batch_size))[:, mine]
         mirrored = rng.random(config.batch_size)[mine] < (0.5 if config.flip else 0)
-        images = split.images[indices]
+        images = rule.stack(split.images[indices])
         if padding:
             sides = (padding, padding)
             images = np.pad(images, ((0, 0), sides, sides, (0, 0)))
-        rows = top[:, None] + np.arange(height)
-        columns = left[:, None] + np.arange(width)
+        rows, columns = top[:, None] + size, left[:, None] + size
         columns = np.where(mirrored[:, None], columns[:, ::-1], columns)
         images = images[np.arange(len(images))[:, None, None], rows[:, :, None], columns[:, None, :]]
         yield {"image": images, "label": split.labels[indices]}

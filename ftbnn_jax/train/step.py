@@ -125,7 +125,7 @@ def _make_gradients(config: TrainConfig, mesh: Mesh, teacher: distillation.Teach
     model = make_model(config)
 
     def loss_fn(params, batch_stats, images, labels, progress, teacher_variables):
-        x = image.standardize(images, config.image_size, config.pixel_mean, config.pixel_std)
+        x = image.standardize(images, config.pixel_mean, config.pixel_std)
         variables = {"params": params, "batch_stats": batch_stats}
         logits, blocks, updates = recording.block_outputs(model, variables, x, True, progress)
         targets = optax.smooth_labels(jax.nn.one_hot(labels, config.num_classes), config.label_smoothing)
@@ -199,9 +199,7 @@ def make_eval_step(config: TrainConfig, mesh: Mesh) -> Callable[[Any, Any, Any],
     model = make_model(config)
 
     def eval_step(params, batch_stats, batch):
-        images = image.standardize(
-            batch["image"], config.image_size, config.pixel_mean, config.pixel_std
-        )
+        images = image.standardize(batch["image"], config.pixel_mean, config.pixel_std)
         labels, weight = batch["label"], batch["weight"]
         logits = model.apply({"params": params, "batch_stats": batch_stats}, images, train=False)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)

@@ -28,12 +28,12 @@ class Stream:
 
     Args:
       split: images.
-      config: says how to crop, and how many corrupt records to put up with.
+      config: says how to crop or preprocess, and how many corrupt records to put up with.
       indices_of: from a step to the indices of its images and the positions in the training that their
         augmentation is drawn from, int64 `[n]` each.
       batch_size: n; the last step can have fewer.
       train: whether to crop at random, and to put the next record of the split in the place of a corrupt
-        one, rather than crop the centre and give blanks.
+        one, rather than preprocess the whole image and give blanks.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Stream:
         self._batch_size = batch_size
         self._train = train
         # Traced once, not once for each image of a group.
-        self._crop = self._tf.function(self._crop_image)
+        self._decode = self._tf.function(self._decode_image)
 
     def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
         """Yields the batches of steps from `first_step` up to `last_step`.
@@ -145,21 +145,36 @@ class Stream:
         raise UserError(f"{split.name(index)}: corrupt, and so is every other record of the split")
 
     def _examples(self, images: Any, labels: Any, positions: Any) -> dict[str, Any]:
-        """Decodes, crops and resizes a group of images, and puts their labels beside them."""
+        """Decodes a group of images, brings them to size, and puts their labels beside them."""
         tf, positions = self._tf, self._tf.convert_to_tensor(positions)
-
-        def resize(mirrored, *windows):
-            return decode.resize(windows, mirrored, self._config.image_size, rounded=not self._train)
-
-        pairs = [self._crop(images[i], positions[i]) for i in range(images.shape[0])]
-        windows, mirrored = zip(*pairs, strict=True)
-        resized = tf.numpy_function(resize, [tf.stack(mirrored), *windows], tf.uint8)
+        parts = [self._decode(images[i], positions[i]) for i in range(images.shape[0])]
+        if self._train:
+            windows, mirrored = zip(*parts, strict=True)
+            size = self._config.image_size
+            resized = tf.numpy_function(
+                lambda mirrored, *windows: decode.resize(windows, mirrored, size),
+                [tf.stack(mirrored), *windows],
+                tf.uint8,
+            )
+        else:
+            rule = self._config.preprocessing(self._split.channels)
+            resized = tf.numpy_function(lambda *images: rule.stack(images), parts, tf.uint8)
         return {"image": resized, "label": labels}
 
-    def _crop_image(self, image: Any, position: Any) -> tuple[Any, Any]:
+    def _decode_image(self, image: Any, position: Any) -> Any:
+        """A window of the image and whether to mirror it, or, for evaluation, the whole image."""
         if self._train:
             return decode.random_crop(self._tf, image, position, self._config, self._split.channels)
-        return decode.center_crop(self._tf, image, self._split.channels)
+        return decode.whole(self._tf, image, self._split.channels)
+
+
+def decode_whole(split: datasets.Split, index: int) -> np.ndarray:
+    """Returns one image as large as it is stored, decoded as for evaluation: uint8 `[H, W, C]`."""
+    if isinstance(split, datasets.ArraySplit):
+        return split.images[index]
+    tf = records.import_tensorflow()
+    images, _ = parse(tf, split, [split.read(index)])
+    return decode.whole(tf, images[0], split.channels).numpy()
 
 
 def parse(tf: Any, split: records.RecordSplit, serialized: Any) -> tuple[Any, Any]:

@@ -1,23 +1,26 @@
 """The packed file: what it holds, and that nothing damaged is ever read."""
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
 import tracemalloc
 
+import jax
 import networks
 import numpy as np
 import pytest
 import safetensors
 
 from ftbnn_jax.deploy import artifact as artifact_lib
-from ftbnn_jax.deploy import container, layout
+from ftbnn_jax.deploy import container, export, layout
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn import architectures
 from ftbnn_jax.ops import bitpack
 
 _MUTATIONS = 10_000 if os.environ.get("HYPOTHESIS_PROFILE") == "nightly" else 300
+_METADATA_MUTATIONS = 5_000 if os.environ.get("HYPOTHESIS_PROFILE") == "nightly" else 500
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +51,7 @@ def test_a_round_trip_changes_nothing(built, path):
 def test_other_software_can_read_the_file(built, path):
     with safetensors.safe_open(path, framework="numpy") as file:
         assert set(file.keys()) == built[2].tensors.keys()
+        assert json.loads(file.metadata()["ftbnn_jax"])["num_classes"] == 5
 
 
 def test_the_bits_are_the_signs_and_nothing_else_of_a_binary_kernel(built, path):
@@ -164,16 +168,109 @@ def test_every_mutation_is_refused_in_one_line_and_without_much_memory(path, tmp
     assert peak < 50 * len(content)
 
 
+# What stands in a place of the metadata now and then, by mistake or on purpose.
+_FOREIGN = [
+    *(None, True, False, 0, 1, -1, 2, 7, 2**31, 10**9, 10**400, 0.5, -0.0, 1e308),
+    *(
+        float("nan"),
+        float("inf"),
+        "",
+        "5",
+        "7 */ int x;",
+        "a\nb",
+        "\ud800",
+        "x" * 10_000,
+        [],
+        [1],
+        ["a"],
+    ),
+    *([0] * 1000, [[1]], [-1.0], [float("nan")], {}, {"a": 1}, {"x": {"y": []}}),
+]
+
+
+def _mutate_metadata(metadata: dict, rng: np.random.Generator) -> None:
+    """Puts something else in a random place, however deep, or takes it away, or adds to it."""
+    node, key = metadata, list(metadata)[rng.integers(len(metadata))]
+    while isinstance(node[key], (dict, list)) and node[key] and rng.random() < 0.8:
+        node = node[key]
+        key = list(node)[rng.integers(len(node))] if isinstance(node, dict) else rng.integers(len(node))
+    kind = rng.integers(5)
+    if kind == 0:
+        del node[key]
+    elif kind == 1 and isinstance(node, dict):
+        node[f"{key}x"] = node[key]
+    elif kind == 2 and type(node[key]) in (int, float):
+        node[key] += int(rng.integers(-3, 4))
+    else:
+        node[key] = _FOREIGN[rng.integers(len(_FOREIGN))]
+
+
+@pytest.mark.parametrize("by_its_author", [False, True])
+def test_mutated_metadata_is_refused_in_one_line_or_what_it_says_is_what_is_loaded(
+    path, tmp_path, by_its_author
+):
+    """All checksums of the container are right; of a foreign author, that of the network is as well."""
+    rng = np.random.default_rng(1)
+    target = str(tmp_path / "mutated.safetensors")
+    original = artifact_lib.load(path)
+    refused = 0
+    tracemalloc.start()
+    for tried in range(_METADATA_MUTATIONS):
+        tensors, metadata, _ = container.read(path)
+        _mutate_metadata(metadata, rng)
+        if by_its_author:
+            fields = {k: v for k, v in metadata.items() if k not in ("schema_version", "sha256")}
+            fields.pop("network_sha256", None)
+            metadata["network_sha256"] = artifact_lib.network_digest(fields, metadata.get("sha256"))
+        with open(target, "wb") as file:
+            file.write(container.to_bytes(tensors, metadata))
+        try:
+            loaded = artifact_lib.load(target)
+        except UserError as error:
+            refused += 1
+            assert str(error).startswith(target) and str(error).isprintable(), (tried, str(error))
+            assert len(str(error)) < 400
+            continue
+        for field in dataclasses.fields(loaded):
+            value = getattr(loaded, field.name)
+            if field.name == "tensors":
+                continue
+            if not by_its_author:
+                assert value == getattr(original, field.name), (tried, field.name)
+            plain = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+            assert json.loads(json.dumps(plain)) == metadata[field.name]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert refused > 0.8 * _METADATA_MUTATIONS
+    assert peak < 20 * 2**20
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda f: f.pop("num_classes"), "num_classes"),
+        (lambda f: f.pop("num_classes"), "metadata 'num_classes': is missing"),
+        (lambda f: f.update(num_classes="5"), "metadata num_classes: int expected, found '5'"),
+        (lambda f: f.update(num_classes=True), "metadata num_classes: int expected, found True"),
+        (lambda f: f.update(step="7 */ int x;"), "metadata step: int expected, found '7 "),
+        (lambda f: f["versions"].update(jax="1 */"), "metadata versions: names and versions expected"),
+        (lambda f: f["class_names"].append("sixth"), "metadata class_names: 6 names for 5 classes"),
+        (lambda f: f["class_names"].append(3), "metadata class_names: str expected, found 3"),
+        (lambda f: f["preprocessing"].update(size=10**6), "preprocessing.size: 1 to 4096 expected"),
+        (lambda f: f["preprocessing"].update(antialias=1), "preprocessing.antialias: bool expected"),
+        (lambda f: f["preprocessing"].update(mean=[1.0, 2.0]), "2 numbers for 3 channels"),
+        (lambda f: f["preprocessing"].update(std=[0.0]), "preprocessing.std: positive numbers expected"),
+        (lambda f: f["preprocessing"].update(std=[float("nan")]), "preprocessing.std: a finite number"),
+        (lambda f: f["preprocessing"].update(crop=100), "its metadata is not what was exported"),
         (lambda f: f["spec"].update(width=12), "model.stem_features=11"),
         (lambda f: f["spec"].update(groups=2), "expected uint32 .18., found uint32"),
-        (lambda f: f["spec"].update(blocks=[10**9]), "more blocks than tensors"),
-        (lambda f: f["spec"].update(colour=1), "colour"),
-        (lambda f: f.update(schema_version=1), "schema version 1; this version of ftbnn_jax reads 2"),
-        (lambda f: f.update(schema_version=99), "schema version 99; this version of ftbnn_jax reads 2"),
+        (lambda f: f["spec"].update(blocks=[10**9]), "spec.blocks: 1 to 1024 expected"),
+        (lambda f: f["spec"].update(blocks=[1000]), "spec.blocks: more blocks than the 17 tensors"),
+        (lambda f: f["spec"].update(colour=1), "metadata 'spec.colour': no such field is known"),
+        (
+            lambda f: f.update(schema_version=2),
+            "version 2; .* reads 3; --mode=export writes the file anew",
+        ),
+        (lambda f: f.update(schema_version=99), "schema version 99; this version of ftbnn_jax reads 3"),
         (lambda f: f["sha256"].popitem(), "tensors are not those"),
         (lambda f: f["sha256"].update({"head/bias": "0" * 64}), "'head/bias'"),
     ],
@@ -188,8 +285,52 @@ def test_metadata_that_is_wrong_under_a_right_checksum_is_refused(path, change, 
         artifact_lib.load(path)
 
 
+def test_the_same_checkpoint_gives_the_same_bytes(built, path):
+    """Whatever the order of its fields; a hash map's order would differ now and then."""
+    artifact = built[2]
+    with open(path, "rb") as file:
+        content = file.read()
+    backwards = dataclasses.replace(
+        artifact,
+        tensors=dict(reversed(artifact.tensors.items())),
+        versions=dict(reversed(artifact.versions.items())),
+    )
+    for again in [backwards] * 8:
+        artifact_lib.save(path, again)
+        with open(path, "rb") as file:
+            assert file.read() == content
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "params/stem/conv/kernel",
+        "params/block1_1/conv/kernel_1",
+        "params/head/bias",
+        "batch_stats/stem/bn/mean",
+        "batch_stats/stem/bn/var",
+    ],
+)
+def test_what_is_not_finite_is_not_exported(built, name, value):
+    config, variables, _ = built
+    experiment = {"channels": 3, "class_names": []}
+
+    def planted(path, leaf):
+        here = jax.tree_util.keystr(path, simple=True, separator="/") == name
+        return np.where(np.arange(leaf.size).reshape(leaf.shape) == 1, value, leaf) if here else leaf
+
+    damaged = jax.tree_util.tree_map_with_path(planted, variables)
+    with pytest.raises(UserError, match=f"step 9: {name} holds a number that is not finite"):
+        export.to_artifact(config, damaged, experiment, step=9)
+
+
 def _resized(tensors):
     tensors["stem/bn/offset"] = np.zeros(12, np.float32)
+
+
+def _not_a_number(tensors):
+    tensors["block1_1/bn/offset"] = np.full(11, np.nan, np.float32)
 
 
 def _other_dtype(tensors):
@@ -215,6 +356,7 @@ def _padding_bit(tensors):
         (lambda t: t.pop("head/bias"), "tensor 'head/bias': expected float32 .5., found none"),
         (lambda t: t.update(spare=t["head/bias"]), "tensor 'spare': the network has no such tensor"),
         (_padding_bit, "padding bits"),
+        (_not_a_number, "tensor 'block1_1/bn/offset': holds a number that is not finite"),
     ],
 )
 def test_tensors_that_are_not_the_networks_are_refused(built, path, change, message):

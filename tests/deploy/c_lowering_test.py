@@ -14,6 +14,7 @@ from ftbnn_jax.deploy import layout
 from ftbnn_jax.deploy.c import export, fixed_point, generate, golden, lowering, memory, tables
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn import architectures
+from ftbnn_jax.ops.preprocessing import Preprocessing
 
 _BUFFERS = st.lists(
     st.tuples(st.integers(1, 9), st.integers(0, 5), st.integers(0, 3)).map(
@@ -46,10 +47,7 @@ def _without_values(spec, size=224, classes=1000):
     return artifact_lib.Artifact(
         spec=spec,
         num_classes=classes,
-        channels=3,
-        image_size=size,
-        pixel_mean=(120.0,),
-        pixel_std=(60.0,),
+        preprocessing=Preprocessing(size, 3, 0, True, (120.0,), (60.0,)),
         class_names=(),
         step=0,
         versions={},
@@ -156,13 +154,11 @@ def test_shifts_round_to_the_nearest_halves_up(shift):
     np.testing.assert_array_equal(fixed_point._shifted(values, shift), expected)
 
 
-def test_images_of_another_size_are_resized_and_filling_ones_left_out():
+def test_images_that_only_fill_up_are_left_out():
     batch = {"image": networks.images(12, 4), "weight": np.array([1, 0, 1, 1])}
     none = {"image": networks.images(9, 1), "weight": np.zeros(1)}
-    (found,) = export.real_images([batch, none], 9)
-    assert found.shape == (3, 9, 9, 3)
-    (same,) = export.real_images([batch], 12)
-    np.testing.assert_array_equal(same, batch["image"][[0, 2, 3]])
+    (found,) = export.real_images([batch, none])
+    np.testing.assert_array_equal(found, batch["image"][[0, 2, 3]])
 
 
 @pytest.mark.parametrize("fixed", [False, True], ids=["float", "fixed"])

@@ -25,11 +25,12 @@ DERIVED = spec_lib.ResNetSpec(
 BASELINE = spec_lib.ResNetSpec(blocks=(2, 1), width=40, stem_features=40)
 
 
-def build(spec, size, *, classes=5, channels=3, seed=0, compute_dtype="float32"):
+def build(spec, size, *, classes=5, channels=3, seed=0, compute_dtype="float32", augment="none"):
     """Returns config, variables and artifact of a network as if it had been trained.
 
     Statistics, scales and slopes are random; a few slopes are exactly 0, and a few latent weights are
-    exact zeros of both signs or subnormal.
+    exact zeros of both signs or subnormal. Images of its own size enter it as they are, unless `augment`
+    is "resized_crop".
     """
     config = TrainConfig(
         spec,
@@ -37,6 +38,7 @@ def build(spec, size, *, classes=5, channels=3, seed=0, compute_dtype="float32")
         num_classes=classes,
         pixel_mean=(120.0,),
         pixel_std=(60.0,),
+        augment=augment,
         compute_dtype=compute_dtype,
     )
     model = ResNet(spec, classes)

@@ -1,6 +1,8 @@
 """The packed runtime against the training graph: networks of every kind, and what verify must notice."""
 
 import dataclasses
+import json
+import pathlib
 
 import jax
 import networks
@@ -8,8 +10,8 @@ import numpy as np
 import pytest
 
 from ftbnn_jax.deploy import artifact as artifact_lib
+from ftbnn_jax.deploy import export, layout, verify
 from ftbnn_jax.deploy import runtime as runtime_lib
-from ftbnn_jax.deploy import verify
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn import architectures
 
@@ -72,8 +74,40 @@ def test_no_integer_differs(name):
     assert all(layer.compared > 0 for layer in result.layers)
     assert result.differing == 0
     assert result.images == result.agreeing == 2
+    assert result.not_finite == 0
     # With float32 everywhere the two are the same arithmetic in the same order, up to the classifier.
-    assert result.logit_error <= (1e-4 if dtype == "float32" else 0.05)
+    if dtype == "float32":
+        assert 0 < result.logit_share <= 1
+        assert result.logit_error <= 1e-4
+    else:
+        assert result.logit_error <= 0.05
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_few_classes_of_which_logits_cancel_are_no_failure(classes, tmp_path):
+    """Where the classes' weights nearly agree, 16 bits are much of what tells them apart."""
+    config, variables, _ = networks.build(_small(), 8, classes=classes)
+    head = variables["params"]["head"]
+    head["kernel"] = head["kernel"] * 1e-3 + head["kernel"][:, :1] - head["kernel"].mean(0)
+    head["bias"] = -head["bias"] * 0
+    experiment = {"channels": 3, "class_names": []}
+    artifact = export.to_artifact(config, variables, experiment, step=1)
+    path = str(tmp_path / "model.safetensors")
+    artifact_lib.save(path, artifact)
+    assert verify.run(path, config, variables, [_batch(8)]) == 0
+
+
+def test_the_bound_on_logits_is_that_of_the_rounded_weights():
+    """Two features and two classes, by hand: steps of 1/32767 and 4/32767 of the largest weight."""
+    kernel = np.float32([[1, 4], [0.50001, 0.5]])
+    largest = np.float32([[1, 2]])
+    stored = layout.classifier_kernel(layout.quantize_classifier(kernel)).astype(np.float64)
+    bound = layout.classifier_bound(kernel, np.float32([3, 0]), largest, terms=4)
+    by_weights = 2 * np.abs(stored[1] - kernel[1].astype(np.float64))
+    assert (by_weights <= 2 * 0.5 * np.array([1, 4]) / 32767 * (1 + 1e-5)).all()
+    # 2 + 4 + 4 roundings of at most 2**-24 on either side.
+    sums = np.array([1 + 2 * 0.50001 + 3, 4 + 2 * 0.5])
+    np.testing.assert_allclose((bound - by_weights)[0], [2 * 10 * 2.0**-24 * s for s in sums], rtol=0.01)
 
 
 def test_a_network_without_binary_blocks_is_refused():
@@ -138,10 +172,35 @@ def test_a_classifier_of_other_weights_fails(exported, capsys):
     tensors = {**artifact.tensors, "head/kernel": kernel}
     artifact_lib.save(path, dataclasses.replace(artifact, tensors=tensors))
     assert verify.run(path, config, variables, [_batch(8)]) == 1
-    assert "logits differ from the training graph's by" in capsys.readouterr().err
+    assert "times what the classifier's 16 bits explain" in capsys.readouterr().err
     # In float16 the training graph's own rounding is larger.
     config = dataclasses.replace(config, compute_dtype="float16")
     assert verify.run(path, config, variables, [_batch(8)]) == 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_logits_that_are_not_finite_fail(exported, capsys, dtype):
+    path, config, variables, _ = exported
+    head = variables["params"]["head"]
+    broken = {**head, "bias": np.where(np.arange(5) == 2, np.nan, head["bias"])}
+    variables = {**variables, "params": {**variables["params"], "head": broken}}
+    config = dataclasses.replace(config, compute_dtype=dtype)
+    assert verify.run(path, config, variables, [_batch(8)], as_json=True) == 1
+    output, errors = capsys.readouterr()
+    assert "logits are not finite on 2 of 2 images" in errors
+    json.loads(output, parse_constant=pytest.fail)
+
+
+def test_pixels_are_compared_from_the_stored_images_on(exported, capsys):
+    path, config, variables, artifact = exported
+    rng = np.random.default_rng(3)
+    decoded = [rng.integers(0, 256, (*size, 3), np.uint8) for size in ((8, 8), (30, 50), (9, 7))]
+    batch = {"image": artifact.preprocessing.stack(decoded), "decoded": decoded, "weight": np.ones(3)}
+    assert verify.run(path, config, variables, [batch]) == 0
+    assert "0 of 576 pixel values differ from evaluation's" in capsys.readouterr().out
+    batch["image"][1, 4, 4, 0] ^= 1
+    assert verify.run(path, config, variables, [batch]) == 1
+    assert "1 of 576 pixel values" in capsys.readouterr().err
 
 
 def test_the_json_report_holds_what_the_table_shows(exported, tmp_path):
@@ -178,12 +237,51 @@ def test_predictions_for_a_batch_of_any_size_are_the_same(exported):
     [
         np.zeros((8, 8, 3), np.uint8),
         np.zeros((1, 8, 8, 1), np.uint8),
+        np.zeros((70, 8, 8, 1), np.uint8),
         np.zeros((1, 8, 8, 3), np.float32),
+        np.zeros((1, 0, 8, 3), np.uint8),
+        np.zeros(0, np.uint8),
+        [np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8)],
+        [np.zeros((1, 8, 8, 3), np.uint8)],
+        [[[1, 2, 3]]],
+        ["photo.png"],
+        "photo.png",
+        pathlib.Path("photo.png"),
+        None,
+        3,
     ],
+    ids=str,
 )
 def test_images_of_a_wrong_kind_are_a_users_mistake(exported, images):
-    with pytest.raises(UserError, match=r"uint8 .N, H, W, 3. expected, found"):
-        runtime_lib.Runtime.load(exported[0]).predict(images)
+    net = runtime_lib.Runtime.load(exported[0])
+    for method in (net.predict, net.logits, net.pixels):
+        with pytest.raises(
+            UserError, match=r"uint8 .N, H, W, 3., or a list of .H, W, 3., expected"
+        ) as e:
+            method(images)
+        # What the user gave is named, not a slice of it, and in one line.
+        assert str(e.value).isprintable()
+        if isinstance(images, np.ndarray):
+            assert str(list(images.shape)) in str(e.value)
+
+
+def test_images_of_any_sizes_run_in_one_program_a_batch(monkeypatch):
+    """Preprocessing is outside: 20 sizes, and nothing is compiled but for the numbers of images."""
+    config, _, artifact = networks.build(_small(), 8, augment="resized_crop")
+    net = runtime_lib.Runtime(artifact)
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (30 + i, 50 + 3 * i, 3), np.uint8) for i in range(20)]
+    compiled = []
+    forward = net.forward
+    monkeypatch.setattr(net, "forward", lambda x: compiled.append(x.shape) or forward(x))
+    monkeypatch.setattr(runtime_lib, "_SLICE_PIXELS", 8 * 64)
+    predicted = net.predict(images)
+    assert compiled == [(8, 8, 8, 3), (8, 8, 8, 3), (4, 8, 8, 3)]
+    pixels = np.stack([config.preprocessing(3).pixels(image) for image in images])
+    np.testing.assert_array_equal(net.pixels(images), pixels)
+    np.testing.assert_array_equal(predicted, np.asarray(forward(pixels)).argmax(-1))
+    np.testing.assert_array_equal(np.asarray(net.logits(images)), np.asarray(forward(pixels)))
+    assert net.predict([]).shape == (0,) and net.logits([]).shape == (0, 5)
 
 
 def test_the_form_is_proved_from_the_spec_alone():

@@ -7,7 +7,6 @@ import pathlib
 import shutil
 from collections.abc import Iterable
 
-import jax
 import numpy as np
 
 from ftbnn_jax.deploy import artifact as artifact_lib
@@ -44,15 +43,11 @@ class Reference:
         return golden.pack(self.network, images, records, np.asarray(logits))
 
 
-def real_images(batches: Iterable[dict[str, np.ndarray]], size: int) -> Iterable[np.ndarray]:
-    """Yields the images of weight above 0 of each batch, brought to `size` x `size`, uint8."""
+def real_images(batches: Iterable[dict[str, np.ndarray]]) -> Iterable[np.ndarray]:
+    """Yields the images of weight above 0 of each batch, uint8 `[N, H, W, C]`."""
     for batch in batches:
         images = batch["image"][batch["weight"] > 0]
-        n, height, width, channels = images.shape
-        if (height, width) != (size, size):
-            resized = jax.image.resize(images.astype(np.float32), (n, size, size, channels), "linear")
-            images = np.clip(np.rint(resized), 0, 255).astype(np.uint8)
-        if n:
+        if len(images):
             yield images
 
 
@@ -78,7 +73,7 @@ def run(
     artifact = runtime.artifact
     count = _GOLDEN_BYTES // golden.image_bytes(lowering.lower(artifact))
     count = min(max(count, 1), _GOLDEN_IMAGES)
-    images = _take(real_images(batches, artifact.image_size), _CALIBRATION_IMAGES)
+    images = _take(real_images(batches), _CALIBRATION_IMAGES)
     # One size of batch, so that the runtime is compiled once.
     parts = [images[i : i + count] for i in range(0, len(images), count)]
     parts = [part for part in parts if len(part) == len(parts[0])]

@@ -81,7 +81,7 @@ def quantize(network: lowering.Network, fraction_bits: int) -> Quantized:
     for name, tensor in source.items():
         tables.check_finite(name, tensor)
 
-    mean, std = tables.standardization(artifact.pixel_mean, artifact.pixel_std, artifact.channels)
+    mean, std = tables.standardization(artifact.preprocessing)
     pixels = (np.arange(256) - mean[:, None].astype(np.float64)) / std[:, None]
     found.tensors["stem/pixels"], pixel_shift = _mantissas(pixels, _PIXEL_BITS)
     largest = int(np.abs(found.tensors["stem/pixels"]).max())

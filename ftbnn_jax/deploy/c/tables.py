@@ -8,7 +8,7 @@ import numpy as np
 from ftbnn_jax.deploy import layout
 from ftbnn_jax.deploy.c import lowering
 from ftbnn_jax.errors import UserError
-from ftbnn_jax.ops import popcount
+from ftbnn_jax.ops import popcount, preprocessing
 
 _TYPES = {
     np.dtype(np.uint32): "uint32_t",
@@ -76,7 +76,7 @@ def float_tables(network: lowering.Network) -> list[Table]:
     """
     artifact = network.artifact
     pixels = np.arange(256, dtype=np.float32)
-    mean, std = standardization(artifact.pixel_mean, artifact.pixel_std, artifact.channels)
+    mean, std = standardization(artifact.preprocessing)
     tensors: Mapping[str, np.ndarray] = {
         "stem/pixels": (pixels - mean[:, None]) / std[:, None],
         **{name: t for name, t in artifact.tensors.items() if t.dtype != np.uint32},
@@ -86,9 +86,9 @@ def float_tables(network: lowering.Network) -> list[Table]:
     return [Table(name_of(name), tensor) for name, tensor in sorted(tensors.items())]
 
 
-def standardization(mean: tuple[float, ...], std: tuple[float, ...], channels: int) -> np.ndarray:
+def standardization(rule: preprocessing.Preprocessing) -> np.ndarray:
     """Returns mean and standard deviation of each channel, float32 `[2, channels]`."""
-    return np.stack([np.broadcast_to(np.float32(part), channels) for part in (mean, std)])
+    return np.stack([np.broadcast_to(np.float32(part), rule.channels) for part in (rule.mean, rule.std)])
 
 
 def check_finite(name: str, tensor: np.ndarray) -> None:

@@ -90,13 +90,17 @@ def compare(
         scratch = pathlib.Path(directory)
         program = scratch / "test_model"
         build.build(folder, program, flags)
-        for images in export.real_images(batches, runtime.artifact.image_size):
+        for images in export.real_images(batches):
             for start in range(0, len(images), _IMAGES_AT_ONCE):
                 part = images[start : start + _IMAGES_AT_ONCE]
                 found = build.check(program, reference.golden(part), scratch)
                 _add(result, found)
-                result.agreeing += int(np.sum(runtime.predict(part) == found["classes"]))
+                result.agreeing += int(np.sum(_classes(runtime, part) == found["classes"]))
     return result
+
+
+def _classes(runtime: runtime_lib.Runtime, pixels: np.ndarray) -> np.ndarray:
+    return np.asarray(runtime.forward(pixels)).argmax(-1)
 
 
 def _add(result: Result, found: dict[str, Any]) -> None:

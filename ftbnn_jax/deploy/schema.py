@@ -1,0 +1,112 @@
+"""Typed metadata: what a file may say, checked before anything is built from it.
+
+The types are a dataclass's own annotations: `read` takes JSON's values for exactly its fields, each of
+exactly its type, and every number finite and within its limits.
+"""
+
+import dataclasses
+import math
+import re
+import reprlib
+import typing
+from typing import Any
+
+from ftbnn_jax.errors import UserError
+
+# Least and largest; other integers only need to fit into 32 bits. Limits keep what follows from a
+# number, such as the shapes of tensors, small enough to be compared with what a file really holds.
+_LIMITS = {
+    "num_classes": (1, 2**20),
+    "step": (0, 2**31 - 1),
+    "preprocessing.size": (1, 4096),
+    "preprocessing.channels": (1, 256),
+    "preprocessing.crop": (0, 256),
+    "spec.width": (1, 2**16),
+    "spec.groups": (1, 2**16),
+    "spec.stem_features": (1, 2**16),
+    "spec.stem_kernel": (1, 255),
+    "spec.stem_stride": (1, 255),
+    "spec.blocks": (1, 2**10),
+}
+_INTEGERS = (-(2**31), 2**31 - 1)
+# Of lists, and of strings.
+_LONGEST_LIST = {"spec.blocks": 16}
+_LONGEST_STRING = {"class_names": 2**16}
+
+
+def read(kind: type, value: Any, path: str = "", without: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Returns the fields of a dataclass from what JSON holds, nested ones as dictionaries.
+
+    Args:
+      kind: the dataclass.
+      value: from JSON.
+      path: of the value, to begin a message with.
+      without: fields that are not in JSON.
+
+    Raises:
+      UserError: a field is missing or unknown, or not of its type, finite and within its limits.
+    """
+    if not isinstance(value, dict):
+        raise UserError(f"metadata {path or 'of the file'}: an object expected, found {shown(value)}")
+    annotations = {f.name: f.type for f in dataclasses.fields(kind) if f.name not in without}
+    for name in sorted(annotations.keys() ^ value.keys()):
+        found = "no such field is known" if name in value else "is missing"
+        raise UserError(f"metadata {shown(_below(path, name))}: {found}")
+    return {name: _read(a, value[name], _below(path, name)) for name, a in annotations.items()}
+
+
+def _below(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _read(annotation: Any, value: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(annotation):
+        return annotation(**read(annotation, value, path))
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is tuple:
+        longest = _LONGEST_LIST.get(path, 2**20)
+        if not isinstance(value, list) or len(value) > longest:
+            raise UserError(
+                f"metadata {path}: a list of at most {longest} expected, found {shown(value)}"
+            )
+        return tuple(_read(arguments[0], item, path) for item in value)
+    if origin is dict:
+        return _read_strings(value, path)
+    found = type(value)
+    # JSON has one kind of number, and writes a whole one without its point.
+    if annotation is float and found is int and abs(value) <= 2**53:
+        value, found = float(value), float
+    if found is not annotation:
+        raise UserError(f"metadata {path}: {annotation.__name__} expected, found {shown(value)}")
+    if annotation is int:
+        least, most = _LIMITS.get(path, _INTEGERS)
+        if not least <= value <= most:
+            raise UserError(f"metadata {path}: {least} to {most} expected, found {shown(value)}")
+    if annotation is float and not math.isfinite(value):
+        raise UserError(f"metadata {path}: a finite number expected, found {value}")
+    if annotation is str:
+        longest = _LONGEST_STRING.get(path, 64)
+        if len(value) > longest:
+            raise UserError(
+                f"metadata {path}: at most {longest} characters expected, found {len(value):,}"
+            )
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            raise UserError(f"metadata {path}: holds half of a surrogate pair: {shown(value)}")
+    return value
+
+
+def _read_strings(value: Any, path: str) -> dict[str, str]:
+    """Reads an object of short words: names and versions."""
+    word = re.compile(r"[\w.+-]{1,64}", re.ASCII)
+    if not isinstance(value, dict):
+        raise UserError(f"metadata {path}: an object expected, found {shown(value)}")
+    for name, text in value.items():
+        if not isinstance(text, str) or not word.fullmatch(text) or not word.fullmatch(name):
+            raise UserError(f"metadata {path}: names and versions expected, found {shown({name: text})}")
+    return dict(value)
+
+
+def shown(value: Any) -> str:
+    """Returns a value as it may stand in one line of a message, however long or deep it is."""
+    text = reprlib.repr(value).encode("ascii", "backslashreplace").decode()
+    return text if len(text) <= 80 else f"{text[:77]}..."
