@@ -29,12 +29,18 @@ _M32 = "-m32 -msse2 -mfpmath=sse"
 _AARCH64 = ("aarch64-linux-gnu-gcc -static", "qemu-aarch64")
 _ARMV7 = ("arm-linux-gnueabihf-gcc -static -march=armv7-a+fp", "qemu-arm")
 _ARMV7_NEON = ("arm-linux-gnueabihf-gcc -static -march=armv7-a+simd", "qemu-arm")
+# The highest byte comes first, and floats are computed in double.
+_S390X = ("s390x-linux-gnu-gcc -static", "qemu-s390x")
 # Compiler, emulator, and flags of each build; the ones marked run on every network.
 _BUILDS = [
     *(("gcc", "", flags) for flags in ("-O0", "-O1", "-O2", "-O3", "-O3 -mavx2 -mpopcnt")),
     *(("clang", "", flags) for flags in ("-O0", "-O1", "-O2", "-O3", "-O3 -mavx2 -mpopcnt")),
     *((f"{compiler} {_M32}", "", flags) for compiler in ("gcc", "clang") for flags in ("-O0", "-O3")),
-    *((*machine, flags) for machine in (_AARCH64, _ARMV7, _ARMV7_NEON) for flags in ("-O0", "-O3")),
+    *(
+        (*machine, flags)
+        for machine in (_AARCH64, _ARMV7, _ARMV7_NEON, _S390X)
+        for flags in ("-O0", "-O3")
+    ),
     ("gcc", "", "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all"),
 ]
 _EVERYWHERE = [
@@ -43,6 +49,7 @@ _EVERYWHERE = [
     (f"gcc {_M32}", "", "-O2"),
     (*_AARCH64, "-O3"),
     (*_ARMV7_NEON, "-O3"),
+    (*_S390X, "-O3"),
 ]
 
 

@@ -11,6 +11,7 @@ from ml_collections import config_flags
 
 from ftbnn_jax import config as config_lib
 from ftbnn_jax import machine
+from ftbnn_jax.deploy.c import prefixes
 from ftbnn_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -58,6 +59,11 @@ _FORMAT = flags.DEFINE_enum(
 _FIXED_POINT = flags.DEFINE_bool(
     "fixed_point", False, "For export --format=c: integers between the convolutions, no floating point."
 )
+_PREFIX = flags.DEFINE_string(
+    "prefix",
+    prefixes.DEFAULT,
+    "For export --format=c: what all names in C begin with, so that two networks fit into one program.",
+)
 _RUNTIME = flags.DEFINE_enum(
     "runtime",
     "jax",
@@ -75,8 +81,10 @@ def main(argv: Sequence[str]) -> int:
     """Runs the mode that the flags ask for; returns the exit status."""
     if len(argv) > 1:
         raise UserError(f"{argv[1]}: unexpected; options are written --name=value")
-    if _FIXED_POINT.value and not (_MODE.value == "export" and _FORMAT.value == "c"):
-        raise UserError("--fixed_point: goes with --mode=export --format=c")
+    for flag in (_FIXED_POINT, _PREFIX):
+        if flag.value != flag.default and not (_MODE.value == "export" and _FORMAT.value == "c"):
+            raise UserError(f"--{flag.name}: goes with --mode=export --format=c")
+    prefixes.check(_PREFIX.value)
     for flag in (_CONFIG, _WORKDIR):
         if not flag.value:
             raise UserError(f"--{flag.name}: must be given; --help lists the options")
@@ -122,7 +130,7 @@ def main(argv: Sequence[str]) -> int:
     small = dataclasses.replace(config, batch_size=max(1, 128 * 32**2 // config.image_size**2))
     batches = input_pipeline.eval_batches(split, small, num_examples=_NUM_IMAGES.value)
     if _MODE.value == "export":
-        return c_export.run(path, c_folder, batches, _FIXED_POINT.value)
+        return c_export.run(path, c_folder, batches, _FIXED_POINT.value, _PREFIX.value)
     if _MODE.value == "audit":
         other = checkpoint.load_variables(workdir, _AGAINST.value)[0] if _AGAINST.value else None
         return audit.run(config, variables, experiment["channels"], batches, other, _JSON.value)

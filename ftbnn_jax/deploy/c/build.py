@@ -14,7 +14,7 @@ from ftbnn_jax.errors import UserError
 STANDARD = ("-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-ffp-contract=off", "-fno-trapping-math")
 FLAGS = ("-O3", "-march=native")
 
-_ONLY_IN = {"test_model": "test_model.c", "classify": "classify.c ftbnn_image.c"}
+_PROGRAMS = ("test_model", "classify")
 
 
 def compiler() -> list[str]:
@@ -31,7 +31,7 @@ def compiler() -> list[str]:
 
 def sources(folder: pathlib.Path, program: str = "test_model") -> list[str]:
     """Returns the C files of `test_model` or `classify`."""
-    other = {name for key, names in _ONLY_IN.items() if key != program for name in names.split()}
+    other = {f"{name}.c" for name in _PROGRAMS if name != program}
     return sorted(str(path) for path in folder.glob("*.c") if path.name not in other)
 
 

@@ -1,22 +1,26 @@
 """`--mode=export --format=c`: an artifact as a folder of C, with golden vectors of real images."""
 
-import contextlib
+import fnmatch
 import itertools
 import os
 import pathlib
-import shutil
-from collections.abc import Iterable
+import re
+import tempfile
+from collections.abc import Container, Iterable
 
 import numpy as np
 
 from ftbnn_jax.deploy import artifact as artifact_lib
 from ftbnn_jax.deploy import runtime as runtime_lib
-from ftbnn_jax.deploy.c import fixed_point, generate, golden, lowering
+from ftbnn_jax.deploy.c import fixed_point, generate, golden, lowering, prefixes
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.report import print_table
 
-# Written last into a folder, and looked for before a folder is replaced.
+# Looked for before a folder is replaced; so is whatever else is there, beside what its builds leave and
+# the kernels of other versions.
 _MARK = "model.h"
+_BUILT = ("*.o", "*.a", "ftbnn_*.[ch]", "test_model", "classify")
+_CMAKE_BUILD = "build"
 _CALIBRATION_IMAGES = 64
 _GOLDEN_IMAGES = 8
 _GOLDEN_BYTES = 16 * 2**20
@@ -56,6 +60,7 @@ def run(
     folder: str,
     batches: Iterable[dict[str, np.ndarray]],
     with_fixed_point: bool = False,
+    prefix: str = prefixes.DEFAULT,
 ) -> int:
     """Writes the artifact at `path` as C to `folder`, prints its sizes, returns the exit status.
 
@@ -64,6 +69,7 @@ def run(
       folder: replaced at once where it holds an earlier export.
       batches: uint8 `image` and `weight`, for golden vectors and the range of fixed point.
       with_fixed_point: integers instead of single precision between the convolutions.
+      prefix: of every name in the program.
 
     Raises:
       UserError: the artifact cannot be read or turned into C, or the folder cannot be written or is no
@@ -81,7 +87,7 @@ def run(
     if with_fixed_point:
         fraction_bits = min(fixed_point.calibrate(runtime, part) for part in parts)
     files: dict[str, bytes] = {
-        name: text.encode() for name, text in generate.files(artifact, fraction_bits).items()
+        name: text.encode() for name, text in generate.files(artifact, fraction_bits, prefix).items()
     }
     reference = Reference(runtime, fraction_bits)
     files["golden.bin"] = reference.golden(parts[0])
@@ -108,54 +114,84 @@ def arithmetic_name(fraction_bits: int | None) -> str:
 def write(folder: pathlib.Path, files: dict[str, bytes]) -> None:
     """Writes a folder so that it is there as a whole or not at all; an earlier export is replaced.
 
+    Nothing else is touched: a folder with files that neither an export wrote nor its Makefile built is
+    refused.
+
     Raises:
       UserError: it cannot be written, or something else is there.
     """
-    new = folder.with_name(f"{folder.name}.tmp")
-    old = folder.with_name(f"{folder.name}.old")
-    if folder.exists() and not (folder / _MARK).is_file():
-        raise UserError(f"{folder}: is there already and is no earlier export; move it away")
+    folder = pathlib.Path(os.path.realpath(folder))
+    _check_replaceable(folder, files)
     try:
-        for leftover in (new, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-        new.mkdir(parents=True)
-        for name, content in files.items():
-            (new / name).write_bytes(content)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(
+            dir=folder.parent, prefix=".export-", ignore_cleanup_errors=True
+        ) as scratch:
+            new, old = pathlib.Path(scratch, "new"), pathlib.Path(scratch, "old")
+            new.mkdir()
+            for name, content in files.items():
+                (new / name).write_bytes(content)
+            _replace(folder, new, old)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written: {error.strerror}") from error
+
+
+def _replace(folder: pathlib.Path, new: pathlib.Path, old: pathlib.Path) -> None:
+    """Puts `new` in the place of `folder`, which is moved to `old`; on any failure it is moved back."""
+    try:
         if folder.exists():
             os.replace(folder, old)
         os.replace(new, folder)
+    except BaseException:
+        if old.exists() and not folder.exists():
+            os.replace(old, folder)
+        raise
+
+
+def _check_replaceable(folder: pathlib.Path, files: Container[str]) -> None:
+    """Raises a UserError if there is anything at `folder` that is not from an export."""
+    if not os.path.lexists(folder):
+        return
+    try:
+        names = sorted(os.listdir(folder))
     except OSError as error:
-        with contextlib.suppress(OSError):
-            shutil.rmtree(new)
-        raise UserError(f"{folder}: cannot be written: {error.strerror}") from error
-    shutil.rmtree(old, ignore_errors=True)
+        raise UserError(f"{folder}: cannot be replaced: {error.strerror}") from error
+    if _MARK not in names:
+        raise UserError(f"{folder}: is there already and is no earlier export; move it away")
+    for name in names:
+        built = any(fnmatch.fnmatchcase(name, pattern) for pattern in _BUILT)
+        if name == _CMAKE_BUILD:
+            built = (folder / name / "CMakeCache.txt").is_file()
+        if name not in files and not built:
+            raise UserError(f"{folder / name}: is from no export and would be lost; move it away")
 
 
-def read_fraction_bits(folder: pathlib.Path) -> int | None:
-    """Returns the fraction bits of an exported folder, None for single precision.
+def read_options(folder: pathlib.Path) -> tuple[int | None, str]:
+    """Returns the fraction bits of an exported folder, None for single precision, and its prefix.
 
     Raises:
       UserError: there is no such folder.
     """
     try:
-        lines = (folder / _MARK).read_text().splitlines()
+        header = (folder / _MARK).read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{folder}: no exported C program; --mode=export --format=c writes it"
         ) from error
-    found = [line.split()[-1] for line in lines if line.startswith("#define FTBNN_FRACTION_BITS ")]
-    if not found:
-        return None
-    if not found[0].isdecimal():
-        raise UserError(f"{folder / _MARK}: FTBNN_FRACTION_BITS {found[0]}: a number expected")
-    return int(found[0])
+    prefix = re.search(r"^int (\w+)_init\(", header, re.MULTILINE)
+    if not prefix:
+        raise UserError(f"{folder / _MARK}: no header of an exported C program")
+    bits = re.search(rf"^#define {prefix[1].upper()}_FRACTION_BITS (.*)$", header, re.MULTILINE)
+    if bits and not bits[1].isdecimal():
+        raise UserError(f"{folder / _MARK}: FRACTION_BITS {bits[1]}: a number expected")
+    return int(bits[1]) if bits else None, prefix[1]
 
 
 def check_is_from(
-    folder: pathlib.Path, artifact: artifact_lib.Artifact, fraction_bits: int | None
+    folder: pathlib.Path, artifact: artifact_lib.Artifact, fraction_bits: int | None, prefix: str
 ) -> None:
     """Raises a UserError unless every file in the folder is what the artifact gives."""
-    for name, text in generate.files(artifact, fraction_bits).items():
+    for name, text in generate.files(artifact, fraction_bits, prefix).items():
         path = folder / name
         if not path.is_file() or path.read_bytes() != text.encode():
             raise UserError(

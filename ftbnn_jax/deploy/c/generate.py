@@ -1,12 +1,19 @@
-"""From an artifact to the text of a C program. The same artifact gives the same bytes."""
+"""From an artifact to the text of a C program. The same artifact gives the same bytes.
 
+No text of an artifact becomes C as it stands: numbers are checked to be numbers, words are looked up,
+and class names are escaped.
+"""
+
+import dataclasses
 import importlib.resources
 import textwrap
 from collections.abc import Container, Mapping
 
 import ftbnn_jax
 from ftbnn_jax.deploy import artifact as artifact_lib
-from ftbnn_jax.deploy.c import fixed_point, lowering, tables
+from ftbnn_jax.deploy.c import fixed_point, lowering, prefixes, tables
+from ftbnn_jax.errors import UserError
+from ftbnn_jax.nn import spec as spec_lib
 
 _FORMS = {"xnor": "FTBNN_XNOR", "and": "FTBNN_AND", "ternary": "FTBNN_TERNARY"}
 _SHORTCUTS = {
@@ -15,6 +22,7 @@ _SHORTCUTS = {
     "conv": "FTBNN_POOLED_CONV",
     "duplicate": "FTBNN_DUPLICATE",
 }
+_ACTIVATIONS = {kind: f"FTBNN_{kind.upper()}" for kind in spec_lib.ACTIVATIONS}
 _COMMON = (
     "CMakeLists.txt",
     "Makefile",
@@ -30,16 +38,22 @@ _COMMON = (
 )
 
 
-def files(artifact: artifact_lib.Artifact, fraction_bits: int | None = None) -> dict[str, str]:
+def files(
+    artifact: artifact_lib.Artifact, fraction_bits: int | None = None, prefix: str = prefixes.DEFAULT
+) -> dict[str, str]:
     """Returns every file of the program by name, but for the golden vectors.
 
     Args:
       artifact: the network.
       fraction_bits: of the real numbers in fixed point; None for single precision.
+      prefix: of all names that other files of a program see, in capitals for macros.
 
     Raises:
-      UserError: a tensor is not finite, or too large for fixed point.
+      UserError: a tensor is not finite, or too large for fixed point; metadata is no number where one is
+        needed; a class name is no C string; the prefix is no identifier, or makes two names one.
     """
+    prefixes.check(prefix)
+    _check_numbers(artifact)
     network = lowering.lower(artifact)
     fixed = None if fraction_bits is None else fixed_point.quantize(network, fraction_bits)
     arithmetic = "float" if fixed is None else "fixed"
@@ -53,7 +67,29 @@ def files(artifact: artifact_lib.Artifact, fraction_bits: int | None = None) -> 
         "WEIGHTS", "#include <stdint.h>\n\n" + "".join(f"extern {t.declaration};\n" for t in constants)
     )
     found["weights.c"] = '#include "weights.h"\n\n' + "\n".join(t.definition() for t in constants)
+    found = prefixes.apply(found, prefix)
+    found["model.h"] = found["model.h"].replace("@WHAT@", _what(network, fraction_bits))
+    long_names, names = tables.class_names(artifact)
+    found["model.c"] = (
+        found["model.c"].replace("@LONG_NAMES@", long_names).replace("@CLASS_NAMES@", names)
+    )
     return dict(sorted(found.items()))
+
+
+def _check_numbers(artifact: artifact_lib.Artifact) -> None:
+    """Raises a UserError unless all metadata that is printed as a number is a whole one."""
+    rule = artifact.preprocessing
+    found = {"num_classes": artifact.num_classes, "step": artifact.step}
+    found |= {f"preprocessing.{name}": getattr(rule, name) for name in ("size", "channels", "crop")}
+    found |= {
+        f"spec.{field.name}": getattr(artifact.spec, field.name)
+        for field in dataclasses.fields(artifact.spec)
+        if field.type is int
+    }
+    for name, value in found.items():
+        # A bool is an int in Python.
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise UserError(f"{name}={value!r}: must be a whole number")
 
 
 def _kernel_file(name: str) -> str:
@@ -74,7 +110,8 @@ def _describe(block: lowering.Block) -> str:
     )
 
 
-def _header(network: lowering.Network, fraction_bits: int | None) -> str:
+def _what(network: lowering.Network, fraction_bits: int | None) -> str:
+    """Returns the comment that begins the header."""
     a = network.artifact
     multiply_adds = sum(block.multiply_adds for block in network.blocks)
     bits = sum(32 * a.tensors[f"{b.plan.name}/conv/bits"].size for b in network.blocks)
@@ -85,12 +122,19 @@ def _header(network: lowering.Network, fraction_bits: int | None) -> str:
         f"{bits // 8:,} bytes of bits), {arithmetic} between them. Written by ftbnn_jax "
         f"{ftbnn_jax.__version__} from training step {a.step}; do not edit."
     )
-    lines = textwrap.wrap(what, 96)
+    return "\n * ".join(textwrap.wrap(what, 96))
+
+
+def _header(network: lowering.Network, fraction_bits: int | None) -> str:
+    a = network.artifact
+    rule = a.preprocessing
     definitions = {
         "VERSION": f'"{ftbnn_jax.__version__}"',
-        "IMAGE_SIZE": a.image_size,
-        "CHANNELS": a.channels,
-        "PIXEL_BYTES": a.image_size**2 * a.channels,
+        "IMAGE_SIZE": rule.size,
+        "CHANNELS": rule.channels,
+        "PIXEL_BYTES": rule.size**2 * rule.channels,
+        "CROP": rule.crop,
+        "ANTIALIAS": int(rule.antialias),
         "CLASSES": a.num_classes,
         "BLOCKS": len(network.blocks),
         "ARENA_BYTES": f"{network.arena_bytes}u",
@@ -99,8 +143,8 @@ def _header(network: lowering.Network, fraction_bits: int | None) -> str:
         definitions["FRACTION_BITS"] = fraction_bits
     return (
         _kernel_file("model.h.in")
-        .replace("@WHAT@", "\n * ".join(lines))
         .replace("@DEFINITIONS@", "\n".join(f"#define FTBNN_{k} {v}" for k, v in definitions.items()))
+        .replace("@VALUE_TYPE@", "float" if fraction_bits is None else "int32_t")
         .replace("@VALUES@", str(network.values))
         .replace("@SIGNS@", str(network.signs))
         .replace("@SCRATCH@", str(network.scratch))
@@ -134,7 +178,7 @@ class _Fields:
             for part in ("negative", "positive")
             if f"{name}/act/{part}_slope" in self._tensors
         }
-        return _braced({"kind": f"FTBNN_{kind.upper()}", **pointers, **self.shift(f"{name}/act")})
+        return _braced({"kind": _ACTIVATIONS[kind], **pointers, **self.shift(f"{name}/act")})
 
 
 def _braced(values: dict[str, object]) -> str:
@@ -197,14 +241,12 @@ def _program(network: lowering.Network, fixed: "fixed_point.Quantized | None") -
         **fields.shift("head/kernel"),
         "norm": fields.norm("head", ("scale", "bias")),
     }
-    quoted = ",\n".join(f"    {_quoted(name)}" for name in _class_names(a))
     names = ",\n".join(f'    "{block.plan.name}"' for block in network.blocks)
     return (
         _kernel_file("model.c.in")
         .replace("@STEM@", _fields(stem, 4))
         .replace("@BLOCKS@", "".join(blocks))
         .replace("@HEAD@", _fields(head, 4))
-        .replace("@CLASS_NAMES@", quoted)
         .replace("@BLOCK_NAMES@", names)
         .replace("@CALLS@", _calls(network))
     )
@@ -246,14 +288,3 @@ def _calls(network: lowering.Network) -> str:
         f"ftbnn_run_head(&head, values + {network.blocks[-1].y}, logits, scratch);",
     ]
     return "\n".join(f"  {line}" for line in lines)
-
-
-def _class_names(artifact: artifact_lib.Artifact) -> list[str]:
-    missing = range(len(artifact.class_names), artifact.num_classes)
-    return [*artifact.class_names[: artifact.num_classes], *(f"class {i}" for i in missing)]
-
-
-def _quoted(text: str) -> str:
-    """Returns `text` as a C string in ASCII; octal escapes end after three digits, `?` starts none."""
-    plain = {ord(c) for c in map(chr, range(32, 127))} - {ord(c) for c in '"\\?'}
-    return '"' + "".join(chr(b) if b in plain else f"\\{b:03o}" for b in text.encode()) + '"'

@@ -1,10 +1,14 @@
-"""The constants of a network as C arrays."""
+"""The constants of a network as C arrays, and the names of its classes as C strings."""
 
 import dataclasses
+import re
+import reprlib
+import textwrap
 from collections.abc import Mapping
 
 import numpy as np
 
+from ftbnn_jax.deploy import artifact as artifact_lib
 from ftbnn_jax.deploy import layout
 from ftbnn_jax.deploy.c import lowering
 from ftbnn_jax.errors import UserError
@@ -16,6 +20,8 @@ _TYPES = {
     np.dtype(np.int16): "int16_t",
     np.dtype(np.float32): "float",
 }
+# Of bytes: what every compiler takes in one string, and in one line.
+_LONGEST_LITERAL = 4095
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +57,13 @@ class Table:
 
 
 def name_of(tensor: str) -> str:
-    """Returns the C name of a tensor of the artifact."""
+    """Returns the C name of a tensor of the artifact.
+
+    Raises:
+      UserError: it could be no tensor's.
+    """
+    if not re.fullmatch(r"\w+(/\w+)*", tensor, re.ASCII):
+        raise UserError(f"tensor {tensor!r}: no name of a tensor")
     return "ftbnn_" + tensor.replace("/", "_")
 
 
@@ -95,3 +107,41 @@ def check_finite(name: str, tensor: np.ndarray) -> None:
     """Raises a UserError where a tensor holds what C has no literal for."""
     if not np.isfinite(tensor).all():
         raise UserError(f"tensor {name!r}: holds a number that is not finite; C takes finite ones only")
+
+
+def class_names(artifact: artifact_lib.Artifact) -> tuple[str, str]:
+    """Returns the names of all classes as C strings: definitions that come first, and the initialiser.
+
+    Raises:
+      UserError: a name is no text, or holds a NUL.
+    """
+    missing = range(len(artifact.class_names), artifact.num_classes)
+    names = [*artifact.class_names[: artifact.num_classes], *(f"class {i}" for i in missing)]
+    definitions, expressions = [], []
+    for i, name in enumerate(names):
+        characters = [_escaped(byte) for byte in _bytes_of(i, name)]
+        literal = f'"{"".join(characters)}"'
+        if len(literal) > _LONGEST_LITERAL:
+            values = textwrap.fill(", ".join([*(f"'{c}'" for c in characters), "0"]), 100)
+            definitions.append(f"static const char class_name_{i}[] = {{\n{values}}};\n\n")
+            literal = f"class_name_{i}"
+        expressions.append(f"    {literal}")
+    return "".join(definitions), ",\n".join(expressions)
+
+
+def _bytes_of(index: int, name: str) -> bytes:
+    """Returns a class's name in UTF-8, or as the bytes that the file system had in its place."""
+    try:
+        content = name.encode(errors="surrogateescape")
+    except (AttributeError, UnicodeEncodeError) as error:
+        raise UserError(f"class_names: {reprlib.repr(name)} of class {index} is no text") from error
+    if 0 in content:
+        raise UserError(
+            f"class_names: {reprlib.repr(name)} of class {index} holds a NUL, which ends a string in C"
+        )
+    return content
+
+
+def _escaped(byte: int) -> str:
+    """Returns a character of a C literal, in ASCII; octal escapes end after three digits."""
+    return chr(byte) if 32 <= byte < 127 and chr(byte) not in "\"'\\?" else f"\\{byte:03o}"

@@ -79,8 +79,8 @@ def compare(
     Raises:
       UserError: there is no compiler, it failed, or the folder is of another artifact.
     """
-    fraction_bits = export.read_fraction_bits(folder)
-    export.check_is_from(folder, runtime.artifact, fraction_bits)
+    fraction_bits, prefix = export.read_options(folder)
+    export.check_is_from(folder, runtime.artifact, fraction_bits, prefix)
     reference = export.Reference(runtime, fraction_bits)
     result = Result(
         [LayerResult(block.plan.name) for block in reference.network.blocks],

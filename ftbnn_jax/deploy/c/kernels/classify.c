@@ -1,8 +1,9 @@
-/* Classifies an image: classify FILE [--raw WIDTH HEIGHT] [--repeat N]
+/* Classifies an image: classify FILE [--raw WIDTH HEIGHT] [--repeat N] [--pixels OUTPUT]
  *
  * FILE is a binary PPM (P6), or PGM (P5) for a network of one channel, of 8 bits; with --raw it is nothing
- * but pixels. Other sizes than the network's are resized. Prints the five most likely classes and the time
- * of one prediction, the median of N.
+ * but pixels. Its centre is cut out and resized as the network wants it; --pixels writes what enters the
+ * network to OUTPUT, as a PPM or PGM. Prints the five most likely classes and the time of one prediction,
+ * the median of N.
  */
 #define _POSIX_C_SOURCE 199309L
 
@@ -13,6 +14,8 @@
 
 #include "ftbnn_image.h"
 #include "model.h"
+
+#define USAGE "usage: classify FILE [--raw WIDTH HEIGHT] [--repeat N] [--pixels OUTPUT]"
 
 enum { TOP = 5, MOST_REPEATS = 1000 };
 
@@ -42,16 +45,18 @@ static int parse(const char *text, int most) {
 
 /* Returns the bytes of a file, to be freed, or null. */
 static uint8_t *read_file(const char *path, size_t *length) {
-  const size_t most = 3 * (size_t)FTBNN_IMAGE_LARGEST * FTBNN_IMAGE_LARGEST / 4;
+  /* The largest image of three channels takes three quarters of this. */
+  const size_t most = 4 * (size_t)FTBNN_IMAGE_LARGEST * FTBNN_IMAGE_LARGEST;
   FILE *file = fopen(path, "rb");
   uint8_t *bytes = 0;
   size_t room = 0;
   *length = 0;
   while (file && *length == room && room < most) {
-    room = room ? 2 * room : 1 << 16;
-    uint8_t *larger = realloc(bytes, room);
+    size_t more = room ? 2 * room : 1 << 16;
+    uint8_t *larger = realloc(bytes, more);
     if (!larger) break;
     bytes = larger;
+    room = more;
     *length += fread(bytes + *length, 1, room - *length, file);
   }
   int complete = file && *length < room && !ferror(file);
@@ -61,17 +66,32 @@ static uint8_t *read_file(const char *path, size_t *length) {
   return 0;
 }
 
+/* Returns whether the network's pixels could be written. */
+static int write_pixels(const char *path, const uint8_t *pixels) {
+  FILE *file = fopen(path, "wb");
+  if (!file) return 0;
+  fprintf(file, "P%d %d %d 255\n", FTBNN_CHANNELS == 3 ? 6 : 5, FTBNN_IMAGE_SIZE, FTBNN_IMAGE_SIZE);
+  fwrite(pixels, 1, FTBNN_PIXEL_BYTES, file);
+  int failed = ferror(file);
+  return !fclose(file) && !failed;
+}
+
 static int by_size(const void *a, const void *b) {
   double x = *(const double *)a, y = *(const double *)b;
   return (x > y) - (x < y);
 }
 
 static double as_real(ftbnn_value logit) {
-#ifdef FTBNN_FIXED_POINT
+#ifdef FTBNN_FRACTION_BITS
   return (double)logit / (double)((int64_t)1 << FTBNN_FRACTION_BITS);
 #else
   return (double)logit;
 #endif
+}
+
+/* A name comes from elsewhere: nothing in it may move the cursor. */
+static void print_name(const char *name) {
+  for (; *name; name++) putchar((unsigned char)*name < 32 || *name == 127 ? '?' : *name);
 }
 
 static void print_top(const ftbnn_value *logits) {
@@ -82,7 +102,9 @@ static void print_top(const ftbnn_value *logits) {
       if (!printed[i] && (best < 0 || logits[i] > logits[best])) best = i;
     }
     printed[best] = 1;
-    printf("%d. %s (class %d, logit %.4f)\n", rank + 1, ftbnn_class_names[best], best, as_real(logits[best]));
+    printf("%d. ", rank + 1);
+    print_name(ftbnn_class_names[best]);
+    printf(" (class %d, logit %.4f)\n", best, as_real(logits[best]));
   }
 }
 
@@ -90,7 +112,8 @@ int main(int argc, char **argv) {
   static uint8_t pixels[FTBNN_PIXEL_BYTES];
   static ftbnn_value logits[FTBNN_CLASSES];
   static double times[MOST_REPEATS];
-  const char *path = 0;
+  static const ftbnn_preprocessing how = {FTBNN_IMAGE_SIZE, FTBNN_CHANNELS, FTBNN_CROP, FTBNN_ANTIALIAS};
+  const char *path = 0, *output = 0;
   int width = 0, height = 0, repeats = 1;
   for (int i = 1; i < argc; i++) {
     if (!strcmp(argv[i], "--raw") && i + 2 < argc) {
@@ -101,13 +124,15 @@ int main(int argc, char **argv) {
     } else if (!strcmp(argv[i], "--repeat") && i + 1 < argc) {
       repeats = parse(argv[++i], MOST_REPEATS);
       if (!repeats) return refuse("--repeat", "a number from 1 to 1000 expected");
+    } else if (!strcmp(argv[i], "--pixels") && i + 1 < argc) {
+      output = argv[++i];
     } else if (!path && argv[i][0] != '-') {
       path = argv[i];
     } else {
-      return refuse(argv[i], "unexpected; usage: classify FILE [--raw WIDTH HEIGHT] [--repeat N]");
+      return refuse(argv[i], "unexpected; " USAGE);
     }
   }
-  if (!path) return refuse("classify", "usage: classify FILE [--raw WIDTH HEIGHT] [--repeat N]");
+  if (!path) return refuse("classify", USAGE);
 
   size_t length;
   uint8_t *bytes = read_file(path, &length);
@@ -115,11 +140,13 @@ int main(int argc, char **argv) {
   ftbnn_image image;
   int status = width ? ftbnn_read_raw(bytes, length, width, height, FTBNN_CHANNELS, &image)
                      : ftbnn_read_pnm(bytes, length, &image);
-  if (!status) status = ftbnn_resize(&image, FTBNN_IMAGE_SIZE, FTBNN_CHANNELS, pixels);
+  if (!status) status = ftbnn_preprocess(&image, &how, pixels);
   free(bytes);
   if (status == FTBNN_IMAGE_CHANNELS)
     return refuse(path, FTBNN_CHANNELS == 3 ? "a colour image (P6) expected" : "a grey image (P5) expected");
   if (status) return refuse(path, width ? "not of that size" : "no whole binary PPM or PGM of 8 bits");
+
+  if (output && !write_pixels(output, pixels)) return refuse(output, "cannot be written");
 
   ftbnn_net *net;
   if (ftbnn_init(&memory, sizeof memory, &net) != FTBNN_OK) return refuse("ftbnn_init", "failed");

@@ -9,11 +9,10 @@
 #include <stdint.h>
 #include <string.h>
 
-#define FTBNN_FIXED_POINT 1
+#include "model.h"
 
-typedef int32_t ftbnn_value;     /* what flows between the layers */
-typedef int32_t ftbnn_weight;    /* of a real convolution; a pixel in the network's scale */
-typedef int64_t ftbnn_sum;       /* of products; the weights are such that it suffices */
+typedef int32_t ftbnn_weight; /* of a real convolution; a pixel in the network's scale */
+typedef int64_t ftbnn_sum;    /* of products; the weights are such that it suffices */
 
 typedef struct {
   const int32_t *multiplier, *offset;

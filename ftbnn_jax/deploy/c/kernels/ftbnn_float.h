@@ -1,7 +1,8 @@
 /* Single precision between the binary convolutions.
  *
  * Every sum is taken in one fixed order, whatever the vector length, and nothing is contracted into fused
- * multiply-adds, so that all compilers and processors give the same numbers.
+ * multiply-adds, so that all compilers and processors give the same numbers. Products are cast since some
+ * processors (s390x) compute in double: of one operation, rounded from there, the result is the same.
  */
 #ifndef FTBNN_ARITHMETIC_H
 #define FTBNN_ARITHMETIC_H
@@ -10,19 +11,20 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "model.h"
+
 #if defined(__AVX2__) && !defined(FTBNN_PORTABLE)
 #include <immintrin.h>
 #endif
 #if defined(__clang__)
 #pragma STDC FP_CONTRACT OFF
 #endif
-#if !defined(FLT_EVAL_METHOD) || FLT_EVAL_METHOD != 0
-#error "float arithmetic must be done in float: on 32-bit x86 compile with -msse2 -mfpmath=sse"
+#if !defined(FLT_EVAL_METHOD) || (FLT_EVAL_METHOD != 0 && FLT_EVAL_METHOD != 1)
+#error "float arithmetic must be done in float or double: on 32-bit x86 compile with -msse2 -mfpmath=sse"
 #endif
 
-typedef float ftbnn_value;     /* what flows between the layers */
-typedef float ftbnn_weight;    /* of a real convolution; a pixel in the network's scale */
-typedef float ftbnn_sum;       /* of values */
+typedef float ftbnn_weight; /* of a real convolution; a pixel in the network's scale */
+typedef float ftbnn_sum;    /* of values */
 
 typedef struct {
   const float *multiplier, *offset;
@@ -39,7 +41,7 @@ static inline ftbnn_value ftbnn_from_sum(ftbnn_sum sum, int shift, uint32_t *sat
   return sum;
 }
 
-static inline ftbnn_value ftbnn_mean(ftbnn_sum sum, int count) { return sum / (float)count; }
+static inline ftbnn_value ftbnn_mean(ftbnn_sum sum, int count) { return (float)(sum / (float)count); }
 
 static inline void ftbnn_add_values(int n, float *restrict y, const float *restrict x, uint32_t *saturated) {
   (void)saturated;
@@ -49,7 +51,7 @@ static inline void ftbnn_add_values(int n, float *restrict y, const float *restr
 static inline void ftbnn_normalize(const ftbnn_norm *norm, int n, float *restrict y, uint32_t *saturated) {
   const float *restrict multiplier = norm->multiplier, *restrict offset = norm->offset;
   (void)saturated;
-  for (int i = 0; i < n; i++) y[i] = y[i] * multiplier[i] + offset[i];
+  for (int i = 0; i < n; i++) y[i] = (float)(y[i] * multiplier[i]) + offset[i];
 }
 
 static inline void ftbnn_prelu(const ftbnn_activation *activation, int n, float *restrict y,
@@ -146,7 +148,7 @@ static inline void ftbnn_accumulate(const float *const x[FTBNN_BLOCK], int input
 #endif
   for (int i = 0; i < inputs && done < chunk; i++, weights += features) {
     for (int p = 0; p < FTBNN_BLOCK; p++) {
-      for (int o = done; o < chunk; o++) sums[p][o] += x[p][i] * weights[o];
+      for (int o = done; o < chunk; o++) sums[p][o] += (float)(x[p][i] * weights[o]);
     }
   }
 }

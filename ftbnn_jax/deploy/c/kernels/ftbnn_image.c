@@ -1,13 +1,15 @@
 #include "ftbnn_image.h"
 
-#include <math.h>
-#include <string.h>
+/* Columns that are averaged at once; what a column's mean is counted in. */
+enum { COLUMNS = 64, MOST_CHANNELS = 3, ONE = 65536 };
 
 /* Where reading a file has got to. */
 typedef struct {
   const uint8_t *bytes;
   size_t length, position;
 } reader;
+
+static int is_side(int length) { return length >= 1 && length <= FTBNN_IMAGE_LARGEST; }
 
 static int is_space(uint8_t c) { return c == ' ' || (c >= 9 && c <= 13); }
 
@@ -35,9 +37,7 @@ static int read_number(reader *r, int most) {
 int ftbnn_read_raw(const uint8_t *bytes, size_t length, int width, int height, int channels,
                    ftbnn_image *image) {
   if (!bytes || !image) return FTBNN_IMAGE_BAD;
-  if (width < 1 || width > FTBNN_IMAGE_LARGEST || height < 1 || height > FTBNN_IMAGE_LARGEST ||
-      (channels != 1 && channels != 3))
-    return FTBNN_IMAGE_BAD;
+  if (!is_side(width) || !is_side(height) || (channels != 1 && channels != 3)) return FTBNN_IMAGE_BAD;
   if (length != (size_t)width * (size_t)height * (size_t)channels) return FTBNN_IMAGE_BAD;
   *image = (ftbnn_image){width, height, channels, bytes};
   return 0;
@@ -57,47 +57,73 @@ int ftbnn_read_pnm(const uint8_t *bytes, size_t length, ftbnn_image *image) {
                         image);
 }
 
-/* Weight of input position `i` at output position `o`: a triangle, as wide as the image shrinks. */
-static float weight(int i, int o, float scale) {
-  float distance = fabsf(((float)o + 0.5f) * scale - ((float)i + 0.5f));
-  float width = scale > 1 ? scale : 1;
-  return distance < width ? 1 - distance / width : 0;
+/* The input positions, from `first` to before `end`, of which one output position is a mean: a triangle of
+ * weights around `center`, as wide as the image shrinks. Lengths are counted in halves of the distance
+ * between inputs times the output's size, so that all are whole numbers. */
+typedef struct {
+  int64_t center, step, width;
+  int first, end;
+  int64_t total; /* of the weights */
+} span;
+
+static int64_t weight(const span *s, int i) {
+  int64_t distance = s->step * i - s->center;
+  return s->width - (distance < 0 ? -distance : distance);
 }
 
-/* The first input position with a weight, and the one after the last. */
-static void find_span(int o, float scale, int length, int *first, int *end) {
-  float center = ((float)o + 0.5f) * scale - 0.5f, width = scale > 1 ? scale : 1;
-  int low = (int)floorf(center - width), high = (int)ceilf(center + width) + 1;
-  *first = low < 0 ? 0 : low;
-  *end = high > length ? length : high;
+static span find_span(int output, int size, int length, int antialias) {
+  int64_t n = length, step = 2 * (int64_t)size;
+  span s = {(2 * output + 1) * n - size, step, antialias && n > size ? 2 * n : step, 0, 0, 0};
+  int64_t end = (s.center + s.width + step - 1) / step;
+  if (s.center >= s.width) s.first = (int)((s.center - s.width) / step) + 1;
+  s.end = end < n ? (int)end : length;
+  for (int i = s.first; i < s.end; i++) s.total += weight(&s, i);
+  return s;
 }
 
-int ftbnn_resize(const ftbnn_image *image, int size, int channels, uint8_t *pixels) {
-  if (!image || !image->pixels || !pixels || size < 1) return FTBNN_IMAGE_BAD;
-  if (image->channels != channels) return FTBNN_IMAGE_CHANNELS;
-  if (image->width == size && image->height == size) {
-    memcpy(pixels, image->pixels, (size_t)size * (size_t)size * (size_t)channels);
-    return 0;
+/* Writes one pixel: the mean of each column, in ONEths, then the mean of these. `top` is the first row that
+ * `down` counts from, and `row` the bytes of a row. */
+static void average(const uint8_t *top, size_t row, int channels, const span *down, const span *across,
+                    uint8_t *pixel) {
+  uint64_t means[MOST_CHANNELS] = {0};
+  for (int left = across->first; left < across->end; left += COLUMNS) {
+    int columns = across->end - left < COLUMNS ? across->end - left : COLUMNS;
+    uint64_t sums[COLUMNS * MOST_CHANNELS] = {0};
+    for (int i = down->first; i < down->end; i++) {
+      /* Below 2^16, so that the products fit into 32 bits. */
+      uint32_t w = (uint32_t)weight(down, i);
+      const uint8_t *p = top + (size_t)i * row + (size_t)left * (size_t)channels;
+      for (int k = 0; k < columns * channels; k++) sums[k] += w * p[k];
+    }
+    for (int k = 0; k < columns * channels; k++) {
+      uint64_t total = (uint64_t)down->total;
+      uint64_t mean = (2 * ONE * sums[k] + total) / (2 * total);
+      means[k % channels] += (uint64_t)weight(across, left + k / channels) * mean;
+    }
   }
-  float down = (float)image->height / (float)size, across = (float)image->width / (float)size;
-  for (int y = 0; y < size; y++) {
-    int top, bottom;
-    find_span(y, down, image->height, &top, &bottom);
-    for (int x = 0; x < size; x++) {
-      int left, right;
-      find_span(x, across, image->width, &left, &right);
-      for (int c = 0; c < channels; c++) {
-        float sum = 0, weights = 0;
-        for (int i = top; i < bottom; i++) {
-          for (int j = left; j < right; j++) {
-            float w = weight(i, y, down) * weight(j, x, across);
-            size_t at = ((size_t)i * (size_t)image->width + (size_t)j) * (size_t)channels + (size_t)c;
-            sum += w * (float)image->pixels[at];
-            weights += w;
-          }
-        }
-        *pixels++ = (uint8_t)(sum / weights + 0.5f);
-      }
+  uint64_t total = ONE * (uint64_t)across->total;
+  for (int c = 0; c < channels; c++) pixel[c] = (uint8_t)((2 * means[c] + total) / (2 * total));
+}
+
+int ftbnn_preprocess(const ftbnn_image *image, const ftbnn_preprocessing *how, uint8_t *pixels) {
+  if (!image || !image->pixels || !how || !pixels) return FTBNN_IMAGE_BAD;
+  int width = image->width, height = image->height, channels = image->channels;
+  if (!is_side(width) || !is_side(height) || !is_side(how->size)) return FTBNN_IMAGE_BAD;
+  if (channels < 1 || channels > MOST_CHANNELS || how->crop < 0 || how->crop > 256) return FTBNN_IMAGE_BAD;
+  if (channels != how->channels) return FTBNN_IMAGE_CHANNELS;
+  const uint8_t *corner = image->pixels;
+  size_t row = (size_t)width * (size_t)channels;
+  if (how->crop) {
+    int side = (2 * how->crop * (width < height ? width : height) + 256) / 512;
+    if (side < 1) side = 1;
+    corner += (size_t)((height - side) / 2) * row + (size_t)((width - side) / 2) * (size_t)channels;
+    width = height = side;
+  }
+  for (int y = 0; y < how->size; y++) {
+    span down = find_span(y, how->size, height, how->antialias);
+    for (int x = 0; x < how->size; x++, pixels += channels) {
+      span across = find_span(x, how->size, width, how->antialias);
+      average(corner, row, channels, &down, &across, pixels);
     }
   }
   return 0;

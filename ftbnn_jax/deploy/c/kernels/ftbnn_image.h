@@ -1,9 +1,13 @@
-/* Image files, and bringing them to the network's size. For the command line; the network needs none of it. */
+/* Image files, and what becomes of an image before it enters the network, which needs none of this itself. */
 #ifndef FTBNN_IMAGE_H
 #define FTBNN_IMAGE_H
 
 #include <stddef.h>
 #include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
 
 enum { FTBNN_IMAGE_BAD = -10, FTBNN_IMAGE_CHANNELS = -11, FTBNN_IMAGE_LARGEST = 16384 };
 
@@ -21,8 +25,20 @@ int ftbnn_read_pnm(const uint8_t *bytes, size_t length, ftbnn_image *image);
 int ftbnn_read_raw(const uint8_t *bytes, size_t length, int width, int height, int channels,
                    ftbnn_image *image);
 
-/* Resizes to size x size, bilinearly, averaging where the image shrinks. Returns 0, or
- * FTBNN_IMAGE_CHANNELS where `channels` are not the image's, or FTBNN_IMAGE_BAD. */
-int ftbnn_resize(const ftbnn_image *image, int size, int channels, uint8_t *pixels);
+/* How an image becomes a network's pixels, [size][size][channels]; model.h has the values of its own. */
+typedef struct {
+  int size, channels;
+  int crop;      /* 256ths of the shorter side, cut out of the centre as a square; 0: the whole image */
+  int antialias; /* whether a pixel is a mean of all that it covers where the image shrinks */
+} ftbnn_preprocessing;
+
+/* Writes the pixels: the image or its centre, resized bilinearly. All in whole numbers, so that they are the
+ * ones that the network was evaluated with, to the last bit. Sides are 1 to FTBNN_IMAGE_LARGEST, all of them.
+ * Returns 0, FTBNN_IMAGE_CHANNELS where the image's channels are not the network's, or FTBNN_IMAGE_BAD. */
+int ftbnn_preprocess(const ftbnn_image *image, const ftbnn_preprocessing *how, uint8_t *pixels);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

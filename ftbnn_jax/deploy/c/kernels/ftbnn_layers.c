@@ -226,7 +226,7 @@ void ftbnn_run_head(const ftbnn_head *head, const ftbnn_value *x, ftbnn_value *l
     int many = smaller(MANY, head->classes - first);
     for (int c = 0; c < head->features; c++) {
       const int16_t *weights = head->weights + (size_t)c * (size_t)head->classes + first;
-      for (int o = 0; o < many; o++) sums[o] += (ftbnn_sum)means[c] * weights[o];
+      for (int o = 0; o < many; o++) sums[o] += (ftbnn_sum)((ftbnn_sum)means[c] * weights[o]);
     }
     for (int o = 0; o < many; o++)
       logits[first + o] = ftbnn_from_sum(sums[o], head->shift, &scratch->saturated);

@@ -32,7 +32,7 @@ typedef struct {
   ftbnn_norm norm;
 } ftbnn_shortcut_conv;
 
-/* act(batch_norm(binary convolution) + shortcut). */
+/* act(norm(binary convolution) + shortcut). */
 typedef struct {
   ftbnn_conv conv;
   ftbnn_norm norm;
@@ -42,6 +42,9 @@ typedef struct {
   ftbnn_shortcut_conv shortcut_conv;
 } ftbnn_block;
 
+/* The network's, in model.c. */
+extern const ftbnn_block ftbnn_blocks[FTBNN_BLOCKS];
+
 /* Mean over all positions, then a fully connected layer: a scale for each class, and its bias. */
 typedef struct {
   int positions, features, classes;
@@ -49,9 +52,6 @@ typedef struct {
   int shift;              /* of the sums, in fixed point */
   ftbnn_norm norm;
 } ftbnn_head;
-
-/* Called with the sums of every binary convolution, [features], position after position. */
-typedef void (*ftbnn_observer)(void *context, int block, int position, const int32_t *sums);
 
 typedef struct {
   uint32_t *windows;

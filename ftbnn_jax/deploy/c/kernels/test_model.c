@@ -11,9 +11,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "ftbnn_layers.h"
 #include "model.h"
 
-#ifdef FTBNN_FIXED_POINT
+#ifdef FTBNN_FRACTION_BITS
 #define EXACT 1
 #else
 #define EXACT 0
