@@ -64,6 +64,12 @@ def run(repository, tmp_path):
         ),
         ("quickstart.py", ["--mode=export"], ["--workdir=run", "no checkpoints"]),
         ("quickstart.py", ["--mode=export", "--fixed_point"], ["--fixed_point", "--format=c"]),
+        ("quickstart.py", ["--mode=export", "--prefix=a"], ["--prefix", "--format=c"]),
+        (
+            "quickstart.py",
+            ["--mode=export", "--format=c", "--prefix=1a"],
+            ["--prefix=1a", "C identifier"],
+        ),
         ("quickstart.py", ["train"], ["train", "--name=value"]),
         ("quickstrat.py", [], ["quickstrat.py", "quickstart.py"]),
         ("derived44_g5.py:90", [], ["derived44_g5.py:90", "44 layers at 135"]),

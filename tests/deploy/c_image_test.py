@@ -1,5 +1,6 @@
 """The command-line program and what it does with images that are none."""
 
+import io
 import re
 import subprocess
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from ftbnn_jax.deploy.c import build
+from ftbnn_jax.ops.image import Preprocessing
 
 c_programs.need_compiler()
 
@@ -31,6 +33,17 @@ def classify(folder):
         return found.returncode, found.stdout, found.stderr
 
     return run
+
+
+@pytest.fixture(scope="module")
+def driver(folder, repository):
+    """`image_cases.c` in the place of the folder's own programs."""
+    sources = [repository / "tests" / "deploy" / "image_cases.c", *build.sources(folder)]
+    sources = [source for source in sources if not str(source).endswith("test_model.c")]
+    program = folder.parent / "image_cases"
+    command = [*build.compiler(), *build.STANDARD, *c_programs.SANITIZED, f"-I{folder}"]
+    subprocess.run([*command, *sources, "-lm", "-o", program], check=True)
+    return program
 
 
 def _ppm(pixels):
@@ -59,6 +72,49 @@ def test_the_five_most_likely_classes_are_the_runtimes(classify, tmp_path):
         assert re.search(r"^\d+\.\d{3} ms, ", output, flags=re.MULTILINE)
 
 
+def test_the_pixels_that_enter_the_network_are_written(classify, tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    (tmp_path / "a.ppm").write_bytes(_ppm(image))
+    status, *_ = classify(tmp_path / "a.ppm", "--pixels", tmp_path / "b.ppm")
+    artifact = c_programs.runtime("baseline").artifact
+    assert status == 0
+    assert (tmp_path / "b.ppm").read_bytes() == _ppm(artifact.preprocessing.pixels(image))
+
+
+def _preprocessing_cases(rng):
+    """Width, height, channels, size, crop, antialiasing: images that grow, shrink, both, or neither."""
+    edges = [1, 2, 3, 7, 8, 9, 16, 33, 64]
+    for n in range(300):
+        width, height, size = (int(side) for side in rng.choice(edges, 3))
+        if n % 3 == 0:
+            width, height, size = (int(side) for side in rng.integers(1, 70, 3))
+        crop = int(rng.choice([0, 1, 128, 224, 255, 256]))
+        yield width, height, 3 if n % 2 else 1, size, crop, n // 2 % 2
+    # The sides and sums of weights that are largest; an image as it is.
+    for antialias in (0, 1):
+        for width, height in ((16384, 1), (1, 16384), (16384, 2), (700, 500), (30, 50)):
+            yield width, height, 1, 1, 0, antialias
+            yield width, height, 3, 32, 224, antialias
+            yield width, height, 3, 5, 0, antialias
+        yield 33, 33, 3, 33, 0, antialias
+
+
+def test_pixels_are_the_same_integers_as_in_python(driver, tmp_path):
+    rng = np.random.default_rng(0)
+    cases, expected = [], []
+    for width, height, channels, size, crop, antialias in _preprocessing_cases(rng):
+        image = rng.integers(0, 256, (height, width, channels), dtype=np.uint8)
+        head = np.array([width, height, channels, size, crop, antialias], "<u4")
+        cases.append(head.tobytes() + image.tobytes())
+        rule = Preprocessing(size, channels, crop, bool(antialias), (0.0,), (1.0,))
+        expected.append(rule.pixels(image).tobytes())
+    (tmp_path / "cases").write_bytes(b"".join(cases))
+    subprocess.run([driver, tmp_path / "cases", tmp_path / "pixels"], check=True)
+    found = io.BytesIO((tmp_path / "pixels").read_bytes())
+    assert all(found.read(len(pixels)) == pixels for pixels in expected)
+    assert not found.read()
+
+
 @pytest.mark.parametrize(
     ("content", "arguments", "words"),
     [
@@ -71,6 +127,7 @@ def test_the_five_most_likely_classes_are_the_runtimes(classify, tmp_path):
         (bytes(12), ["--raw", "2"], "unexpected"),
         (bytes(12), ["--repeat", "x"], "--repeat"),
         (bytes(12), ["other"], "unexpected"),
+        (bytes(3), ["--raw", "1", "1", "--pixels", "/"], "cannot be written"),
         (None, [], "cannot be read"),
     ],
 )
@@ -119,15 +176,9 @@ def _cases(rng) -> list[bytes]:
     return cases
 
 
-def test_a_thousand_images_are_taken_or_refused_without_a_wrong_access(folder, repository, tmp_path):
+def test_a_thousand_images_are_taken_or_refused_without_a_wrong_access(driver, tmp_path):
     cases = _cases(np.random.default_rng(0))
     (tmp_path / "cases").write_bytes(b"".join(len(c).to_bytes(4, "little") + c for c in cases))
-    driver = tmp_path / "driver"
-    # The driver takes the place of the folder's own program.
-    names = ("model.c", "weights.c", "ftbnn_binary.c", "ftbnn_layers.c", "ftbnn_image.c")
-    sources = [repository / "tests" / "deploy" / "image_cases.c", *(folder / name for name in names)]
-    command = [*build.compiler(), *build.STANDARD, *c_programs.SANITIZED, f"-I{folder}"]
-    subprocess.run([*command, *sources, "-lm", "-o", driver], check=True)
     found = subprocess.run([driver, tmp_path / "cases"], capture_output=True, text=True, check=False)
     assert (found.returncode, found.stderr) == (0, "")
     *statuses, api = found.stdout.splitlines()
@@ -140,4 +191,5 @@ def test_a_thousand_images_are_taken_or_refused_without_a_wrong_access(folder, r
         *(null, 1, null, size, alignment, 0),
         *(null, null, null, size, size, 0),
         *(null, _BAD, _BAD, _BAD),
+        *(_BAD, _BAD, _BAD, _BAD, _CHANNELS),
     ]

@@ -1,6 +1,12 @@
 """Memory, sizes and text of a C program, without a compiler."""
 
 import dataclasses
+import hashlib
+import os
+import pathlib
+import re
+import subprocess
+import sys
 
 import c_programs
 import networks
@@ -98,6 +104,27 @@ def test_the_same_artifact_gives_the_same_bytes_and_another_gives_others():
         assert generate.files(first, bits) != generate.files(other, bits)
 
 
+def test_the_same_artifact_gives_the_same_bytes_under_every_hash_seed(tmp_path):
+    path, fixed = str(tmp_path / "model.safetensors"), c_programs.exported("derived", True)[0]
+    artifact_lib.save(path, c_programs.runtime("derived").artifact)
+    program = (
+        "import hashlib, sys\n"
+        "from ftbnn_jax.deploy import artifact\n"
+        "from ftbnn_jax.deploy.c import generate\n"
+        "loaded = artifact.load(sys.argv[1])\n"
+        "artifact.save(sys.argv[2], loaded)\n"
+        "files = [generate.files(loaded, bits) for bits in (None, int(sys.argv[3]))]\n"
+        "print(hashlib.sha256(repr(files).encode()).hexdigest())\n"
+    )
+    again = str(tmp_path / "again.safetensors")
+    command = [sys.executable, "-c", program, path, again, str(fixed)]
+    environment = {**os.environ, "PYTHONHASHSEED": str(int.from_bytes(os.urandom(3)))}
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    files = [c_programs.exported("derived", fixed)[1] for fixed in (False, True)]
+    assert found.strip() == hashlib.sha256(repr(files).encode()).hexdigest()
+    assert pathlib.Path(again).read_bytes() == pathlib.Path(path).read_bytes()
+
+
 def test_the_program_names_layers_shapes_and_budget():
     files = generate.files(c_programs.runtime("derived").artifact)
     # 13 channels in groups of 4, 4 and 5; 26 in 8, 8 and 10.
@@ -107,13 +134,85 @@ def test_the_program_names_layers_shapes_and_budget():
     assert f"{9 * 5 * 5 * (8 * 8 + 8 * 8 + 10 * 10):,} binary" in " ".join(files["model.c"].split())
 
 
+def _named(*names):
+    return dataclasses.replace(c_programs.runtime("derived").artifact, class_names=names)
+
+
 def test_class_names_of_any_kind_become_c_strings():
-    artifact = dataclasses.replace(
-        c_programs.runtime("derived").artifact, class_names=('a"b\\c', "??/1", "ü\n9")
-    )
-    program = generate.files(artifact)["model.c"]
-    for literal in (r'"a\042b\134c"', r'"\077\077/1"', r'"\303\274\0129"', '"class 3"', '"class 4"'):
-        assert literal in program
+    # The last one is a folder's whose name is no UTF-8.
+    literals = {
+        'a"b\\c': r'"a\042b\134c"',
+        "??/1": r'"\077\077/1"',
+        "ü\n9": r'"\303\274\0129"',
+        "*/ %s ftbnn_": '"*/ %s ftbnn_"',
+        "": '""',
+        "\udcff": r'"\377"',
+    }
+    for names in (tuple(literals)[:5], tuple(literals)[1:]):
+        program = generate.files(_named(*names), prefix="other")["model.c"]
+        assert ",\n".join(f"    {literals[name]}" for name in names) + "};" in program
+    assert '    "one",\n    "class 1",\n    "class 2",' in generate.files(_named("one"))["model.c"]
+
+
+@pytest.mark.parametrize("name", ["x" * 10_000, "ü" * 2_000])
+def test_a_class_name_too_long_for_a_literal_is_an_array(name):
+    program = generate.files(_named("short", name))["model.c"]
+    values = re.search(r"char class_name_1\[\] = \{(.*?)\};", program, re.DOTALL)[1]
+    *characters, end = (text.strip(" '\n") for text in values.split(","))
+    found = [int(c[1:], 8) if len(c) > 1 else ord(c) for c in characters]
+    assert (bytes(found).decode(), end) == (name, "0")
+    assert '    "short",\n    class_name_1,\n' in program
+    assert max(map(len, program.splitlines())) < 200
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("step", "7 */ #include <stdio.h>", r"step='7 \*/ #include <stdio\.h>': must be a whole number"),
+        ("num_classes", "5", "num_classes='5': must be a whole number"),
+        ("preprocessing.size", 37.0, r"preprocessing\.size=37\.0: must be a whole number"),
+        ("preprocessing.crop", True, r"preprocessing\.crop=True: must be a whole number"),
+        ("preprocessing.channels", "3\n", "must be a whole number"),
+        ("spec.stem_kernel", 3.0, r"spec\.stem_kernel=3\.0: must be a whole number"),
+        ("class_names", ("a", "b\0c"), r"'b\\x00c' of class 1 holds a NUL"),
+        ("class_names", (b"a",), "b'a' of class 0 is no text"),
+        ("class_names", ("\ud800",), r"'\\ud800' of class 0 is no text"),
+        ("tensors", {"head/bias]; int x[": np.zeros(1, np.float32)}, "no name of a tensor"),
+    ],
+)
+def test_metadata_that_is_no_c_is_refused(field, value, words):
+    artifact = c_programs.runtime("derived").artifact
+    outer, _, inner = field.partition(".")
+    if inner:
+        value = dataclasses.replace(getattr(artifact, outer), **{inner: value})
+    elif field == "tensors":
+        value = {**artifact.tensors, **value}
+    with pytest.raises(UserError, match=words):
+        generate.files(dataclasses.replace(artifact, **{outer: value}))
+
+
+@pytest.mark.parametrize(
+    ("prefix", "words"),
+    [
+        *(
+            (word, "must be a C identifier")
+            for word in ("", "1a", "a-b", "_a", "a_", "a__b", "ü", "a b", "int")
+        ),
+        ("check", "the program has a check_block of its own; take another prefix"),
+        ("test", "the program has a test_model of its own"),
+    ],
+)
+def test_a_prefix_that_makes_no_names_is_refused(prefix, words):
+    with pytest.raises(UserError, match=f"--prefix={prefix}: {words}"):
+        generate.files(c_programs.runtime("derived").artifact, prefix=prefix)
+
+
+def test_a_prefix_takes_the_place_of_another_in_every_name():
+    files = generate.files(c_programs.runtime("derived").artifact, 20, "My_net")
+    words = set(re.findall(r"\w*ftbnn\w*", "".join(files.values()), re.IGNORECASE))
+    assert words == {"ftbnn", "ftbnn_jax", *(n[:-2] for n in files if n.startswith("ftbnn_"))}
+    assert "#define MY_NET_FRACTION_BITS 20" in files["model.h"]
+    assert "int My_net_init(void *arena" in files["model.h"]
 
 
 @pytest.mark.parametrize("bits", [None, 20])
@@ -169,21 +268,72 @@ def test_golden_vectors_take_the_bytes_that_are_foreseen(name, fixed):
     assert len(content) == 6 * 4 + 3 * golden.image_bytes(network)
 
 
-def test_what_is_no_export_is_not_overwritten(tmp_path):
-    folder = tmp_path / "c"
-    folder.mkdir()
-    (folder / "notes").write_text("mine")
-    with pytest.raises(UserError, match="no earlier export"):
-        export.write(folder, {"model.h": b""})
-    assert (folder / "notes").read_text() == "mine"
+def _tree(folder):
+    """Every file below a folder, with what it holds."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
 
 
-def test_an_export_takes_the_place_of_an_earlier_one(tmp_path):
+@pytest.mark.parametrize(
+    ("there", "words"),
+    [
+        ({"c/notes": b"mine"}, r"c: is there already and is no earlier export"),
+        ({"c": b"mine"}, r"c: cannot be replaced: Not a directory"),
+        ({"c/model.h": b"", "c/main.c": b"mine"}, r"c/main\.c: is from no export and would be lost"),
+        ({"c/model.h": b"", "c/build/notes": b"mine"}, r"c/build: is from no export"),
+        ({"c/model.h": b"", "c/sub/test.o": b"mine"}, r"c/sub: is from no export"),
+    ],
+)
+def test_what_is_no_export_is_not_overwritten(tmp_path, there, words):
+    for name, content in there.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=words):
+        export.write(tmp_path / "c", {"model.h": b"new"})
+    assert _tree(tmp_path) == there
+
+
+def test_an_export_takes_the_place_of_an_earlier_one_and_of_nothing_else(tmp_path):
+    mine = {"c.old/a": b"mine", "c.tmp": b"mine", ".export-x/a": b"mine"}
+    built = ("a.o", "test_model", "classify", "build/CMakeCache.txt", "build/a", "ftbnn_older.h")
+    for name, content in {**mine, **{f"c/{name}": b"" for name in ("model.h", *built)}}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "link").symlink_to("c")
+    for folder, content in (("c", b"1"), ("link", b"2")):
+        export.write(tmp_path / folder, {"model.h": content})
+        assert _tree(tmp_path) == {**mine, "c/model.h": content}
+    assert (tmp_path / "link").is_symlink()
+    # As the user's umask has it.
+    assert (tmp_path / "c").stat().st_mode == (tmp_path / "c.old").stat().st_mode
+
+
+@pytest.mark.parametrize("at", [1, 2])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), PermissionError(13, "Permission denied")])
+def test_an_export_that_is_cut_off_leaves_the_earlier_one(tmp_path, monkeypatch, at, error):
     folder = tmp_path / "c"
-    export.write(folder, {"model.h": b"1", "old.c": b""})
-    export.write(folder, {"model.h": b"2"})
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"model.h": b"2"}
-    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+    export.write(folder, {"model.h": b"1"})
+    real, calls = os.replace, []
+
+    def replace(source, target):
+        calls.append(target)
+        if len(calls) == at:
+            raise error
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(
+        UserError if isinstance(error, OSError) else KeyboardInterrupt, match=r"denied|^$"
+    ):
+        export.write(folder, {"model.h": b"2"})
+    assert _tree(tmp_path) == {"c/model.h": b"1"}
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"file/c: cannot be written: File exists"):
+        export.write(tmp_path / "file" / "c", {"model.h": b""})
 
 
 def test_a_runtime_traces_what_it_computes():

@@ -107,10 +107,44 @@ def test_golden_vectors_of_another_network_or_cut_short_are_refused(tmp_path):
             build.check(program, content, tmp_path)
 
 
+def test_two_networks_are_one_program_of_cpp(tmp_path, repository):
+    main = repository / "tests" / "deploy" / "two_networks.cpp"
+    expected, objects = [], []
+    for prefix, name, fixed in (("one", "derived", False), ("Two", "baseline", True)):
+        folder = c_programs.write(tmp_path / prefix.lower(), name, fixed, prefix)
+        net, bits = c_programs.runtime(name), c_programs.exported(name, fixed)[0]
+        images = networks.images(net.artifact.image_size)
+        (tmp_path / f"{prefix.lower()}.images").write_bytes(images.tobytes())
+        network = lowering.lower(net.artifact)
+        trace = (
+            fixed_point.Emulator(fixed_point.quantize(network, bits), net).trace if fixed else net.trace
+        )
+        expected.append(np.asarray(trace(images)[0], np.float64))
+        sources = [path for path in build.sources(folder) if not path.endswith("test_model.c")]
+        command = [*build.compiler(), *build.STANDARD, *c_programs.STRICT, "-c", *sources]
+        subprocess.run(command, cwd=folder, check=True)
+        objects += sorted(folder.glob("*.o"))
+    command = ["c++", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-I.", main]
+    subprocess.run([*command, "-std=c++17", "-fsyntax-only"], cwd=tmp_path, check=True)
+    subprocess.run([*command, "-std=c++11", *objects, "-lm", "-o", "both"], cwd=tmp_path, check=True)
+
+    ran = [tmp_path / "both", tmp_path / "one.images", tmp_path / "two.images"]
+    lines = subprocess.run(ran, capture_output=True, text=True, check=True).stdout.splitlines()
+    found = np.array([line.split() for line in lines], np.float64)
+    ours, theirs = np.split(found, [expected[0].shape[1]], axis=1)
+    np.testing.assert_allclose(ours, expected[0], rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(theirs, expected[1])
+
+    listed = subprocess.run(["nm", "-g", "--defined-only", *objects], capture_output=True, check=True)
+    symbols = re.findall(rb"^[0-9a-f]+ \w (\w+)$", listed.stdout, re.MULTILINE)
+    assert len(set(symbols)) == len(symbols) > 50
+    assert {symbol.split(b"_")[0] for symbol in symbols} == {b"one", b"Two"}
+
+
 def test_code_is_small(tmp_path):
     folder = c_programs.write(tmp_path / "c", "derived")
     sources = [s for s in build.sources(folder) if not s.endswith(("weights.c", "test_model.c"))]
-    assert len(sources) == 3
+    assert len(sources) == 4
     command = [*build.compiler(), *build.STANDARD, *build.FLAGS, "-c", *sources]
     subprocess.run(command, cwd=tmp_path, check=True)
     assert sum(path.stat().st_size for path in tmp_path.glob("*.o")) < 64 * 1024
@@ -122,19 +156,19 @@ _CMAKE = (sys.executable, "-m", "cmake")
 @pytest.mark.parametrize(
     "commands",
     [
-        [("make", "-s", "check")],
+        [("make", "-s", "-j2", "-C", "with space/c", "check")],
         [
-            (*_CMAKE, "-S", ".", "-B", "build", "-DCMAKE_C_FLAGS=-Werror"),
-            (*_CMAKE, "--build", "build"),
-            (*_CMAKE, "--build", "build", "--target", "test", "--", "ARGS=--verbose"),
+            (*_CMAKE, "-S", "with space/c", "-B", "other place", "-DCMAKE_C_FLAGS=-Werror"),
+            (*_CMAKE, "--build", "other place"),
+            (*_CMAKE, "--build", "other place", "--target", "test", "--", "ARGS=--verbose"),
         ],
     ],
     ids=["make", "cmake"],
 )
 def test_the_folder_builds_and_checks_itself(tmp_path, commands):
-    folder = c_programs.write(tmp_path / "c", "two-valued")
+    c_programs.write(tmp_path / "with space" / "c", "two-valued")
     for command in commands:
-        made = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        made = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert made.returncode == 0, made.stderr
         assert made.stderr == ""
     assert '"differing": 0' in made.stdout

@@ -52,9 +52,13 @@ def exported(name: str, fixed: bool):
     return fraction_bits, generate.files(net.artifact, fraction_bits), golden
 
 
-def write(folder: pathlib.Path, name: str, fixed: bool = False, **changed: str) -> pathlib.Path:
+def write(
+    folder: pathlib.Path, name: str, fixed: bool = False, prefix: str = "ftbnn", **changed: str
+) -> pathlib.Path:
     """Writes a network's program, `changed` text in the place of a file's (`model_c` for model.c)."""
-    _, files, golden = exported(name, fixed)
+    fraction_bits, files, golden = exported(name, fixed)
+    if prefix != "ftbnn":
+        files = generate.files(runtime(name).artifact, fraction_bits, prefix)
     files = {**files, **{key.replace("_c", ".c"): text for key, text in changed.items()}}
     contents = {key: text.encode() for key, text in files.items()} | {"golden.bin": golden}
     export.write(folder, contents)

@@ -20,7 +20,8 @@ def exported(tmp_path_factory, request):
     directory = tmp_path_factory.mktemp("run")
     path, folder = str(directory / "model.safetensors"), directory / "c"
     artifact_lib.save(path, c_programs.runtime("two-valued").artifact)
-    assert export.run(path, str(folder), [_batch()], request.param) == 0
+    # The prefix is read back from the folder.
+    assert export.run(path, str(folder), [_batch()], request.param, *(["my_net"] * request.param)) == 0
     return path, folder
 
 
@@ -81,8 +82,20 @@ def test_a_compiler_that_fails_gets_one_line(exported, monkeypatch):
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_that_is_none_is_named(exported, tmp_path):
-    with pytest.raises(UserError, match="no exported C program; --mode=export --format=c"):
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        (None, "no exported C program; --mode=export --format=c"),
+        ("", r"model\.h: no header of an exported C program"),
+        ("#define A_FRACTION_BITS x\nint a_init(", "FRACTION_BITS x: a number expected"),
+        ("int for_init(void", "--prefix=for: must be a C identifier"),
+        ("int a_init(void", r"CMakeLists\.txt: not what the artifact gives"),
+    ],
+)
+def test_a_folder_that_is_none_is_named(exported, tmp_path, header, words):
+    if header is not None:
+        (tmp_path / "model.h").write_text(header)
+    with pytest.raises(UserError, match=words):
         _verify(exported[0], tmp_path)
 
 
