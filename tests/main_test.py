@@ -68,7 +68,7 @@ def run(repository, tmp_path):
         (
             "quickstart.py",
             ["--mode=export", "--format=c", "--prefix=1a"],
-            ["--prefix=1a", "C identifier"],
+            ["--prefix='1a'", "C identifier"],
         ),
         ("quickstart.py", ["train"], ["train", "--name=value"]),
         ("quickstrat.py", [], ["quickstrat.py", "quickstart.py"]),

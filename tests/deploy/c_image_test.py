@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ftbnn_jax.deploy.c import build
-from ftbnn_jax.ops.image import Preprocessing
+from ftbnn_jax.ops.preprocessing import Preprocessing
 
 c_programs.need_compiler()
 

@@ -203,7 +203,7 @@ def test_metadata_that_is_no_c_is_refused(field, value, words):
     ],
 )
 def test_a_prefix_that_makes_no_names_is_refused(prefix, words):
-    with pytest.raises(UserError, match=f"--prefix={prefix}: {words}"):
+    with pytest.raises(UserError, match=f"--prefix={prefix!r}: {words}"):
         generate.files(c_programs.runtime("derived").artifact, prefix=prefix)
 
 

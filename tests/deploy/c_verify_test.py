@@ -88,7 +88,7 @@ def test_a_compiler_that_fails_gets_one_line(exported, monkeypatch):
         (None, "no exported C program; --mode=export --format=c"),
         ("", r"model\.h: no header of an exported C program"),
         ("#define A_FRACTION_BITS x\nint a_init(", "FRACTION_BITS x: a number expected"),
-        ("int for_init(void", "--prefix=for: must be a C identifier"),
+        ("int for_init(void", "--prefix='for': must be a C identifier"),
         ("int a_init(void", r"CMakeLists\.txt: not what the artifact gives"),
     ],
 )

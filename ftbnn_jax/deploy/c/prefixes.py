@@ -21,7 +21,7 @@ def check(prefix: str) -> None:
     """Raises a UserError unless names of C and C++ can begin with `prefix` and an underscore."""
     if not _IDENTIFIER.fullmatch(prefix) or _KEYWORD.fullmatch(prefix):
         raise UserError(
-            f"--prefix={prefix}: must be a C identifier: letters, digits, single underscores between "
+            f"--prefix={prefix!r}: must be a C identifier: letters, digits, single underscores between "
             "them, no keyword"
         )
 
@@ -44,6 +44,6 @@ def apply(files: dict[str, str], prefix: str) -> dict[str, str]:
     taken = own & {_PREFIXED.sub(in_place, word) for word in words - own}
     if taken:
         raise UserError(
-            f"--prefix={prefix}: the program has a {min(taken)} of its own; take another prefix"
+            f"--prefix={prefix!r}: the program has a {min(taken)} of its own; take another prefix"
         )
     return {name: _PREFIXED.sub(in_place, text) for name, text in files.items()}

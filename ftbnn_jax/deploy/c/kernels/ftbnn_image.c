@@ -1,7 +1,7 @@
 #include "ftbnn_image.h"
 
-/* Columns that are averaged at once; what a column's mean is counted in. */
-enum { COLUMNS = 64, MOST_CHANNELS = 3, ONE = 65536 };
+/* Columns that are summed at once. */
+enum { COLUMNS = 64, MOST_CHANNELS = 3 };
 
 /* Where reading a file has got to. */
 typedef struct {
@@ -57,16 +57,16 @@ int ftbnn_read_pnm(const uint8_t *bytes, size_t length, ftbnn_image *image) {
                         image);
 }
 
-/* The input positions, from `first` to before `end`, of which one output position is a mean: a triangle of
- * weights around `center`, as wide as the image shrinks. Lengths are counted in halves of the distance
- * between inputs times the output's size, so that all are whole numbers. */
+/* The input positions, from `first` to before `end`, of which an output position is a mean: a triangle of
+ * weights around `center`, as wide as the image shrinks. With lengths in halves of an input's distance times
+ * the output's size, all are whole numbers. */
 typedef struct {
   int64_t center, step, width;
   int first, end;
   int64_t total; /* of the weights */
 } span;
 
-static int64_t weight(const span *s, int i) {
+static int64_t height_of(const span *s, int i) {
   int64_t distance = s->step * i - s->center;
   return s->width - (distance < 0 ? -distance : distance);
 }
@@ -77,32 +77,44 @@ static span find_span(int output, int size, int length, int antialias) {
   int64_t end = (s.center + s.width + step - 1) / step;
   if (s.center >= s.width) s.first = (int)((s.center - s.width) / step) + 1;
   s.end = end < n ? (int)end : length;
-  for (int i = s.first; i < s.end; i++) s.total += weight(&s, i);
+  for (int i = s.first; i < s.end; i++) s.total += height_of(&s, i);
   return s;
 }
 
-/* Writes one pixel: the mean of each column, in ONEths, then the mean of these. `top` is the first row that
- * `down` counts from, and `row` the bytes of a row. */
-static void average(const uint8_t *top, size_t row, int channels, const span *down, const span *across,
-                    uint8_t *pixel) {
-  uint64_t means[MOST_CHANNELS] = {0};
+/* The weights so far, and their share of all of them, which is 2^16. */
+typedef struct {
+  int64_t sum;
+  uint32_t share;
+} running;
+
+/* Returns the weight of position `i` after those of all before it: what the share grows by. */
+static uint32_t next_weight(const span *s, int i, running *r) {
+  uint32_t before = r->share;
+  r->sum += height_of(s, i);
+  r->share = (uint32_t)((131072 * r->sum + s->total) / (2 * s->total));
+  return r->share - before;
+}
+
+/* Writes one pixel: the sum of each column, then of these. Rows of `row` bytes start at `top`. */
+static void resample(const uint8_t *top, size_t row, int channels, const span *down, const span *across,
+                     uint8_t *pixel) {
+  uint64_t totals[MOST_CHANNELS] = {0};
+  running rightward = {0, 0};
   for (int left = across->first; left < across->end; left += COLUMNS) {
     int columns = across->end - left < COLUMNS ? across->end - left : COLUMNS;
-    uint64_t sums[COLUMNS * MOST_CHANNELS] = {0};
+    uint32_t sums[COLUMNS * MOST_CHANNELS] = {0};
+    running downward = {0, 0};
     for (int i = down->first; i < down->end; i++) {
-      /* Below 2^16, so that the products fit into 32 bits. */
-      uint32_t w = (uint32_t)weight(down, i);
+      uint32_t weight = next_weight(down, i, &downward);
       const uint8_t *p = top + (size_t)i * row + (size_t)left * (size_t)channels;
-      for (int k = 0; k < columns * channels; k++) sums[k] += w * p[k];
+      for (int k = 0; k < columns * channels; k++) sums[k] += weight * p[k];
     }
-    for (int k = 0; k < columns * channels; k++) {
-      uint64_t total = (uint64_t)down->total;
-      uint64_t mean = (2 * ONE * sums[k] + total) / (2 * total);
-      means[k % channels] += (uint64_t)weight(across, left + k / channels) * mean;
+    for (int j = 0; j < columns; j++) {
+      uint64_t weight = next_weight(across, left + j, &rightward);
+      for (int c = 0; c < channels; c++) totals[c] += weight * sums[j * channels + c];
     }
   }
-  uint64_t total = ONE * (uint64_t)across->total;
-  for (int c = 0; c < channels; c++) pixel[c] = (uint8_t)((2 * means[c] + total) / (2 * total));
+  for (int c = 0; c < channels; c++) pixel[c] = (uint8_t)((totals[c] + ((uint64_t)1 << 31)) >> 32);
 }
 
 int ftbnn_preprocess(const ftbnn_image *image, const ftbnn_preprocessing *how, uint8_t *pixels) {
@@ -114,7 +126,7 @@ int ftbnn_preprocess(const ftbnn_image *image, const ftbnn_preprocessing *how, u
   const uint8_t *corner = image->pixels;
   size_t row = (size_t)width * (size_t)channels;
   if (how->crop) {
-    int side = (2 * how->crop * (width < height ? width : height) + 256) / 512;
+    int side = (2 * how->crop * (width < height ? width : height) + 255) / 512;
     if (side < 1) side = 1;
     corner += (size_t)((height - side) / 2) * row + (size_t)((width - side) / 2) * (size_t)channels;
     width = height = side;
@@ -123,7 +135,7 @@ int ftbnn_preprocess(const ftbnn_image *image, const ftbnn_preprocessing *how, u
     span down = find_span(y, how->size, height, how->antialias);
     for (int x = 0; x < how->size; x++, pixels += channels) {
       span across = find_span(x, how->size, width, how->antialias);
-      average(corner, row, channels, &down, &across, pixels);
+      resample(corner, row, channels, &down, &across, pixels);
     }
   }
   return 0;
