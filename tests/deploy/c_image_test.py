@@ -1,5 +1,6 @@
 """The command-line program and what it does with images that are none."""
 
+import dataclasses
 import io
 import re
 import subprocess
@@ -9,7 +10,7 @@ import networks
 import numpy as np
 import pytest
 
-from ftbnn_jax.deploy.c import build
+from ftbnn_jax.deploy.c import build, generate
 from ftbnn_jax.ops.preprocessing import Preprocessing
 
 c_programs.need_compiler()
@@ -17,9 +18,15 @@ c_programs.need_compiler()
 _BAD, _CHANNELS = -10, -11
 
 
+# Too long for a literal; what could end a comment, string, line or print; nothing; two bytes; no UTF-8.
+_NAMES = ("x" * 10_000, '*/ "\\ %s ??/ \n\x1b', "", "ü", "\udcff")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return c_programs.write(tmp_path_factory.mktemp("exported") / "c", "baseline")
+    artifact = dataclasses.replace(c_programs.runtime("baseline").artifact, class_names=_NAMES)
+    model_c = generate.files(artifact)["model.c"]
+    return c_programs.write(tmp_path_factory.mktemp("exported") / "c", "baseline", model_c=model_c)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +36,13 @@ def classify(folder):
     build.build(folder, program, c_programs.SANITIZED, "classify")
 
     def run(*arguments):
-        found = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
+        found = subprocess.run(
+            [program, *arguments],
+            capture_output=True,
+            encoding="utf-8",
+            errors="surrogateescape",
+            check=False,
+        )
         return found.returncode, found.stdout, found.stderr
 
     return run
@@ -42,7 +55,7 @@ def driver(folder, repository):
     sources = [source for source in sources if not str(source).endswith("test_model.c")]
     program = folder.parent / "image_cases"
     command = [*build.compiler(), *build.STANDARD, *c_programs.SANITIZED, f"-I{folder}"]
-    subprocess.run([*command, *sources, "-lm", "-o", program], check=True)
+    subprocess.run([*command, *sources, "-o", program], check=True)
     return program
 
 
@@ -60,12 +73,11 @@ def test_the_five_most_likely_classes_are_the_runtimes(classify, tmp_path):
     for arguments in (["a.ppm"], ["a.raw", "--raw", "33", "33", "--repeat", "2"]):
         status, output, errors = classify(tmp_path / arguments[0], *arguments[1:])
         assert (status, errors) == (0, "")
-        found = re.findall(
-            r"^(\d)\. class (\d) \(class (\d), logit (\S+)\)$", output, flags=re.MULTILINE
-        )
+        found = re.findall(r"^(\d)\. (.*) \(class (\d), logit (\S+)\)$", output, flags=re.MULTILINE)
         order = np.argsort(-logits).tolist()
-        assert [(int(a), int(b), int(c)) for a, b, c, _ in found] == [
-            (rank + 1, c, c) for rank, c in enumerate(order)
+        shown = [re.sub(r"[\n\x1b]", "?", name) for name in _NAMES]
+        assert [(int(rank), name, int(c)) for rank, name, c, _ in found] == [
+            (rank + 1, shown[c], c) for rank, c in enumerate(order)
         ]
         shown = [float(logit) for *_, logit in found]
         np.testing.assert_allclose(shown, logits[order], atol=1e-3 * np.abs(logits).max())

@@ -126,7 +126,7 @@ def test_two_networks_are_one_program_of_cpp(tmp_path, repository):
         objects += sorted(folder.glob("*.o"))
     command = ["c++", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-I.", main]
     subprocess.run([*command, "-std=c++17", "-fsyntax-only"], cwd=tmp_path, check=True)
-    subprocess.run([*command, "-std=c++11", *objects, "-lm", "-o", "both"], cwd=tmp_path, check=True)
+    subprocess.run([*command, "-std=c++11", *objects, "-o", "both"], cwd=tmp_path, check=True)
 
     ran = [tmp_path / "both", tmp_path / "one.images", tmp_path / "two.images"]
     lines = subprocess.run(ran, capture_output=True, text=True, check=True).stdout.splitlines()

@@ -56,7 +56,7 @@ def build(
     """
     command = [*(command or compiler()), *STANDARD, *flags]
     result = subprocess.run(
-        [*command, *sources(folder, program), "-o", str(output), "-lm"],
+        [*command, *sources(folder, program), "-o", str(output)],
         capture_output=True,
         text=True,
         check=False,

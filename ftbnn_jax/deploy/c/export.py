@@ -5,6 +5,7 @@ import itertools
 import os
 import pathlib
 import re
+import shlex
 import tempfile
 from collections.abc import Container, Iterable
 
@@ -100,7 +101,7 @@ def run(
             ("between the convolutions", arithmetic_name(fraction_bits)),
             ("memory beside the weights", f"{network.arena_bytes:,} bytes"),
             ("golden vectors", f"{len(files['golden.bin']):,} bytes"),
-            ("to build and check", f"make -C {folder} check"),
+            ("to build and check", f"make -C {shlex.quote(folder)} check"),
         ],
     )
     return 0

@@ -134,7 +134,7 @@ def _header(network: lowering.Network, fraction_bits: int | None) -> str:
         "CHANNELS": rule.channels,
         "PIXEL_BYTES": rule.size**2 * rule.channels,
         "CROP": rule.crop,
-        "ANTIALIAS": int(rule.antialias),
+        "ANTIALIAS": int(bool(rule.antialias)),
         "CLASSES": a.num_classes,
         "BLOCKS": len(network.blocks),
         "ARENA_BYTES": f"{network.arena_bytes}u",
