@@ -8,15 +8,18 @@ import dataclasses
 import difflib
 import functools
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.errors import UserError
-from ftbnn_jax.train import records
-from ftbnn_jax.train.records import RecordSplit
+from ftbnn_jax.train import decode, records
+from ftbnn_jax.train.records import CorruptRecordError, RecordSplit
 
+# Records that are looked at before a run begins: their number, and about how many bytes.
+_LOOK, _LOOK_BYTES = 1000, 2**25
 _FAKE_SIZES = {"train": 256, "test": 64}
 
 
@@ -55,17 +58,17 @@ def open_split(config: TrainConfig, *, train: bool) -> Split:
       train: the training split, or the one for evaluation.
 
     Raises:
-      UserError: there is no such data set or split, it holds no labelled images, or it has more
-        classes than `config.num_classes`.
+      UserError: there is no such data set or split, it holds no images of 8 bits with labels, or it has
+        more classes than `config.num_classes`.
     """
+    field = "train_split" if train else "eval_split"
     if config.dataset in ("digits", "fake"):
         name = config.train_split if train else config.eval_split or "test"
         if name not in ("train", "test"):
-            field = "train_split" if train else "eval_split"
             raise UserError(f"config.{field}={name!r}: {config.dataset} has the splits train, test")
         split = _digits(name) if config.dataset == "digits" else _fake(config, name)
     else:
-        split = _tfds_split(config, train)
+        split = _tfds_split(config, field)
     if len(split.class_names) > config.num_classes:
         raise UserError(
             f"config.num_classes={config.num_classes}: {config.dataset} has {len(split.class_names)}"
@@ -116,9 +119,13 @@ def _tfds_builder(dataset: str, data_dir: str) -> Any:
         raise UserError(f"config.dataset={dataset!r}: no such data set; the nearest is {nearest!r}")
     try:
         builder = tfds.builder(dataset, data_dir=data_dir or None)
-    except (ValueError, OSError) as error:
-        raise UserError(f"config.dataset={dataset!r}: {str(error).splitlines()[0]}") from error
-    if not builder.info.splits:
+        prepared = bool(builder.info.splits)
+    # TFDS hands on whatever its readers of a damaged dataset_info.json or features.json raise.
+    except Exception as error:
+        raise UserError(
+            f"config.dataset={dataset!r}: cannot be opened in {root}: {records.first_line(error)}"
+        ) from error
+    if not prepared:
         archived = name == "imagenet2012"
         command = "launch/prepare_imagenet.sh" if archived else f"tfds build {dataset}"
         raise UserError(
@@ -128,51 +135,128 @@ def _tfds_builder(dataset: str, data_dir: str) -> Any:
     return builder
 
 
-def _tfds_split(config: TrainConfig, train: bool) -> Split:
+def _tfds_split(config: TrainConfig, field: str) -> Split:
     builder = _tfds_builder(config.dataset, config.data_dir)
-    import tensorflow_datasets as tfds
-
-    features, splits = builder.info.features, builder.info.splits
-    images = [k for k, f in features.items() if isinstance(f, tfds.features.Image)]
-    labels = [k for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)]
-    image_key, label_key = builder.info.supervised_keys or (images[:1] + labels[:1] + ["", ""])[:2]
-    if image_key not in images or label_key not in labels:
+    info, splits = builder.info, builder.info.splits
+    image_key, label_key = _keys(config.dataset, info)
+    features = dict(_flat(info.features))
+    class_names = tuple(features[label_key].names or ())
+    shape, dtype = features[image_key].shape, np.dtype(features[image_key].np_dtype)
+    # Of 16 bits or floats, `pixel_mean` and `pixel_std` would mean something else.
+    if dtype != np.uint8 or len(shape) != 3 or shape[-1] not in (1, 3, None):
         raise UserError(
-            f"config.dataset={config.dataset!r}: needs an image and a class label, has "
-            f"{', '.join(features)}"
+            f"config.dataset={config.dataset!r}: {image_key!r} is {dtype} of shape {shape}; must be "
+            "uint8 of height, width and 1 or 3 channels"
         )
+    if not class_names:
+        raise UserError(f"config.dataset={config.dataset!r}: the label {label_key!r} has no classes")
+    if (form := info.file_format).value != "tfrecord":
+        raise UserError(f"config.dataset={config.dataset!r}: prepared as {form.value}; must be tfrecord")
     default = "validation" if "validation" in splits else "test"
-    name = config.train_split if train else config.eval_split or default
+    name = config.train_split if field == "train_split" else config.eval_split or default
     try:
-        info = splits[name]
-        num_examples = info.num_examples
-    except (KeyError, ValueError):
-        field = "train_split" if train else "eval_split"
-        raise UserError(
-            f"config.{field}={name!r}: {config.dataset} has the splits {', '.join(splits)}"
-        ) from None
-    if not num_examples:
-        raise UserError(f"config.dataset={config.dataset!r}: split {name!r} is empty")
-    class_names = tuple(features[label_key].names)
-    shape = features[image_key].shape
+        files = records.split_files(splits[name].file_instructions)
+    except (KeyError, ValueError, AssertionError):
+        there = ", ".join(f"{k} ({v.num_examples:,} images)" for k, v in splits.items())
+        raise UserError(f"config.{field}={name!r}: {config.dataset} has the splits {there}") from None
+    if not files:
+        raise UserError(f"config.{field}={name!r}: no images of {config.dataset} are in it")
+    split = RecordSplit(
+        files,
+        *records.index_files(files),
+        image_key=image_key,
+        label_key=label_key,
+        class_names=class_names,
+        channels=shape[-1] or 3,
+    )
     if config.augment == "resized_crop":
-        if (form := builder.info.file_format).value != "tfrecord":
-            raise UserError(
-                f"config.dataset={config.dataset!r}: prepared as {form.value}; must be tfrecord"
-            )
-        files = records.split_files(info.file_instructions)
-        return RecordSplit(
-            files,
-            *records.index_files(files),
-            image_key=image_key,
-            label_key=label_key,
-            class_names=class_names,
-            channels=shape[-1] or 3,
-        )
-    if None in shape:
+        _look_at(split, f"config.{field}={name!r}")
+        return split
+    if None in shape[:2]:
         raise UserError(
             f"config.augment={config.augment!r}: the images of {config.dataset} differ in size; "
             "use 'resized_crop'"
         )
-    arrays = tfds.as_numpy(builder.as_dataset(split=name, batch_size=-1, shuffle_files=False))
-    return ArraySplit(arrays[image_key], arrays[label_key].astype(np.int32), class_names)
+    return _decoded(split, shape[:2], config.max_corrupt_records, f"config.{field}={name!r}")
+
+
+def _flat(features: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the features of a set, those in dictionaries by the names that they have in records."""
+    import tensorflow_datasets as tfds
+
+    for key, feature in features.items():
+        if isinstance(feature, tfds.features.FeaturesDict):
+            yield from _flat(feature, f"{prefix}{key}/")
+        else:
+            yield f"{prefix}{key}", feature
+
+
+def _keys(dataset: str, info: Any) -> tuple[str, str]:
+    """Returns the names of image and label: those in `supervised_keys`, or else the only ones."""
+    tf = records.import_tensorflow()
+    import tensorflow_datasets as tfds
+
+    # Of three parts, the last is a weight.
+    parts = (info.supervised_keys or (list(info.features),) * 2)[:2]
+    found = []
+    for part, kind in zip(parts, (tfds.features.Image, tfds.features.ClassLabel), strict=True):
+        tops = tf.nest.flatten(part)
+        flat = sorted(_flat(info.features), key=lambda pair: pair[0])
+        found.append([k for k, f in flat if isinstance(f, kind) and k.partition("/")[0] in tops])
+    if any(len(keys) != 1 for keys in found):
+        listed = [", ".join(keys) or "none" for keys in found]
+        raise UserError(
+            f"config.dataset={dataset!r}: needs one image and one class label in its supervised_keys, "
+            f"or else in all; has images: {listed[0]}; class labels: {listed[1]}"
+        )
+    return found[0][0], found[1][0]
+
+
+def _look_at(split: RecordSplit, where: str) -> None:
+    """Raises UserError if the first records have labels that are no classes, or none is readable."""
+    fitting = int(np.searchsorted(np.cumsum(split.length_of), _LOOK_BYTES))
+    examples = split.first(min(_LOOK, max(1, fitting)))
+    readable, labels, reason = False, {}, ""
+    for index, example in enumerate(examples):
+        try:
+            if isinstance(example, CorruptRecordError):
+                raise example
+            labels[index] = example[1]
+            # One suffices, and mostly the first is.
+            readable = readable or decode.from_bytes(example[0], split.channels).size > 0
+        except CorruptRecordError as error:
+            reason = reason or f"{split.name(index)}: {error}"
+    if not readable and len(examples) == split.num_examples:
+        raise UserError(f"{where}: none of its {len(examples):,} images can be read ({reason})")
+    _check_labels(split, np.array(list(labels), np.int64), np.array(list(labels.values())), where)
+
+
+def _check_labels(split: RecordSplit, indices: np.ndarray, labels: np.ndarray, where: str) -> None:
+    """Raises UserError if labels of the records at some indices are none of the classes."""
+    wrong = records.wrong_labels(labels, split.class_names)
+    if len(wrong):
+        raise UserError(
+            f"{where}: {len(wrong):,} of {len(labels):,} labels looked at are outside 0 to "
+            f"{len(split.class_names) - 1}, the first is {labels[wrong[0]]} "
+            f"({split.name(int(indices[wrong[0]]))}); use a split whose images all have labels"
+        )
+
+
+def _decoded(split: RecordSplit, shape: tuple[int, int], limit: int, where: str) -> ArraySplit:
+    """Decodes a split of images of one size, and leaves out up to `limit` corrupt records."""
+    images = np.empty((split.num_examples, *shape, split.channels), np.uint8)
+    labels = np.empty(split.num_examples, np.int64)
+    for index in range(split.num_examples):
+        try:
+            image, labels[index] = split.example(index)
+            pixels = decode.from_bytes(image, split.channels)
+            if pixels.shape[:2] != shape:
+                found, size = ("{} x {}".format(*s) for s in (pixels.shape, shape))
+                raise CorruptRecordError(f"an image of {found} pixels in a set of {size}")
+            images[index] = pixels
+        except CorruptRecordError as error:
+            split.report_corrupt(index, str(error), limit)
+    kept = np.delete(np.arange(split.num_examples), sorted(split.corrupt))
+    _check_labels(split, kept, labels[kept], where)
+    images = images[kept] if split.corrupt else images
+    return ArraySplit(images, labels[kept].astype(np.int32), split.class_names)

@@ -143,7 +143,7 @@ def _variants(
 
     def separate(image, window):
         top, left, height, width = tf.unstack(window)
-        pixels = tf.io.decode_image(image, channels=channels, expand_animations=False)
+        pixels = decode.crop(tf, image, lambda shape: (0, 0, shape[0], shape[1]), channels)
         crop = pixels[top : top + height, left : left + width]
         crop.set_shape((None, None, channels))
         return resize(crop)
@@ -169,10 +169,9 @@ def _sample(split: records.RecordSplit, seed: int) -> tuple[list[bytes], np.ndar
     """Returns the encoded images, and random windows in them, int32 `[_CROPS_PER_IMAGE * n, 4]`."""
     tf = records.import_tensorflow()
     try:
-        serialized = split.read_many(np.arange(split.num_examples))
-        images = stream.parse(tf, split, serialized)[0].numpy().tolist()
-        shapes = [tf.io.decode_image(image, expand_animations=False).shape for image in images]
-    except (records.CorruptRecordError, tf.errors.InvalidArgumentError) as error:
+        images = split.read_many(np.arange(split.num_examples))[0].tolist()
+        shapes = [decode.from_bytes(image, split.channels).shape for image in images]
+    except records.CorruptRecordError as error:
         raise UserError(f"{split.files[0].path}: among its first records are corrupt ones") from error
     draws = tf.data.Dataset.from_tensor_slices(np.array(shapes, np.int32)).repeat(_CROPS_PER_IMAGE)
     draws = draws.enumerate().map(lambda i, shape: tf.stack(decode.random_window(tf, shape, (seed, i))))

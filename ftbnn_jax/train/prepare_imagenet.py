@@ -178,7 +178,14 @@ def prepare(manual_dir: pathlib.Path, data_dir: pathlib.Path, *, dry_run: bool =
     tf = records.import_tensorflow()
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder(_NAME, data_dir=data_dir)
+    try:
+        builder = tfds.builder(_NAME, data_dir=data_dir)
+    # TFDS hands on whatever its reader of a damaged dataset_info.json raises.
+    except Exception as error:
+        raise UserError(
+            f"{data_dir / _NAME}: cannot be opened: {records.first_line(error)}; remove the "
+            "directory and prepare again"
+        ) from error
     counts = prepared_images(builder)
     if counts is not None:
         print(f"{builder.data_path}: already prepared, {_count(counts)}")
@@ -198,7 +205,7 @@ def prepare(manual_dir: pathlib.Path, data_dir: pathlib.Path, *, dry_run: bool =
             builder.download_and_prepare(download_config=config)
     except (OSError, RuntimeError, tarfile.TarError, tf.errors.OpError) as error:
         # TFDS has removed what it had written. It wraps what it meets, as a full disk, in RuntimeError.
-        reason = str(error).splitlines()[0]
+        reason = records.first_line(error)
         raise UserError(f"{builder.data_path}: preparing failed: {reason}") from error
     print(f"{builder.data_path}: prepared, {_count(prepared_images(builder))}")
 
@@ -230,7 +237,8 @@ def main() -> int:
     manual_dir, data_dir = (d.expanduser() for d in (arguments.manual_dir, arguments.data_dir))
     try:
         prepare(manual_dir.absolute(), data_dir.absolute(), dry_run=arguments.dry_run)
-    except UserError as error:
+    # An OSError names the place that cannot be looked into.
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -16,6 +16,7 @@ from typing import Any
 
 import google_crc32c
 import numpy as np
+from google.protobuf import message as protobuf_message
 
 from ftbnn_jax import report
 from ftbnn_jax.errors import UserError
@@ -27,8 +28,8 @@ _FOOTER_BYTES = 4
 _READ_THREADS = 32
 
 
-class CorruptRecordError(Exception):
-    """A record's bytes are not those that were written; the message says what is wrong."""
+class CorruptRecordError(ValueError):
+    """A record holds no readable image with a label; the message says what is wrong."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,11 +40,13 @@ class RecordFile:
       path: of the file; with a scheme ("gs://...") it is read through `tf.io.gfile`.
       skip: records to leave out at its start.
       take: records to use after those.
+      holds: records in the whole file, where that is known.
     """
 
     path: str
     skip: int
     take: int
+    holds: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,33 +109,84 @@ class RecordSplit:
             raise CorruptRecordError("its checksum does not fit")
         return payload
 
-    def read_many(self, indices: np.ndarray) -> list[bytes]:
-        """Returns the serialised examples at some indices, as `read` does."""
+    def example(self, index: int) -> tuple[bytes, int]:
+        """Returns the encoded image and the label at `index`, whatever the label is.
+
+        Raises:
+          CorruptRecordError: as `read` does, or there is not one image with one label.
+          UserError: the file cannot be read.
+        """
+        try:
+            features = _example_message().FromString(self.read(index)).features.feature
+        except protobuf_message.DecodeError as error:
+            raise CorruptRecordError("no tf.train.Example") from error
+        images = features[self.image_key].bytes_list.value
+        labels = features[self.label_key].int64_list.value
+        for key, values in ((self.image_key, images), (self.label_key, labels)):
+            if len(values) != 1:
+                raise CorruptRecordError(f"{len(values)} values of the feature {key!r} instead of one")
+        return images[0], labels[0]
+
+    def read_many(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the encoded images, bytes `[n]`, and the labels, int32 `[n]`, at some indices.
+
+        Raises:
+          CorruptRecordError: as `example` does.
+          UserError: a file cannot be read, or a label is none of the classes.
+        """
         if paths.is_remote(self.files[0].path):
-            return list(_pool().map(self.read, indices.tolist()))
-        # The system fetches all of them at once; threads would, too, but stand in the decoder's way.
+            examples = list(_pool().map(self.example, indices.tolist()))
+        else:
+            self._prefetch(indices)
+            examples = [self.example(index) for index in indices.tolist()]
+        images, labels = zip(*examples, strict=True)
+        labels = np.array(labels, np.int64)
+        if len(wrong := wrong_labels(labels, self.class_names)):
+            raise UserError(
+                f"{self.name(int(indices[wrong[0]]))}: label {labels[wrong[0]]} is outside 0 to "
+                f"{len(self.class_names) - 1}; use a split whose images all have labels"
+            )
+        return np.array(images, object), labels.astype(np.int32)
+
+    def first(self, count: int) -> list[tuple[bytes, int] | CorruptRecordError]:
+        """Returns the first examples as `example` does, or what is wrong with them."""
+
+        def look(index):
+            try:
+                return self.example(index)
+            except CorruptRecordError as error:
+                return error
+
+        return list(_pool().map(look, range(min(count, self.num_examples))))
+
+    def _prefetch(self, indices: np.ndarray) -> None:
+        """Has the system fetch records at once; threads would, too, but stand in the decoder's way."""
         if hasattr(os, "posix_fadvise"):
             for index in indices:
                 with _open_local(self.files[self.file_of[index]].path) as file:
                     size = int(self.length_of[index]) + _FOOTER_BYTES
                     os.posix_fadvise(file, int(self.offset_of[index]), size, os.POSIX_FADV_WILLNEED)
-        return [self.read(index) for index in indices.tolist()]
 
     def report_corrupt(self, index: int, reason: str, limit: int) -> None:
         """Counts a corrupt record and warns of it, the first time that it is met.
 
         Raises:
-          UserError: the split has more than `limit` of them.
+          UserError: the split has more than `limit` of them, or nothing else.
         """
-        if index in self.corrupt:
-            return
+        known = index in self.corrupt
         self.corrupt.add(index)
+        if len(self.corrupt) == self.num_examples:
+            raise UserError(
+                f"{self.name(index)}: corrupt ({reason}), and so is every other record of the split; "
+                "prepare the set again"
+            )
         if len(self.corrupt) > limit:
             raise UserError(
                 f"{self.name(index)}: corrupt ({reason}), as {len(self.corrupt) - 1} before it; "
                 f"config.max_corrupt_records={limit} allows no more: prepare the set again"
             )
-        report.warn(f"{self.name(index)}: corrupt ({reason}); passed over")
+        if not known:
+            report.warn(f"{self.name(index)}: corrupt ({reason}); passed over")
 
 
 def index_files(
@@ -144,7 +198,7 @@ def index_files(
       `file_of`, `offset_of` and `length_of` of a `RecordSplit`.
 
     Raises:
-      UserError: a file cannot be read or ends within a record.
+      UserError: a file cannot be read, ends within a record, or holds more of them than it should.
     """
     found = list(_pool().map(_index_file, files))
     counts = [len(offsets) for offsets, _ in found]
@@ -161,6 +215,12 @@ def masked_crc32c(data: bytes) -> int:
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
+def wrong_labels(labels: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
+    """Returns the places, int64, of labels that are none of the classes: TFDS writes -1 for 'none'."""
+    return np.flatnonzero((labels < 0) | (labels >= len(class_names)))
+
+
+@functools.cache
 def import_tensorflow() -> Any:
     """Imports TensorFlow for reading data only: silent, and without taking the accelerator."""
     # JAX sets 1, and every failed operation would be announced.
@@ -172,6 +232,11 @@ def import_tensorflow() -> Any:
 
     tf.config.set_visible_devices([], "GPU")
     return tf
+
+
+@functools.cache
+def _example_message() -> Any:
+    return import_tensorflow().train.Example
 
 
 @functools.cache
@@ -230,14 +295,21 @@ def _index_file(file: RecordFile) -> tuple[np.ndarray, np.ndarray]:
             offsets.append(position + _HEADER_BYTES)
             lengths.append(length)
             position = following
+        if file.skip + file.take == file.holds and position < end:
+            raise UserError(
+                f"{file.path}: goes on after the {file.holds} records that dataset_info.json tells of; "
+                "prepare the set again"
+            )
     return np.asarray(offsets[file.skip :], np.int64), np.asarray(lengths[file.skip :], np.int64)
 
 
-def first_line(error: Any) -> str:
-    """Returns what a TensorFlow error says, without where in the graph it arose."""
-    text = re.sub(r"\{\{.*?\}\}|\[\[.*|\[Op:.*", "", error.message)
+def first_line(error: Exception) -> str:
+    """Returns what an error says, in one line; TensorFlow's, without where in the graph they arose."""
+    text = re.sub(r"\{\{.*?\}\}|\[\[.*|\[Op:.*", "", getattr(error, "message", str(error)))
     text = re.sub(r"^\s*Error in user-defined function .*? iterator: \S+: ", "", text)
-    return (text.strip() or type(error).__name__).splitlines()[0].strip()
+    where = re.compile(r"\s*$|Graph execution error:|Detected at node|  File |<stack traces")
+    lines = [line.strip() for line in text.splitlines() if not where.match(line)]
+    return lines[0] if lines else type(error).__name__
 
 
 def split_files(file_instructions: Iterable[Any]) -> tuple[RecordFile, ...]:
@@ -246,5 +318,6 @@ def split_files(file_instructions: Iterable[Any]) -> tuple[RecordFile, ...]:
     for instruction in file_instructions:
         rest = instruction.examples_in_shard - instruction.skip
         take = rest if instruction.take == -1 else instruction.take
-        files.append(RecordFile(str(instruction.filename), instruction.skip, take))
+        path, holds = str(instruction.filename), instruction.examples_in_shard
+        files.append(RecordFile(path, instruction.skip, take, holds))
     return tuple(files)

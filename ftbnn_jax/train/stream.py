@@ -1,5 +1,6 @@
 """Batches decoded by tf.data, or one image at a time where a record is corrupt."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -8,7 +9,6 @@ import numpy as np
 
 from ftbnn_jax import machine, report
 from ftbnn_jax.config import TrainConfig
-from ftbnn_jax.errors import UserError
 from ftbnn_jax.train import datasets, decode, records
 
 Batch = dict[str, np.ndarray]
@@ -89,18 +89,14 @@ class Stream:
             missing = (0, groups * each - len(indices))
             indices, positions = (np.pad(x, missing, "edge") for x in (indices, positions))
             if isinstance(split, records.RecordSplit):
-                return np.array(split.read_many(indices), object), positions
+                return *split.read_many(indices), positions
             return split.images[indices], split.labels[indices], positions
 
         def fetch(step):
-            if isinstance(split, records.RecordSplit):
-                serialized, positions = tf.numpy_function(read, [step], (tf.string, tf.int64))
-                images, labels = parse(tf, split, serialized)
-                shape = ()
-            else:
-                types = tf.uint8, tf.int32, tf.int64
-                images, labels, positions = tf.numpy_function(read, [step], types)
-                shape = split.images.shape[1:]
+            encoded = isinstance(split, records.RecordSplit)
+            types = tf.string if encoded else tf.uint8, tf.int32, tf.int64
+            images, labels, positions = tf.numpy_function(read, [step], types)
+            shape = () if encoded else split.images.shape[1:]
             shapes = zip((images, labels, positions), (shape, (), ()), strict=True)
             return tuple(tf.reshape(x, (groups, each, *rest)) for x, rest in shapes)
 
@@ -125,24 +121,26 @@ class Stream:
 
     def _careful_example(self, index: int, position: np.int64) -> tuple[dict[str, Any], int]:
         """Returns an image, label and weight, and how many corrupt records were met on the way."""
-        split, config, errors = self._split, self._config, self._tf.errors
-        for skipped in range(split.num_examples):
+        split, config = self._split, self._config
+        for skipped in itertools.count():
             candidate = (index + skipped) % split.num_examples
             try:
-                images, labels = parse(self._tf, split, [split.read(candidate)])
-                group = self._examples(images, labels, position[None])
-                example = {k: v.numpy()[0] for k, v in group.items()}
+                images, labels = split.read_many(np.array([candidate]))
+                try:
+                    group = self._examples(self._tf.constant(images), labels, position[None])
+                except self._tf.errors.InvalidArgumentError as error:
+                    # Pillow says what is wrong with an image, TensorFlow that something is.
+                    decode.from_bytes(images[0], split.channels)
+                    raise records.CorruptRecordError(records.first_line(error)) from error
+                example = {"image": group["image"].numpy()[0], "label": labels[0]}
                 return example | {"weight": np.float32(1)}, skipped
             except records.CorruptRecordError as error:
                 reason = str(error)
-            except (errors.InvalidArgumentError, errors.DataLossError) as error:
-                reason = records.first_line(error)
             split.report_corrupt(candidate, reason, config.max_corrupt_records)
             if not self._train:
                 shape = (config.image_size, config.image_size, split.channels)
                 blank = {"image": np.zeros(shape, np.uint8), "label": np.int32(0)}
                 return blank | {"weight": np.float32(0)}, 1
-        raise UserError(f"{split.name(index)}: corrupt, and so is every other record of the split")
 
     def _examples(self, images: Any, labels: Any, positions: Any) -> dict[str, Any]:
         """Decodes a group of images, brings them to size, and puts their labels beside them."""
@@ -169,24 +167,14 @@ class Stream:
 
 
 def decode_whole(split: datasets.Split, index: int) -> np.ndarray:
-    """Returns one image as large as it is stored, decoded as for evaluation: uint8 `[H, W, C]`."""
+    """Returns one image as large as it is stored: uint8 `[H, W, C]`.
+
+    Pillow decodes it, whatever decodes it for evaluation: as somebody does who has the file alone.
+    """
     if isinstance(split, datasets.ArraySplit):
         return split.images[index]
-    tf = records.import_tensorflow()
-    images, _ = parse(tf, split, [split.read(index)])
-    return decode.whole(tf, images[0], split.channels).numpy()
-
-
-def parse(tf: Any, split: records.RecordSplit, serialized: Any) -> tuple[Any, Any]:
-    """Returns the encoded images, string `[n]`, and labels, int32 `[n]`, of serialised examples."""
-    parsed = tf.io.parse_example(
-        serialized,
-        {
-            split.image_key: tf.io.FixedLenFeature((), tf.string),
-            split.label_key: tf.io.FixedLenFeature((), tf.int64),
-        },
-    )
-    return parsed[split.image_key], tf.cast(parsed[split.label_key], tf.int32)
+    encoded, _ = split.read_many(np.array([index]))
+    return decode.from_bytes(encoded[0], split.channels)
 
 
 def tf_data_options(cores: int) -> Any:

@@ -51,6 +51,15 @@ def test_batches_run_on_over_the_end_of_an_epoch():
     assert sorted(seen[:50]) == sorted(seen[50:]) == list(range(50))
 
 
+@pytest.mark.parametrize("count", [1, 7, 10])
+def test_a_batch_may_be_larger_than_the_split(count):
+    """20 images are up to 20 epochs; each holds every image once."""
+    config = dataclasses.replace(DIGITS, batch_size=20, augment="none", flip=False)
+    seen = np.concatenate([b["label"] for b in train_batches(numbered_split(count), config, 0, 7)])
+    for epoch in seen.reshape(-1, count):
+        assert sorted(epoch) == list(range(count))
+
+
 @pytest.mark.parametrize("augment", ["none", "pad_crop", "resized_crop"])
 def test_position_follows_from_the_step(augment):
     """A run that starts at step 3 sees what an uninterrupted one sees from there on."""

@@ -142,6 +142,32 @@ def test_killed_then_prepared_then_left_alone(imagenet_manual_dir, tmp_path, rep
         prepare_imagenet.prepare(imagenet_manual_dir, tmp_path)
 
 
+@pytest.mark.parametrize("info", ["{", "", '{"name": 3}', "{}"])
+def test_damaged_metadata_is_one_line(tmp_path, info):
+    place = tmp_path / "imagenet2012" / "5.1.0"
+    place.mkdir(parents=True)
+    (place / "dataset_info.json").write_text(info)
+    with pytest.raises(
+        errors.UserError, match=f"{place.parent}: cannot be opened: .*; remove"
+    ) as caught:
+        prepare_imagenet.prepare(tmp_path / "manual", tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_directory_that_must_not_be_read_is_named(tmp_path, monkeypatch, capsys):
+    """The system's refusal is imitated: a test that runs as root may read everything."""
+
+    def denied(path, **_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(pathlib.Path, "is_file", denied)
+    monkeypatch.setattr(sys, "argv", ["prepare", str(tmp_path / "manual"), str(tmp_path / "data")])
+    assert prepare_imagenet.main() == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert "Permission denied" in line and TRAIN in line
+
+
 def test_failure_half_way_is_one_line_and_leaves_nothing(manual_dir, tmp_path):
     """Archives whose members only look like archives from outside."""
     with pytest.raises(errors.UserError, match="preparing failed: invalid header") as caught:

@@ -66,7 +66,9 @@ def test_records_are_found_in_parts_of_several_files(tmp_path, write_split):
     part = dataclasses.replace(part, files=tuple(files))
     # Files of 5 records: the second one here begins with record 10.
     assert [part.read(i) for i in range(5)] == [whole.read(i) for i in (3, 4, 11, 12, 13)]
-    assert part.read_many(np.array([4, 0, 2])) == [whole.read(i) for i in (13, 3, 11)]
+    images, labels = part.read_many(np.array([4, 0, 2]))
+    assert images.tolist() == [IMAGES[i] for i in (13, 3, 11)]
+    assert labels.tolist() == [13, 3, 11]
     assert [part.name(i) for i in (1, 2)] == [
         f"{tmp_path}/train-0, record 4",
         f"{tmp_path}/train-2, record 1",
@@ -127,8 +129,9 @@ DAMAGED = {
 }
 
 
-@pytest.mark.parametrize("hosts", [1, 2])
-@pytest.mark.parametrize("kind", DAMAGED)
+@pytest.mark.parametrize(
+    ("kind", "hosts"), [*((kind, 1) for kind in DAMAGED), ("bit rot", 2), ("truncated JPEG", 2)]
+)
 def test_the_next_record_takes_the_place_of_a_corrupt_one(tmp_path, write_split, capfd, kind, hosts):
     """Batches are those of a split that holds record 8 twice, whoever reads them, from any step on."""
     damaged = DAMAGED[kind]
@@ -183,6 +186,27 @@ def test_more_corrupt_records_than_allowed_end_the_run(tmp_path, write_split, da
 def test_the_limit_is_not_negative():
     with pytest.raises(UserError, match=r"config\.max_corrupt_records=-1: must be at least 0"):
         dataclasses.replace(CONFIG, max_corrupt_records=-1)
+
+
+NOT_EXAMPLES = {
+    "no message": (b"\xff\xff\xff", "no tf.train.Example"),
+    "no image": ({"label": 1}, "0 values of the feature 'image' instead of one"),
+    "no label": ({"image": IMAGES[0]}, "0 values of the feature 'label' instead of one"),
+    "bytes as label": ({"image": IMAGES[0], "label": b"1"}, "0 values of the feature 'label'"),
+    "number as image": ({"image": 3, "label": 1}, "0 values of the feature 'image'"),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_EXAMPLES)
+def test_payloads_that_are_no_image_with_a_label(tmp_path, serialize, kind):
+    payload, told = NOT_EXAMPLES[kind]
+    payload = payload if isinstance(payload, bytes) else serialize(**payload)
+    with records.import_tensorflow().io.TFRecordWriter(f"{tmp_path}/one") as writer:
+        writer.write(payload)
+    files = (records.RecordFile(f"{tmp_path}/one", 0, 1),)
+    split = records.RecordSplit(files, *records.index_files(files), "image", "label", ("0", "1"), 3)
+    with pytest.raises(records.CorruptRecordError, match=told):
+        split.example(0)
 
 
 def test_a_split_of_corrupt_records_alone_is_an_error(tmp_path, write_split):
