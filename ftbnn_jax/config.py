@@ -1,21 +1,27 @@
 """The fields of an experiment, with the paper's ImageNet recipe as defaults.
 
-Files in `configs/` return `make(model, ...)`, a ConfigDict whose keys are the fields of `TrainConfig`,
-so that every one can be overridden on the command line. Below `main` the code sees the frozen
+Files in `configs/` return `make(model, ...)`, a ConfigDict whose keys are the fields of `TrainConfig`;
+every one can be overridden on the command line. Below `main` the code sees the frozen
 `TrainConfig` alone.
 """
 
+import ast
 import dataclasses
 import difflib
+import functools
 import glob
+import itertools
 import os
 import runpy
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
 
-from ftbnn_jax.errors import UserError
+from ftbnn_jax import fields, paths
+from ftbnn_jax.errors import UserError, summary
+from ftbnn_jax.fields import Range
 from ftbnn_jax.nn.spec import ResNetSpec
 from ftbnn_jax.ops.preprocessing import Preprocessing
 
@@ -38,6 +44,47 @@ CIFAR10 = {
     "crop_padding": 2,
     "pixel_mean": (125.3, 123.0, 113.9),
     "pixel_std": (63.0, 62.1, 66.7),
+}
+
+
+# Steps and images are counted in int32 on the device.
+_INT32 = 2**31 - 1
+_COUNT, _POSITIVE_COUNT = Range(0, _INT32), Range(1, _INT32)
+# An image has up to four channels.
+_MOST_CHANNELS = 4
+
+_ALLOWED = {
+    # JAX would make the same key of a seed and of one that is 2**32 larger.
+    "seed": Range(0, 2**32 - 1),
+    "image_size": Range(1, 2**14),
+    "num_classes": Range(1, 2**20),
+    "batch_size": Range(1, 2**20),
+    "num_epochs": _POSITIVE_COUNT,
+    "num_steps": _COUNT,
+    "eval_every": _COUNT,
+    "checkpoint_every": _COUNT,
+    "keep_checkpoints": _POSITIVE_COUNT,
+    "log_every": _POSITIVE_COUNT,
+    "learning_rate": fields.NOT_NEGATIVE,
+    "schedule": ("cosine", "multistep", "constant"),
+    "schedule_boundaries": Range(0, 1, without=(0, 1), longest=1000),
+    "schedule_factor": fields.NOT_NEGATIVE,
+    "warmup_steps": _COUNT,
+    "weight_decay": fields.NOT_NEGATIVE,
+    "label_smoothing": fields.SHARE,
+    "label_weight": fields.NOT_NEGATIVE,
+    "teacher_weight": fields.NOT_NEGATIVE,
+    "teacher_temperature": fields.POSITIVE,
+    "attention_weight": fields.NOT_NEGATIVE,
+    "compute_dtype": ("auto", "float32", "bfloat16", "float16"),
+    "batch_norm": ("global", "per_device"),
+    "accumulation_steps": Range(1, 2**20),
+    "remat": ("none", "outputs", "stages"),
+    "augment": ("resized_crop", "pad_crop", "none"),
+    "crop_padding": Range(0, 2**14),
+    "max_corrupt_records": _COUNT,
+    "pixel_mean": Range(longest=_MOST_CHANNELS),
+    "pixel_std": Range(0, without=(0,), longest=_MOST_CHANNELS),
 }
 
 
@@ -143,49 +190,21 @@ class TrainConfig:
     pixel_std: tuple[float, ...] = IMAGENET_STD
 
     def __post_init__(self):
-        for field, allowed in (
-            ("schedule", ("cosine", "multistep", "constant")),
-            ("compute_dtype", ("auto", "float32", "bfloat16", "float16")),
-            ("batch_norm", ("global", "per_device")),
-            ("remat", ("none", "outputs", "stages")),
-            ("augment", ("resized_crop", "pad_crop", "none")),
-        ):
-            value = getattr(self, field)
-            if value not in allowed:
-                raise UserError(f"config.{field}={value!r}: must be one of {', '.join(allowed)}")
-        for field, least in (
-            ("image_size", 1),
-            ("num_classes", 1),
-            ("batch_size", 1),
-            ("num_epochs", 1),
-            ("num_steps", 0),
-            ("eval_every", 0),
-            ("checkpoint_every", 0),
-            ("keep_checkpoints", 1),
-            ("log_every", 1),
-            ("accumulation_steps", 1),
-            ("warmup_steps", 0),
-            ("crop_padding", 0),
-            ("max_corrupt_records", 0),
-            ("learning_rate", 0),
-            ("weight_decay", 0),
-            ("label_weight", 0),
-            ("teacher_weight", 0),
-            ("attention_weight", 0),
-        ):
-            value = getattr(self, field)
-            if not value >= least:
-                raise UserError(f"config.{field}={value}: must be at least {least}")
-        if not 0 <= self.label_smoothing < 1:
-            raise UserError(f"config.label_smoothing={self.label_smoothing}: must be in [0, 1)")
-        if not self.teacher_temperature > 0:
-            raise UserError(f"config.teacher_temperature={self.teacher_temperature}: must be positive")
-        if not all(0 < b < 1 for b in self.schedule_boundaries):
+        if not isinstance(self.model, ResNetSpec):
+            raise UserError(f"config.model={fields.shown(self.model)}: must be a ResNetSpec")
+        fields.check("config.", self, _ALLOWED)
+        named = isinstance(self.stages, Mapping) and all(isinstance(n, str) for n in self.stages)
+        if not named or not all(isinstance(stage, Mapping) for stage in self.stages.values()):
             raise UserError(
-                f"config.schedule_boundaries={self.schedule_boundaries}: shares between 0 and 1"
+                f"config.stages={fields.shown(self.stages)}: must be each stage's fields by its name"
             )
-        if any(s <= 0 for s in self.pixel_std):
-            raise UserError(f"config.pixel_std={self.pixel_std}: must be positive")
+        if any(a >= b for a, b in itertools.pairwise(self.schedule_boundaries)):
+            raise UserError(f"config.schedule_boundaries={self.schedule_boundaries}: must ascend")
+        if self.batch_size * self.log_every > _INT32:
+            raise UserError(
+                f"config.log_every={self.log_every}: images are counted over so many steps, in int32; "
+                f"of {self.batch_size} a step at most {_INT32 // self.batch_size} would do"
+            )
 
     def preprocessing(self, channels: int) -> Preprocessing:
         """Returns how images of so many channels enter the network, in evaluation and when deployed.
@@ -208,19 +227,23 @@ class TrainConfig:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> "TrainConfig":
+    def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":
         """Builds the typed config from a ConfigDict or from `to_dict`'s result.
 
         Raises:
-          UserError: a field is unknown or has an impossible value.
+          UserError: a field is unknown or has an impossible value, or there is no model.
         """
+        values = _plain(values)
+        if not isinstance(values, Mapping):
+            raise UserError(
+                f"config={fields.shown(values)}: must be the fields of an experiment, by name"
+            )
         known = {field.name: None for field in dataclasses.fields(cls)}
-        values = {}
-        for name, value in fields.items():
+        for name in values:
             check_key(known, name)
-            value = _plain(value)
-            values[name] = ResNetSpec.from_dict(value) if name == "model" else value
-        return cls(**values)
+        if "model" not in values:
+            raise UserError("config.model: must be given")
+        return cls(**{**values, "model": ResNetSpec.from_dict(values["model"])})
 
 
 def _plain(value: Any) -> Any:
@@ -232,57 +255,106 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def make(model: ResNetSpec, **fields: Any) -> ml_collections.ConfigDict:
+def make(model: ResNetSpec, **values: Any) -> ml_collections.ConfigDict:
     """Returns a ConfigDict with the fields of `TrainConfig`, defaults filled in.
 
     Args:
       model: the network.
-      **fields: fields of `TrainConfig` that differ from its defaults.
+      **values: fields of `TrainConfig` that differ from its defaults.
 
     Raises:
       UserError: a field has an impossible value.
     """
-    return ml_collections.ConfigDict(TrainConfig(model, **fields).to_dict())
+    return ml_collections.ConfigDict(TrainConfig(model, **values).to_dict())
 
 
-def load(path: str) -> TrainConfig:
+def load(path: str, overrides: Sequence[str] = ()) -> TrainConfig:
     """Runs a config file and returns its experiment.
 
     Args:
       path: path of a Python file with a function `get_config`; what follows a colon is its argument,
         as in "configs/derived44_g5.py:90".
+      overrides: values for some of its fields, "model.width=32".
 
     Raises:
-      UserError: there is no such file, or it does not hold a config.
+      UserError: there is no such file, it does not hold a config, or an override does not fit it.
     """
-    file, _, argument = path.partition(":")
+    file, _, argument = paths.expand(path).partition(":")
     if not os.path.isfile(file):
         folder = os.path.dirname(file) or "."
-        there = sorted(glob.glob(os.path.join(folder, "*.py")))
+        there = sorted(glob.glob(os.path.join(glob.escape(folder), "*.py")))
         nearest = difflib.get_close_matches(file, there, n=1, cutoff=0)
         raise UserError(
             f"{file}: no such config file" + (f"; the nearest is {nearest[0]}" if nearest else "")
         )
     try:
-        get_config = runpy.run_path(file)["get_config"]
-        config = get_config(argument) if argument else get_config()
+        get_config = runpy.run_path(file).get("get_config")
+        if get_config is None:
+            raise UserError("has no function get_config, which returns what config.make does")
+        config = TrainConfig.from_dict(get_config(argument) if argument else get_config()).to_dict()
+    except KeyboardInterrupt:
+        raise
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    except Exception as error:  # A config file can raise anything.
-        raise UserError(f"{path}: {type(error).__name__}: {str(error).splitlines()[0]}") from error
+    except BaseException as error:  # A config file can raise anything, SystemExit included.
+        raise UserError(f"{path}: {type(error).__name__}: {summary(error)}") from error
+    for override in overrides:
+        _override(config, override)
     return TrainConfig.from_dict(config)
+
+
+def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Returns the overrides among the arguments of a command, "model.width=32", and the other arguments.
+
+    Raises:
+      UserError: an override has no value, or there are two for one field.
+    """
+    prefix = "--config."
+    overrides = [a.removeprefix(prefix) for a in arguments if a.startswith(prefix)]
+    keys = [override.partition("=")[0] for override in overrides]
+    for key, override in zip(keys, overrides, strict=True):
+        if "=" not in override:
+            raise UserError(f"{prefix}{key}: is written {prefix}{key}=VALUE")
+        if keys.count(key) > 1:
+            raise UserError(f"{prefix}{key}: given {keys.count(key)} times; once would do")
+    return overrides, [a for a in arguments if not a.startswith(prefix)]
+
+
+def _override(config: dict[str, Any], override: str) -> None:
+    """Puts the value of "model.width=32" in its place."""
+    key, _, text = override.partition("=")
+    check_key(config, key)
+    *parents, name = key.split(".")
+    place = functools.reduce(dict.__getitem__, parents, config)
+    if isinstance(place[name], dict):
+        inner = ", ".join(place[name]) or "none here"
+        raise UserError(f"config.{key}={text}: has fields of its own, which can be overridden: {inner}")
+    place[name] = text if isinstance(place[name], str) else _literal(text)
+
+
+def _literal(text: str) -> Any:
+    """Returns a number, truth value or tuple as Python writes it; text where it is none."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        with warnings.catch_warnings(action="ignore"):  # Of what is no literal.
+            return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text
 
 
 def check_key(config: Mapping[str, Any], key: str) -> None:
     """Raises a UserError naming the nearest known key where `config` has no `key` ("model.width")."""
     if key not in (known := _dotted(config)):
-        nearest = difflib.get_close_matches(key, known, n=1, cutoff=0)[0]
+        nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0)[0]
         raise UserError(f"config.{key}: no such key; the nearest is config.{nearest}")
 
 
 def _dotted(config: Mapping[str, Any]) -> list[str]:
     keys = []
     for name, value in config.items():
+        if not isinstance(name, str) or "." in name:
+            continue  # No key of ours, and none that could be told from a nested one.
         keys.append(name)
         if isinstance(value, Mapping):
             keys += [f"{name}.{inner}" for inner in _dotted(value)]

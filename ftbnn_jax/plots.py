@@ -46,7 +46,14 @@ def check_path(path: str) -> None:
 
 
 def save(figure: Any, path: str) -> None:
-    """Writes a figure; the ending of `path` says the format."""
+    """Writes a figure; the ending of `path` says the format.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
     # The same figure gives the same file.
     metadata = {"Date": None} if path.endswith(".svg") else None
-    figure.savefig(path, dpi=200, metadata=metadata)
+    try:
+        figure.savefig(path, dpi=200, metadata=metadata)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from error

@@ -5,17 +5,28 @@ from typing import Any
 
 import rich.console
 import rich.table
+from rich.measure import Measurement
+
+from ftbnn_jax.errors import one_line
+
+_WIDEST = 10_000
+
+
+def make_console(**arguments: Any) -> rich.console.Console:
+    """Returns a console that prints text as it is: paths and names can hold brackets and colons."""
+    return rich.console.Console(highlight=False, markup=False, emoji=False, **arguments)
+
 
 # One console for everything that goes to standard output. In a pipe nothing is wrapped: whoever reads it
 # there has no window of 80 columns.
-console = rich.console.Console(highlight=False, soft_wrap=True)
+console = make_console(soft_wrap=True)
 if not console.is_terminal:
-    console.width = 10_000
+    console.width = _WIDEST
 
 
 def warn(text: str) -> None:
     """Prints one line on standard error about something that the run goes on in spite of."""
-    print(f"warning: {text}", file=sys.stderr, flush=True)
+    print(f"warning: {one_line(text)}", file=sys.stderr, flush=True)
 
 
 def print_table(title: str, rows: list[tuple[str, Any]]) -> None:
@@ -26,3 +37,15 @@ def print_table(title: str, rows: list[tuple[str, Any]]) -> None:
     for name, value in rows:
         table.add_row(name, str(value))
     console.print(table)
+
+
+def print_wide(table: rich.table.Table) -> None:
+    """Prints a table under its caption, as wide as it has to be: a number is never cut off."""
+    wide = make_console()
+    measured = Measurement.get(wide, wide.options.update(width=_WIDEST), table)
+    if measured.maximum > wide.width:
+        wide = make_console(width=measured.maximum)
+    # A title of the table itself would be broken at the table's width.
+    wide.print(table.caption, style="bold", soft_wrap=True)
+    table.caption = None
+    wide.print(table)

@@ -15,7 +15,7 @@ _ROOT = pathlib.Path(ftbnn_jax.__file__).parent
 # or for a package with all that is in it. `nn.spec` and the plan it returns are below `nn`, since the
 # packed runtime needs them.
 _LAYERS = (
-    ("errors", "machine", "plots", "report"),
+    ("", "command", "errors", "fields", "machine", "paths", "plots", "report"),
     ("ops",),
     ("nn.plan", "nn.strategies"),
     ("nn.spec",),
@@ -33,7 +33,10 @@ _APART = (("train", "deploy"), ("deploy", "train"))
 _FRAMEWORKS = {"flax", "optax", "orbax", "tensorflow", "tensorflow_datasets", "ml_collections"}
 # Module, and the third-party packages that neither it nor anything it imports here may need.
 _WITHOUT = {
+    # What every command imports, those included that have a mistake to tell.
     "errors": _FRAMEWORKS | {"jax"},
+    "command": _FRAMEWORKS | {"jax"},
+    "fields": _FRAMEWORKS | {"jax"},
     "ops": _FRAMEWORKS,
     "nn.plan": _FRAMEWORKS | {"jax"},
     "nn.strategies": _FRAMEWORKS | {"jax"},

@@ -1,21 +1,18 @@
 """Command line: `python -m ftbnn_jax.budget configs/X.py ...`, `--table4` or `--figure3`."""
 
-import argparse
 import json
 import os
 import sys
 from collections.abc import Sequence
 
-import jax
-
-from ftbnn_jax import config
+from ftbnn_jax import command, config, machine, paths, report
 from ftbnn_jax.budget import figure3, published, records, tables
-from ftbnn_jax.errors import ArgumentParser, UserError, positive
+from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn import architectures
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = ArgumentParser(
+def _parser() -> command.ArgumentParser:
+    parser = command.ArgumentParser(
         prog="python -m ftbnn_jax.budget",
         description="Count parameters, FLOPs, BOPs, bytes and activation memory of networks, from the "
         "traced program; no weights are made.",
@@ -27,12 +24,22 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--figure3", action="store_true", help="draw the budget distribution of Figure 3"
     )
-    parser.add_argument("--output", metavar="FILE", help="figure to write (default: figure3.png)")
+    parser.add_argument(
+        "--output",
+        type=paths.local_argument,
+        metavar="FILE",
+        help="figure to write (default: figure3.png)",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--layers", action="store_true", help="list the layers too")
-    parser.add_argument("--image-size", type=positive, metavar="N", help="instead of the config's own")
     parser.add_argument(
-        "--channels", type=positive, metavar="N", help="of the images (default: one per pixel mean)"
+        "--image-size", type=command.whole(1, 2**14), metavar="N", help="instead of the config's own"
+    )
+    parser.add_argument(
+        "--channels",
+        type=command.whole(1, 2**14),
+        metavar="N",
+        help="of the images (default: one per pixel mean)",
     )
     return parser
 
@@ -42,12 +49,12 @@ def _name(path: str) -> str:
     return os.path.splitext(os.path.basename(file))[0] + colon + argument
 
 
-def run(arguments: Sequence[str]) -> None:
-    """Does what the command line says.
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Does what the command line says; returns the exit status, with a user's mistake in one line."""
+    return command.run(_main, arguments)
 
-    Raises:
-      UserError: an argument or a config is wrong.
-    """
+
+def _main(arguments: Sequence[str]) -> int:
     flags = _parser().parse_args(arguments)
     chosen = [bool(flags.configs), flags.table4, flags.figure3]
     if sum(chosen) != 1:
@@ -56,7 +63,7 @@ def run(arguments: Sequence[str]) -> None:
         raise UserError(f"--output {flags.output}: is for --figure3 alone")
     if flags.figure3:
         print(figure3.draw(flags.output or "figure3.png"))
-        return
+        return 0
     if flags.table4:
         configs = [
             (
@@ -67,11 +74,13 @@ def run(arguments: Sequence[str]) -> None:
         ]
     else:
         configs = [(_name(path), config.load(path)) for path in flags.configs]
+    # Only shapes are traced: accelerators are left to those who need them.
+    machine.start_jax("cpu")
     # The whole of Table 4 in seconds: tracing for activation memory takes as long as all the rest.
     counted = records.count_configs(configs, flags.image_size, flags.channels, memory=not flags.table4)
     if flags.json:
         print(json.dumps([records.to_json(r, flags.layers) for r in counted], indent=2))
-        return
+        return 0
     for table in (
         *([] if flags.table4 else [tables.budgets(counted)]),
         tables.comparison(counted),
@@ -79,19 +88,7 @@ def run(arguments: Sequence[str]) -> None:
         *([tables.layers(r) for r in counted] if flags.layers else []),
     ):
         if table is not None:
-            tables.show(table)
-
-
-def main() -> int:
-    """Runs the command line; returns the exit status, 2 for a user's mistake."""
-    # Only shapes are traced: leave accelerators to those who need them.
-    if not os.environ.get("JAX_PLATFORMS"):
-        jax.config.update("jax_platforms", "cpu")
-    try:
-        run(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+            report.print_wide(table)
     return 0
 
 

@@ -2,13 +2,9 @@
 
 from collections.abc import Sequence
 
-from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table
 
 from ftbnn_jax.budget.records import Record
-
-_WIDEST = 10_000
 
 
 def budgets(records: Sequence[Record]) -> Table:
@@ -111,18 +107,6 @@ def layers(record: Record) -> Table:
             *([f"{layer.activation_bytes:,}"] if memory else []),
         )
     return table
-
-
-def show(table: Table) -> None:
-    """Prints a table, as wide as it has to be: a number is never cut off, in a pipe least of all."""
-    console = Console(highlight=False)
-    measured = Measurement.get(console, console.options.update(width=_WIDEST), table)
-    if measured.maximum > console.width:
-        console = Console(highlight=False, width=measured.maximum)
-    # A title of the table itself would be broken at the table's width.
-    console.print(table.caption, style="bold", soft_wrap=True)
-    table.caption = None
-    console.print(table)
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:

@@ -24,8 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ftbnn_jax import machine
-from ftbnn_jax.errors import ArgumentParser, UserError, run_command
+from ftbnn_jax import command, machine
+from ftbnn_jax.errors import UserError
 from ftbnn_jax.ops import binary, convolution, popcount
 
 try:
@@ -189,7 +189,7 @@ def parse_layer(text: str) -> tuple[int, int, int]:
 
 def main(arguments: Sequence[str]) -> int:
     """Times the layers that the arguments name, in all forms, and prints a table or JSON."""
-    parser = ArgumentParser(
+    parser = command.ArgumentParser(
         prog="python -m ftbnn_jax.deploy.benchmark",
         description="Time packed 3x3 convolutions against float32 ones, packing included.",
     )
@@ -203,6 +203,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     layers = [parse_layer(text) for text in options.layers or LAYERS]
     machine.keep_memory()
+    machine.start_jax()
     rows = []
     for batch in BATCHES:
         for size, channels, groups in layers:
@@ -231,4 +232,4 @@ def line(row: Row) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(command.run(main))

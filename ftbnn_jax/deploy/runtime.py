@@ -8,6 +8,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
+from ftbnn_jax import machine
 from ftbnn_jax.deploy import artifact as artifact_lib
 from ftbnn_jax.deploy import layout
 from ftbnn_jax.errors import UserError
@@ -30,6 +31,7 @@ class Runtime:
       artifact: what to run; from `artifact.load`, or with the tensors that `layout` names.
     """
 
+    @machine.in_32_bits
     def __init__(self, artifact: artifact_lib.Artifact):
         self.artifact = artifact
         self._tensors = _prepare(artifact)
@@ -53,19 +55,23 @@ class Runtime:
         """
         return self.artifact.preprocessing.stack(self._checked(images))
 
+    @machine.in_32_bits
     def logits(self, images: Any) -> jax.Array:
         """Returns float32 `[N, num_classes]`, all at once, for images that `pixels` takes."""
         pixels = self.pixels(images)
         return self.forward(pixels) if len(pixels) else jnp.zeros((0, self.artifact.num_classes))
 
+    @machine.in_32_bits
     def forward(self, pixels: Any) -> jax.Array:
         """Returns the logits of what `pixels` gives; this alone is compiled, for each N once."""
         return _logits(*self._arguments(pixels))
 
+    @machine.in_32_bits
     def trace(self, pixels: Any) -> tuple[jax.Array, list[Record]]:
         """Returns logits of what `pixels` gives, and input and integers of each binary convolution."""
         return _trace(*self._arguments(pixels))
 
+    @machine.in_32_bits
     def predict(self, images: Any) -> np.ndarray:
         """Returns the most likely class of each image, int32 `[N]`, for any number that `pixels` takes.
 
@@ -102,6 +108,7 @@ class Runtime:
         rule = self.artifact.preprocessing
         return self._tensors, pixels, self.artifact.spec, rule.mean, rule.std
 
+    @machine.in_32_bits
     def to_stablehlo(self) -> bytes:
         """Returns the whole network with its weights as a serialised `jax.export` program.
 
@@ -115,6 +122,7 @@ class Runtime:
         exported = jax.export.export(program)(jax.ShapeDtypeStruct(shape, np.uint8))
         return bytes(exported.serialize())
 
+    @machine.in_32_bits
     def binary_conv(self, plan: BinaryConvPlan, x: jax.Array) -> jax.Array:
         """Runs one binary convolution alone.
 

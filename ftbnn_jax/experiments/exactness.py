@@ -20,10 +20,10 @@ import numpy as np
 import rich.progress
 import rich.table
 
+from ftbnn_jax import command, machine, report
 from ftbnn_jax import config as config_lib
-from ftbnn_jax import report
 from ftbnn_jax.budget import published
-from ftbnn_jax.errors import ArgumentParser, UserError, run_command
+from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn.spec import ResNetSpec
 from ftbnn_jax.ops import binary, convolution, convolution_algorithms
 from ftbnn_jax.train import state
@@ -113,7 +113,7 @@ def measure(found: Iterable[Shape], compute_dtype: jnp.dtype) -> list[dict[str, 
     """Returns the fields of each shape with its `largest_sum`, and how many `sums` are `different`."""
     rows = []
     # On standard error, so that the result can be piped.
-    console = rich.console.Console(stderr=True)
+    console = report.make_console(stderr=True)
     for shape in rich.progress.track(sorted(found), "convolving", console=console, transient=True):
         different, count = count_differences(shape, compute_dtype)
         fields = dataclasses.asdict(shape) | {"largest_sum": shape.largest_sum}
@@ -139,8 +139,8 @@ def print_table(rows: Sequence[dict[str, Any]], compute_dtype: jnp.dtype) -> Non
     )
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
+def _parser() -> command.ArgumentParser:
+    parser = command.ArgumentParser(
         prog="python -m ftbnn_jax.experiments.exactness",
         description="Compare binary convolutions on this machine's device with exact sums.",
     )
@@ -159,7 +159,7 @@ def _parser() -> ArgumentParser:
 
 def run(arguments: Sequence[str]) -> int:
     """Does what the command line says; returns the exit status, 1 where a sum differs."""
-    return run_command(_main, arguments)
+    return command.run(_main, arguments)
 
 
 def _main(arguments: Sequence[str]) -> int:
@@ -172,6 +172,7 @@ def _main(arguments: Sequence[str]) -> int:
     if not found:
         raise UserError(f"--config={options.config[0]}: a network without binary convolutions")
     config = dataclasses.replace(configs[0], compute_dtype=options.compute_dtype)
+    machine.start_jax()
     dtype = state.make_model(config).compute_dtype
     rows = measure(found, dtype)
     if options.json:

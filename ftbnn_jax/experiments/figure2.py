@@ -14,11 +14,9 @@ from typing import Any
 
 import numpy as np
 import rich.table
-from absl import logging
 from sklearn import discriminant_analysis
 
-from ftbnn_jax import plots, report
-from ftbnn_jax.errors import ArgumentParser, run_command
+from ftbnn_jax import command, machine, plots, report
 from ftbnn_jax.experiments import discrepancy, figures, results, sweep
 
 # Test accuracy in percent and discrepancy, mean and standard deviation of five runs (Figure 2).
@@ -169,19 +167,18 @@ def _report(wanted: Sequence[sweep.Member], workdir: str) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Does what the command line says and returns the exit status."""
-    parser = ArgumentParser(
+    parser = command.ArgumentParser(
         prog="python -m ftbnn_jax.experiments.figure2", description="Repeat the paper's Figure 2."
     )
     sweep.add_arguments(parser, seeds="0,1,2,3,4")
     parser.add_argument(
         "--models", default=",".join(PUBLISHED), metavar="MODEL,MODEL", help="(default: all)"
     )
-    # Libraries log what is as it should be.
-    logging.set_verbosity(logging.FATAL)
     options = parser.parse_args(arguments)
     config = sweep.find_config("mnist_figure2.py")
     models = sweep.chosen("models", options.models, PUBLISHED)
     wanted = sweep.members({name: f"{config}:{name}" for name in models}, options.seeds)
+    machine.start_jax()
     status = 0 if options.report else sweep.run(wanted, options.workdir, options.shard, options.jobs)
     if status != sweep.INTERRUPTED:
         _report(wanted, options.workdir)
@@ -189,4 +186,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(command.run(main))

@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from ftbnn_jax import budget, plots
+from ftbnn_jax import budget, command, machine, paths, plots
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.deploy import audit
-from ftbnn_jax.errors import ArgumentParser, UserError, run_command
+from ftbnn_jax.errors import UserError
 from ftbnn_jax.experiments import results
 from ftbnn_jax.experiments.results import Run
 from ftbnn_jax.nn.resnet import ResNet
@@ -180,14 +180,22 @@ def write(figure: Any, name: str) -> list[str]:
 
 def main(arguments: Sequence[str]) -> int:
     """Does what the command line says and returns the exit status."""
-    parser = ArgumentParser(
+    parser = command.ArgumentParser(
         prog="python -m ftbnn_jax.experiments.figures", description="Draw the files that runs leave."
     )
     parser.add_argument("figure", choices=["curves", "slopes", "budget"])
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="work directories")
+    parser.add_argument(
+        "runs", nargs="+", type=paths.local_argument, metavar="RUN", help="work directories"
+    )
     parser.add_argument("--metric", choices=["accuracy", "loss"], default="accuracy", help="for curves")
-    parser.add_argument("--output", metavar="NAME", help="files NAME.png and NAME.svg (default: FIGURE)")
+    parser.add_argument(
+        "--output",
+        type=paths.local_argument,
+        metavar="NAME",
+        help="files NAME.png and NAME.svg (default: FIGURE)",
+    )
     options = parser.parse_args(arguments)
+    machine.start_jax()
     groups = [read_group(path) for path in options.runs]
     if options.figure == "curves":
         figure = curves(groups, options.metric)
@@ -199,4 +207,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(command.run(main))

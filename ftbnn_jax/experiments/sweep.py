@@ -22,9 +22,9 @@ from collections.abc import Collection, Iterator, Sequence
 
 import rich.table
 
+from ftbnn_jax import command, paths, report
 from ftbnn_jax import config as config_lib
-from ftbnn_jax import report
-from ftbnn_jax.errors import ArgumentParser, UserError, positive, run_command
+from ftbnn_jax.errors import UserError
 from ftbnn_jax.experiments import results
 
 # What a run says when it was asked to stop, and what a sweep says then.
@@ -116,14 +116,20 @@ def _on_cores(cores: set[int] | None) -> Iterator[None]:
 
 def add_arguments(parser: argparse.ArgumentParser, seeds: str) -> None:
     """Adds the options that all sweeps have."""
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="directory of all runs")
+    parser.add_argument(
+        "--workdir",
+        required=True,
+        type=paths.local_argument,
+        metavar="DIR",
+        help="directory of all runs",
+    )
     parser.add_argument(
         "--seeds", default=seeds, type=_numbers, metavar="N,N", help="(default: %(default)s)"
     )
     parser.add_argument(
         "--jobs",
         default=1,
-        type=positive,
+        type=command.positive,
         metavar="N",
         help="runs at a time, each on its share of the cores (default: %(default)s)",
     )
@@ -179,10 +185,13 @@ def members(
       overrides: arguments for each run.
 
     Raises:
-      UserError: a config cannot be used.
+      UserError: a config cannot be used, or an argument is not one that all runs can share.
     """
+    values, others = config_lib.split_overrides(overrides)
+    for argument in (*others, *(f"--config.{v}" for v in values if v.startswith("seed="))):
+        raise UserError(f"-- {argument}: must be --config.KEY=VALUE, and no seed, which --seeds gives")
     for config in configs.values():
-        config_lib.load(config)
+        config_lib.load(config, values)
     return [
         Member(name, config, seed, tuple(overrides))
         for seed in seeds
@@ -307,7 +316,7 @@ def _name(config: str) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """Does what the command line says and returns the exit status."""
-    parser = ArgumentParser(
+    parser = command.ArgumentParser(
         prog="python -m ftbnn_jax.experiments.sweep",
         description="Run configs with several seeds and compare them.",
         epilog="What follows -- is handed to every run: -- --config.num_epochs=2",
@@ -324,4 +333,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(command.run(main))

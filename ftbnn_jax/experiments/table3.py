@@ -10,7 +10,7 @@ and split over machines with `--shard`.
 import sys
 from collections.abc import Sequence
 
-from ftbnn_jax.errors import ArgumentParser, run_command
+from ftbnn_jax import command
 from ftbnn_jax.experiments import sweep
 
 # Top-1 and top-5 accuracy on ImageNet, in percent.
@@ -31,7 +31,7 @@ _DATASETS = {"imagenet2012": "", "cifar10": ",cifar10"}
 
 def main(arguments: Sequence[str]) -> int:
     """Does what the command line says and returns the exit status."""
-    parser = ArgumentParser(
+    parser = command.ArgumentParser(
         prog="python -m ftbnn_jax.experiments.table3",
         description="Repeat the paper's Table 3.",
         epilog="What follows -- is handed to every run: -- --config.num_epochs=2",
@@ -53,4 +53,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(command.run(main))

@@ -6,10 +6,12 @@ neither flax nor an accelerator.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ftbnn_jax import fields
 from ftbnn_jax.errors import UserError
+from ftbnn_jax.fields import Range
 from ftbnn_jax.nn import strategies
 from ftbnn_jax.nn.plan import BOTTLENECK_RATIO, BinaryConvPlan, RealBlockPlan
 
@@ -19,6 +21,32 @@ SIGNS = ("three_valued", "two_valued")
 BLOCKS = ("binary", "real", "bottleneck")
 REAL_ACTIVATIONS = ("tanh", "identity")
 HEADS = ("mean", "flatten")
+
+# More than any network that a machine could hold. Sums of so many signs are exact in float32.
+_MOST_FEATURES = 2**16
+_COUNT = Range(1, _MOST_FEATURES)
+_ALLOWED = {
+    "blocks": Range(1, 1000, longest=10),
+    "width": _COUNT,
+    "groups": _COUNT,
+    "stem_features": _COUNT,
+    "stem_kernel": Range(1, 99),
+    "stem_stride": Range(1, 99),
+    "stem_activation": ACTIVATIONS,
+    "downsample": DOWNSAMPLES,
+    "activation": ACTIVATIONS,
+    "stage_end_activation": ACTIVATIONS,
+    "sign": SIGNS,
+    "activation_gradient": strategies.GRADIENTS,
+    "weight_gradient": strategies.GRADIENTS,
+    "scaling": strategies.SCALINGS,
+    "real_activations": REAL_ACTIVATIONS,
+    "head": HEADS,
+    "block": BLOCKS,
+    "ste_bound": fields.POSITIVE,
+    "batch_norm_momentum": fields.SHARE,
+    "batch_norm_epsilon": fields.POSITIVE,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,35 +119,8 @@ class ResNetSpec:
     batch_norm_epsilon: float = 1e-5
 
     def __post_init__(self):
-        for field, allowed in (
-            ("stem_activation", ACTIVATIONS),
-            ("activation", ACTIVATIONS),
-            ("stage_end_activation", ACTIVATIONS),
-            ("downsample", DOWNSAMPLES),
-            ("sign", SIGNS),
-            ("activation_gradient", strategies.GRADIENTS),
-            ("weight_gradient", strategies.GRADIENTS),
-            ("scaling", strategies.SCALINGS),
-            ("binary_activations", (True, False)),
-            ("real_activations", REAL_ACTIVATIONS),
-            ("binary_weights", (True, False)),
-            ("head", HEADS),
-            ("block", BLOCKS),
-        ):
-            value = getattr(self, field)
-            if value not in allowed:
-                raise UserError(
-                    f"model.{field}={value!r}: must be one of {', '.join(map(str, allowed))}"
-                )
-        for field in ("width", "groups", "stem_features", "stem_stride"):
-            _require_positive(field, getattr(self, field))
-        if not isinstance(self.blocks, tuple):
-            raise UserError(f"model.blocks={self.blocks!r}: must be a tuple, one number a stage")
-        if not self.blocks:
-            raise UserError("model.blocks=(): needs the number of blocks of at least one stage")
-        for count in self.blocks:
-            _require_positive("blocks", count, shown=self.blocks)
-        if self.stem_kernel < 1 or self.stem_kernel % 2 == 0:
+        fields.check("model.", self, _ALLOWED)
+        if self.stem_kernel % 2 == 0:
             raise UserError(f"model.stem_kernel={self.stem_kernel}: must be odd and positive")
         if not self.bridge and self.stem_features != self.width:
             raise UserError(
@@ -134,11 +135,11 @@ class ResNetSpec:
                     f"model.groups={self.groups}: larger than the {narrowest} channels of the narrowest "
                     f"binary convolution; 1 to {narrowest} would do"
                 )
-        if not 0 <= self.batch_norm_momentum < 1:
-            raise UserError(f"model.batch_norm_momentum={self.batch_norm_momentum}: must be in [0, 1)")
-        if not self.ste_bound > 0 or not self.batch_norm_epsilon > 0:
-            field = "batch_norm_epsilon" if self.ste_bound > 0 else "ste_bound"
-            raise UserError(f"model.{field}={getattr(self, field)}: must be positive")
+        if self.features > _MOST_FEATURES:
+            raise UserError(
+                f"model.width={self.width}: gives the last stage {self.features} channels; at most "
+                f"{_MOST_FEATURES} would do"
+            )
 
     @property
     def features(self) -> int:
@@ -187,13 +188,19 @@ class ResNetSpec:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> "ResNetSpec":
-        """Builds a spec from `to_dict`'s result, from JSON's lists or from a ConfigDict's items."""
+    def from_dict(cls, values: Mapping[str, Any]) -> "ResNetSpec":
+        """Builds a spec from `to_dict`'s result, from JSON's lists or from a ConfigDict's items.
+
+        Raises:
+          UserError: a field is unknown or has a value that cannot be built.
+        """
+        if not isinstance(values, Mapping):
+            raise UserError(f"model={fields.shown(values)}: must be the fields of a network, by name")
         known = {field.name for field in dataclasses.fields(cls)}
-        for name in fields:
+        for name in values:
             if name not in known:
                 raise UserError(f"model.{name}: no such field; there are {', '.join(sorted(known))}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
     def _bridge_plan(self) -> tuple[BinaryConvPlan, ...]:
         if not self.bridge:
@@ -236,10 +243,3 @@ class ResNetSpec:
             )
             in_features, previous = features, activation
         return tuple(plan)
-
-
-def _require_positive(field: str, value: int, shown: object = None) -> None:
-    # A bool is an int in Python, and `width=True` is a mistake all the same.
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        found, kind = (value, "a whole number") if shown is None else (shown, "whole numbers")
-        raise UserError(f"model.{field}={found!r}: must be {kind}, at least 1")

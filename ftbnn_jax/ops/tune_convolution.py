@@ -16,19 +16,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ftbnn_jax.errors import ArgumentParser, UserError, run_command
+from ftbnn_jax import command, machine
 from ftbnn_jax.ops import convolution, convolution_table
 from ftbnn_jax.ops import convolution_algorithms as algorithms
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
+def _parser() -> command.ArgumentParser:
+    parser = command.ArgumentParser(
         prog="python -m ftbnn_jax.ops.tune_convolution",
         description="Measure which algorithm computes each pass of a convolution fastest here, "
         "and print the rows of ftbnn_jax/ops/convolution_table.py.",
     )
-    parser.add_argument("--batch", type=int, default=16, metavar="N", help="images (default: 16)")
-    parser.add_argument("--rounds", type=int, default=7, metavar="N", help="turns of each (default: 7)")
+    for name, default, what in (("batch", 16, "images"), ("rounds", 7, "turns of each")):
+        parser.add_argument(
+            f"--{name}",
+            type=command.positive,
+            default=default,
+            metavar="N",
+            help=f"{what} (default: %(default)s)",
+        )
     return parser
 
 
@@ -106,9 +112,7 @@ def main(arguments: Sequence[str]) -> int:
       UserError: an argument is wrong.
     """
     options = _parser().parse_args(arguments)
-    for name in ("batch", "rounds"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name}={getattr(options, name)}: must be at least 1")
+    machine.start_jax()
     # Every shape of the CPU's rows is of interest on any backend.
     for row in convolution_table.ROWS["cpu"]:
         shape = ", ".join(repr(value) for value in row[:5])
@@ -118,4 +122,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(command.run(main))

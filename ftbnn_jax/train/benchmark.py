@@ -23,10 +23,10 @@ import numpy as np
 import optax
 import rich.table
 
-from ftbnn_jax import budget, machine, report
+from ftbnn_jax import budget, command, machine, report
 from ftbnn_jax import config as config_lib
 from ftbnn_jax.config import TrainConfig
-from ftbnn_jax.errors import ArgumentParser, UserError, run_command
+from ftbnn_jax.errors import UserError
 from ftbnn_jax.ops import image
 from ftbnn_jax.train import optimizer, state
 from ftbnn_jax.train import step as step_lib
@@ -80,8 +80,8 @@ class _Variant:
     temporary_mb: float | None = None
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
+def _parser() -> command.ArgumentParser:
+    parser = command.ArgumentParser(
         prog="python -m ftbnn_jax.train.benchmark",
         description="Time training steps beside plain flax and PyTorch.",
     )
@@ -91,8 +91,12 @@ def _parser() -> ArgumentParser:
         metavar="FILE",
         help="config, any number of times (default: " + ", ".join(CONFIGS) + ")",
     )
-    parser.add_argument("--batch_size", type=int, metavar="N", help="instead of the configs' own")
-    parser.add_argument("--image_size", type=int, metavar="N", help="instead of the configs' own")
+    parser.add_argument(
+        "--batch_size", type=command.positive, metavar="N", help="instead of the configs' own"
+    )
+    parser.add_argument(
+        "--image_size", type=command.positive, metavar="N", help="instead of the configs' own"
+    )
     parser.add_argument("--compute_dtype", metavar="DTYPE", help="instead of the configs' own")
     parser.add_argument("--remat", metavar="WHAT", help="instead of the configs' own")
     parser.add_argument(
@@ -102,7 +106,11 @@ def _parser() -> ArgumentParser:
         help="separated by commas (default: %(default)s)",
     )
     parser.add_argument(
-        "--rounds", type=int, default=7, metavar="N", help="steps of each (default: %(default)s)"
+        "--rounds",
+        type=command.positive,
+        default=7,
+        metavar="N",
+        help="steps of each (default: %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser
@@ -110,7 +118,7 @@ def _parser() -> ArgumentParser:
 
 def run(arguments: Sequence[str]) -> int:
     """Does what the command line says; returns the exit status, with a user's mistake in one line."""
-    return run_command(_main, arguments)
+    return command.run(_main, arguments)
 
 
 def _main(arguments: Sequence[str]) -> int:
@@ -120,8 +128,6 @@ def _main(arguments: Sequence[str]) -> int:
     for name in variants:
         if name not in VARIANTS:
             raise UserError(f"--variants={options.variants}: {name!r} is none of {', '.join(VARIANTS)}")
-    if options.rounds < 1:
-        raise UserError(f"--rounds={options.rounds}: must be at least 1")
     fields = ("batch_size", "image_size", "compute_dtype", "remat")
     changes = {name: value for name in fields if (value := getattr(options, name)) is not None}
     configs = [
@@ -136,6 +142,7 @@ def _main(arguments: Sequence[str]) -> int:
         print(NO_TORCH, file=sys.stderr)
     if not variants:
         raise UserError(f"--variants={options.variants}: none of them is installed")
+    machine.start_jax()
     rows = [row for name, c in configs for row in measure(name, c, variants, options.rounds)]
     if options.json:
         print(json.dumps([dataclasses.asdict(row) for row in rows]))

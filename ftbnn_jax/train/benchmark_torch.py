@@ -1,6 +1,5 @@
 """A `ResNetSpec`'s network and its training step as a user of PyTorch would write them."""
 
-import os
 from collections.abc import Callable
 
 import numpy as np
@@ -137,7 +136,7 @@ def make_step(config: TrainConfig, batch: dict[str, np.ndarray], compiled: bool)
       batch: `image`, uint8 `[N, H, W, C]`, and `label`, int32 `[N]`.
       compiled: whether by `torch.compile`.
     """
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", machine.num_cores())))
+    torch.set_num_threads(machine.environment_number("OMP_NUM_THREADS", machine.num_cores()))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(config.seed)

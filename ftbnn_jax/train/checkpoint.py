@@ -15,11 +15,11 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 import ftbnn_jax
-from ftbnn_jax import report
+from ftbnn_jax import paths, report
 from ftbnn_jax.config import TrainConfig
-from ftbnn_jax.errors import UserError
+from ftbnn_jax.errors import UserError, summary
 from ftbnn_jax.nn.spec import ResNetSpec
-from ftbnn_jax.train import distributed, paths
+from ftbnn_jax.train import distributed
 from ftbnn_jax.train.state import TrainState
 
 # What must not change between a checkpoint and the run that continues it.
@@ -104,7 +104,7 @@ class Checkpoints:
         """Says what is there instead of a checkpoint that could not be saved."""
         steps = [int(path.name) for path in self._directory.iterdir() if path.name.isdigit()]
         kept = f"the one of step {max(steps)} is intact" if steps else "there is none yet"
-        reason = "no space left" if _is_disk_full(error) else _summary(error)
+        reason = "no space left" if _is_disk_full(error) else summary(error)
         return UserError(f"{self._directory}: a checkpoint could not be written ({reason}); {kept}")
 
     def restore_latest(self, state: TrainState) -> TrainState | None:
@@ -130,7 +130,7 @@ class Checkpoints:
                 raise
             except Exception as error:  # Orbax raises whatever its many layers raise.
                 report.warn(
-                    f"{self._directory / str(step)}: damaged ({_summary(error)}); falling back to the "
+                    f"{self._directory / str(step)}: damaged ({summary(error)}); falling back to the "
                     "checkpoint before it"
                 )
                 damaged.append(step)
@@ -215,7 +215,7 @@ def load_variables(workdir: str, which: str = "latest") -> tuple[dict[str, Any],
             )
         except Exception as error:
             raise UserError(
-                f"{directory / str(step)}: damaged ({_summary(error)}); there are the steps "
+                f"{directory / str(step)}: damaged ({summary(error)}); there are the steps "
                 f"{', '.join(map(str, steps))} to choose from with --checkpoint"
             ) from error
     state = jax.device_get(restored["state"])
@@ -311,11 +311,6 @@ def _manager(directory: epath.Path, keep: int | None) -> ocp.CheckpointManager:
 
 def _accuracy(metrics: dict[str, float]) -> float:
     return metrics["accuracy"]
-
-
-def _summary(error: Exception) -> str:
-    text = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return text if len(text) <= 160 else text[:157] + "..."
 
 
 def _flat(experiment: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ftbnn_jax import paths
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.train import decode, records
@@ -105,6 +106,24 @@ def _fake(config: TrainConfig, name: str) -> ArraySplit:
     return ArraySplit(images, labels, tuple(str(n) for n in range(config.num_classes)))
 
 
+def _data_dir(data_dir: str) -> str:
+    """Returns the directory that the config or else the environment names; "" for TFDS's own.
+
+    Raises:
+      UserError: it is no directory.
+    """
+    name, path = "config.data_dir", data_dir
+    if not path:
+        name, path = "TFDS_DATA_DIR", os.environ.get("TFDS_DATA_DIR", "")
+    try:
+        root = paths.expand(path)
+    except UserError as error:
+        raise UserError(f"{name}={error}") from error
+    if root and not records.import_tensorflow().io.gfile.isdir(root):
+        raise UserError(f"{name}={path}: no such directory; TFDS's data sets lie in it")
+    return root
+
+
 @functools.lru_cache(maxsize=4)
 def _tfds_builder(dataset: str, data_dir: str) -> Any:
     tf = records.import_tensorflow()
@@ -112,13 +131,13 @@ def _tfds_builder(dataset: str, data_dir: str) -> Any:
 
     name = dataset.partition("/")[0].partition(":")[0]
     known = tfds.list_builders(with_community_datasets=False)
-    root = data_dir or os.environ.get("TFDS_DATA_DIR") or tfds.core.constants.DATA_DIR
+    root = _data_dir(data_dir) or tfds.core.constants.DATA_DIR
     # Asked here, since TFDS looks for an unknown name on the network before it gives up.
     if name not in known and not tf.io.gfile.isdir(os.path.join(root, name)):
         nearest = difflib.get_close_matches(name, ["digits", "fake", *known], n=1, cutoff=0)[0]
         raise UserError(f"config.dataset={dataset!r}: no such data set; the nearest is {nearest!r}")
     try:
-        builder = tfds.builder(dataset, data_dir=data_dir or None)
+        builder = tfds.builder(dataset, data_dir=_data_dir(data_dir) or None)
         prepared = bool(builder.info.splits)
     # TFDS hands on whatever its readers of a damaged dataset_info.json or features.json raise.
     except Exception as error:

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from ftbnn_jax import report
-from ftbnn_jax.errors import UserError
+from ftbnn_jax import machine, report
+from ftbnn_jax.errors import UserError, summary
 from ftbnn_jax.train.interrupt import EXIT_STATUS
 
 # A process that has not been heard of for so long is lost, and ends the others.
@@ -35,7 +35,7 @@ def initialize(how: str, num_processes: int | None = None, process_id: int | Non
       UserError: `how` is none of these, a number is missing or unfitting, or the others did not come.
     """
     if how == "auto":
-        how = "slurm" if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1 else "off"
+        how = "slurm" if machine.environment_number("SLURM_STEP_NUM_TASKS", 1) > 1 else "off"
     by_address = re.fullmatch(r"[^:]+:\d+", how) is not None
     if how not in ("off", "tpu", "slurm") and not by_address:
         raise UserError(f"--distributed={how}: must be auto, off, tpu, slurm, or process 0's HOST:PORT")
@@ -57,8 +57,10 @@ def initialize(how: str, num_processes: int | None = None, process_id: int | Non
             cluster_detection_method={"slurm": "slurm"}.get(how, "deactivate" if by_address else None),
             heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT_S,
         )
+    except KeyError as error:
+        raise UserError(f"--distributed={how}: {error} is not in the environment") from error
     except (ValueError, RuntimeError) as error:
-        raise UserError(f"--distributed={how}: {str(error).strip().splitlines()[0]}") from error
+        raise UserError(f"--distributed={how}: {summary(error)}") from error
     if jax.process_index():
         report.console.quiet = True
 

@@ -21,10 +21,10 @@ import numpy as np
 import rich.table
 from PIL import Image
 
+from ftbnn_jax import command, machine, paths, report
 from ftbnn_jax import config as config_lib
-from ftbnn_jax import machine, report
 from ftbnn_jax.config import TrainConfig
-from ftbnn_jax.errors import ArgumentParser, UserError, run_command
+from ftbnn_jax.errors import UserError
 from ftbnn_jax.train import datasets, decode, input_pipeline, records, stream
 
 PIPELINE, FUSED, SEPARATE, PIL = "pipeline", "fused", "decode_then_crop", "pil"
@@ -44,8 +44,8 @@ _CROPS_PER_IMAGE = 8
 _GROUP = 64
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
+def _parser() -> command.ArgumentParser:
+    parser = command.ArgumentParser(
         prog="python -m ftbnn_jax.train.input_pipeline",
         description="Time the input pipeline beside decoding alone.",
     )
@@ -56,7 +56,12 @@ def _parser() -> ArgumentParser:
         metavar="FILE",
         help="config (default: %(default)s)",
     )
-    parser.add_argument("--data_dir", metavar="DIR", help="where TFDS looks, instead of the config's")
+    parser.add_argument(
+        "--data_dir",
+        type=paths.argument,
+        metavar="DIR",
+        help="where TFDS looks, instead of the config's",
+    )
     parser.add_argument(
         "--seconds", type=float, default=60.0, metavar="N", help="about how long (default: %(default)g)"
     )
@@ -66,17 +71,18 @@ def _parser() -> ArgumentParser:
 
 def run(arguments: Sequence[str]) -> int:
     """Does what the command line says; returns the exit status, with a user's mistake in one line."""
-    return run_command(_main, arguments)
+    return command.run(_main, arguments)
 
 
 def _main(arguments: Sequence[str]) -> int:
     machine.keep_memory()
     options = _parser().parse_args(arguments)
-    if not options.seconds > 0:
-        raise UserError(f"--seconds={options.seconds:g}: must be positive")
+    if not 0 < options.seconds < math.inf:
+        raise UserError(f"--seconds={options.seconds:g}: must be positive and finite")
     config = config_lib.load(options.config)
     if options.data_dir:
         config = dataclasses.replace(config, data_dir=options.data_dir)
+    machine.start_jax()
     result = measure(config, options.seconds)
     if options.json:
         print(json.dumps(result))

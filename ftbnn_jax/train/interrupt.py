@@ -1,19 +1,22 @@
 """Asking a run to stop: SIGINT, SIGTERM, or a cloud machine's notice that it will be taken away."""
 
 import contextlib
+import http.client
 import os
 import pathlib
+import re
 import signal
 import socket
 import sys
 import threading
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from types import FrameType
 
 import jax
 from jax.experimental import multihost_utils
+
+from ftbnn_jax.errors import UserError
 
 # EX_TEMPFAIL of sysexits.h: the run stopped early with everything saved; start it again to go on.
 EXIT_STATUS = 75
@@ -131,6 +134,9 @@ class PreemptionNotice:
         self._interval_s = interval_s
         self._ended = threading.Event()
         self._host = os.environ.get("GCE_METADATA_HOST", "")
+        host = r"([\w.-]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?"
+        if self._host and not re.fullmatch(host, self._host):
+            raise UserError(f"GCE_METADATA_HOST={self._host}: must be HOST or HOST:PORT")
         if not self._host and _is_google_cloud():
             self._host = self._HOST
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -161,7 +167,7 @@ class PreemptionNotice:
         try:
             with urllib.request.urlopen(request, timeout=self._TIMEOUT_S) as response:
                 return response.read().decode().strip()
-        except (OSError, urllib.error.URLError):
+        except (OSError, ValueError, http.client.HTTPException):
             return ""
 
 

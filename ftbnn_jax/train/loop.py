@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from ftbnn_jax import report
+from ftbnn_jax import machine, paths, report
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.train import (
@@ -22,7 +22,6 @@ from ftbnn_jax.train import (
     interrupt,
     metrics,
     optimizer,
-    paths,
     state,
 )
 from ftbnn_jax.train import step as step_lib
@@ -32,6 +31,7 @@ from ftbnn_jax.train import step as step_lib
 _STEPS_IN_FLIGHT = 2
 
 
+@machine.in_32_bits
 def train(config: TrainConfig, workdir: str) -> None:
     """Trains `config` in `workdir`, from its newest checkpoint if it holds one.
 

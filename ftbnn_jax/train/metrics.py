@@ -11,9 +11,8 @@ from etils import epath
 from tensorboardX import record_writer
 from tensorboardX.proto import event_pb2, summary_pb2
 
-from ftbnn_jax import report
+from ftbnn_jax import paths, report
 from ftbnn_jax.report import console
-from ftbnn_jax.train import paths
 
 
 class MetricsWriter:
@@ -142,10 +141,10 @@ class Progress:
         self._marked: tuple[float, int] | None = None
         self._seconds_per_step: float | None = None
         self._bar = rich.progress.Progress(
-            rich.progress.TextColumn("{task.description}"),
+            rich.progress.TextColumn("{task.description}", markup=False),
             rich.progress.BarColumn(),
             rich.progress.MofNCompleteColumn(),
-            rich.progress.TextColumn("{task.fields[shown]}"),
+            rich.progress.TextColumn("{task.fields[shown]}", markup=False),
             console=console,
             disable=not console.is_terminal,
             transient=True,

@@ -25,9 +25,11 @@ def learning_rate(config: TrainConfig, num_steps: int) -> optax.Schedule:
     if config.schedule == "cosine":
         schedule = optax.cosine_decay_schedule(rate, num_steps - warmup)
     elif config.schedule == "multistep":
-        drops = {
-            round(b * num_steps) - warmup: config.schedule_factor for b in config.schedule_boundaries
-        }
+        drops: dict[int, float] = {}
+        for boundary in config.schedule_boundaries:
+            # Of a short run, several fall on one step.
+            step = round(boundary * num_steps) - warmup
+            drops[step] = drops.get(step, 1.0) * config.schedule_factor
         schedule = optax.piecewise_constant_schedule(rate, drops)
     else:
         schedule = optax.constant_schedule(rate)

@@ -3,7 +3,6 @@
 Everything that can be known beforehand is checked before the hours of work begin.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import difflib
@@ -14,12 +13,11 @@ import re
 import shutil
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from absl import logging
-
-from ftbnn_jax.errors import UserError
+from ftbnn_jax import command, paths
+from ftbnn_jax.errors import UserError, summary
 
 _NAME = "imagenet2012"
 # A tar archive ends with two blocks of zeros.
@@ -205,8 +203,7 @@ def prepare(manual_dir: pathlib.Path, data_dir: pathlib.Path, *, dry_run: bool =
             builder.download_and_prepare(download_config=config)
     except (OSError, RuntimeError, tarfile.TarError, tf.errors.OpError) as error:
         # TFDS has removed what it had written. It wraps what it meets, as a full disk, in RuntimeError.
-        reason = records.first_line(error)
-        raise UserError(f"{builder.data_path}: preparing failed: {reason}") from error
+        raise UserError(f"{builder.data_path}: preparing failed: {summary(error)}") from error
     print(f"{builder.data_path}: prepared, {_count(prepared_images(builder))}")
 
 
@@ -225,27 +222,19 @@ def _count(images: dict[str, int]) -> str:
     return ", ".join(f"{number:,} {split} images" for split, number in images.items())
 
 
-def main() -> int:
-    """Entry point; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.partition(";")[0])
-    parser.add_argument("manual_dir", type=pathlib.Path, help="directory of the two archives")
-    parser.add_argument("data_dir", type=pathlib.Path, help="TFDS's directory of data sets")
+def main(arguments: Sequence[str]) -> int:
+    """Does what the command line says; returns the exit status."""
+    parser = command.ArgumentParser(
+        prog="python -m ftbnn_jax.train.prepare_imagenet", description=__doc__.partition(";")[0]
+    )
+    parser.add_argument("manual_dir", type=paths.local_argument, help="directory of the two archives")
+    parser.add_argument("data_dir", type=paths.local_argument, help="TFDS's directory of data sets")
     parser.add_argument("--dry_run", action="store_true", help="end after the checks")
-    arguments = parser.parse_args()
-    # TFDS warns of the test archive, which has no labels.
-    logging.set_verbosity(logging.ERROR)
-    manual_dir, data_dir = (d.expanduser() for d in (arguments.manual_dir, arguments.data_dir))
-    try:
-        prepare(manual_dir.absolute(), data_dir.absolute(), dry_run=arguments.dry_run)
-    # An OSError names the place that cannot be looked into.
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command starts the preparation again", file=sys.stderr)
-        return 130
+    options = parser.parse_args(arguments)
+    manual_dir, data_dir = (pathlib.Path(d).absolute() for d in (options.manual_dir, options.data_dir))
+    prepare(manual_dir, data_dir, dry_run=options.dry_run)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.run(main))

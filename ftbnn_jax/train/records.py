@@ -18,9 +18,8 @@ import google_crc32c
 import numpy as np
 from google.protobuf import message as protobuf_message
 
-from ftbnn_jax import report
+from ftbnn_jax import paths, report
 from ftbnn_jax.errors import UserError
-from ftbnn_jax.train import paths
 
 _HEADER_BYTES = 12
 _FOOTER_BYTES = 4

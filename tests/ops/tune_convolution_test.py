@@ -40,5 +40,5 @@ def test_rows_are_printed_as_the_table_holds_them(monkeypatch, capsys):
 
 
 def test_a_wrong_argument_is_named():
-    with pytest.raises(UserError, match="--batch=0: must be at least 1"):
+    with pytest.raises(UserError, match="--batch: '0' is not a whole number of at least 1"):
         tune_convolution.main(["--batch=0"])

@@ -16,9 +16,9 @@ from ftbnn_jax.train.benchmark_flax import PlainResNet
     ("arguments", "message"),
     [
         (["--variants=ftbnn_jax,jaxx"], "--variants=ftbnn_jax,jaxx: 'jaxx' is none of ftbnn_jax, flax"),
-        (["--rounds=0"], "--rounds=0: must be at least 1"),
+        (["--rounds=0"], "--rounds: '0' is not a whole number of at least 1"),
         (["--config=configs/none.py"], "configs/none.py: no such config file"),
-        (["--steps=3"], "unrecognized arguments: --steps=3"),
+        (["--steps=3"], "unrecognized arguments: --steps, the nearest is"),
     ],
 )
 def test_mistakes_are_told_in_one_line(arguments, message, capsys):

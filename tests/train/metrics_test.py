@@ -5,7 +5,8 @@ import json
 import pytest
 from tensorboardX.proto import event_pb2
 
-from ftbnn_jax.train import metrics, paths
+from ftbnn_jax import paths
+from ftbnn_jax.train import metrics
 
 
 def test_resuming_drops_the_lines_of_steps_to_come(tmp_path):

@@ -23,7 +23,10 @@ def compiler() -> list[str]:
     Raises:
       UserError: there is no such program.
     """
-    command = shlex.split(os.environ.get("CC", "")) or ["cc"]
+    try:
+        command = shlex.split(os.environ.get("CC", "")) or ["cc"]
+    except ValueError as error:
+        raise UserError(f"CC={os.environ['CC']}: must be a command as in a shell: {error}") from error
     if shutil.which(command[0]) is None:
         raise UserError(f"CC={shlex.join(command)}: no such C compiler; CC=... names another")
     return command

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ftbnn_jax.train import paths
+from ftbnn_jax import paths
 
 
 @pytest.mark.parametrize(("path", "remote"), [("gs://bucket/run", True), ("runs/one", False)])
