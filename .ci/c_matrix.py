@@ -23,7 +23,7 @@ sys.path.insert(0, str(_ROOT / "tests" / "deploy"))
 import c_programs  # noqa: E402
 
 from ftbnn_jax.deploy import runtime as runtime_lib  # noqa: E402
-from ftbnn_jax.deploy.c import build, export, fixed_point, generate  # noqa: E402
+from ftbnn_jax.deploy.c import build, export, generate, reference  # noqa: E402
 
 _M32 = "-m32 -msse2 -mfpmath=sse"
 _AARCH64 = ("aarch64-linux-gnu-gcc -static", "qemu-aarch64")
@@ -69,9 +69,8 @@ def _build_and_check(
 
 def _try(name: str, runtime: runtime_lib.Runtime, images: np.ndarray, builds: list, fixed: bool) -> None:
     """Exits with a message unless every build passes and all have one checksum."""
-    fraction_bits = fixed_point.calibrate(runtime, images) if fixed else None
-    reference = export.Reference(runtime, fraction_bits)
-    golden = reference.golden(images)
+    fraction_bits = reference.calibrate(runtime, [images]) if fixed else None
+    golden = reference.Reference(runtime, fraction_bits).golden(images)
     with tempfile.TemporaryDirectory() as directory:
         folder = pathlib.Path(directory) / "c"
         files = generate.files(runtime.artifact, fraction_bits)

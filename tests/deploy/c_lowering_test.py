@@ -16,8 +16,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ftbnn_jax.deploy import artifact as artifact_lib
-from ftbnn_jax.deploy import layout
-from ftbnn_jax.deploy.c import export, fixed_point, generate, golden, lowering, memory, tables
+from ftbnn_jax.deploy import layout, runtime
+from ftbnn_jax.deploy.c import (
+    arithmetic,
+    emulator,
+    export,
+    fixed_point,
+    generate,
+    golden,
+    lowering,
+    memory,
+    reference,
+    tables,
+)
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn import architectures
 from ftbnn_jax.ops.preprocessing import Preprocessing
@@ -173,7 +184,6 @@ def test_a_class_name_too_long_for_a_literal_is_an_array(name):
         ("preprocessing.size", 37.0, r"preprocessing\.size=37\.0: must be a whole number"),
         ("preprocessing.crop", True, r"preprocessing\.crop=True: must be a whole number"),
         ("preprocessing.channels", "3\n", "must be a whole number"),
-        ("spec.stem_kernel", 3.0, r"spec\.stem_kernel=3\.0: must be a whole number"),
         ("class_names", ("a", "b\0c"), r"'b\\x00c' of class 1 holds a NUL"),
         ("class_names", (b"a",), "b'a' of class 0 is no text"),
         ("class_names", ("\ud800",), r"'\\ud800' of class 0 is no text"),
@@ -224,14 +234,97 @@ def test_a_number_that_is_not_finite_is_refused(bits):
         generate.files(artifact, bits)
 
 
-def test_fixed_point_refuses_what_does_not_fit():
-    artifact = c_programs.runtime("derived").artifact
-    large = {"block1_1/bn/offset": np.full(13, 1e6, np.float32)}
-    artifact = dataclasses.replace(artifact, tensors={**artifact.tensors, **large})
-    with pytest.raises(
-        UserError, match=r"'block1_1/bn/offset': 1e.06 does not fit into fixed point of 20"
-    ):
+def _changed(name, tensor, change):
+    """A network's runtime with one tensor changed."""
+    artifact = c_programs.runtime(name).artifact
+    changed = {tensor: change(artifact.tensors[tensor].copy())}
+    return runtime.Runtime(dataclasses.replace(artifact, tensors={**artifact.tensors, **changed}))
+
+
+def _first_is(value):
+    def change(tensor):
+        tensor[..., 0] = value
+        return tensor
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("tensor", "value", "message"),
+    [
+        # 1e6 * 2**11 < 2**31 < 1e6 * 2**12
+        ("block1_1/bn/offset", 1e6, "1e.06 does not fit into fixed point of 20 fraction bits; 11 would"),
+        ("head/bias", -1e6, "1e.06 does not fit into fixed point of 20 fraction bits; 11 would do"),
+        # 3.2e5 * 2**11 < 2**30 < 3.2e5 * 2**12
+        ("block2_1/bn/multiplier", 3.2e5, "3.2e.05 does not fit .* 20 fraction bits; 11 would do"),
+        ("block2_1/bn/multiplier", -1e9, "1e.09 .* no fewer would do; without --fixed_point it fits"),
+        ("block1_1/act/negative_slope", 2e9, "2e.09 does not .* no fewer would do"),
+    ],
+)
+def test_fixed_point_refuses_what_does_not_fit(tensor, value, message):
+    artifact = _changed("derived", tensor, _first_is(value)).artifact
+    with pytest.raises(UserError, match=f"^tensor '{tensor}': {message}"):
         generate.files(artifact, 20)
+
+
+@pytest.mark.parametrize(
+    ("largest", "multiplier", "bits"),
+    [
+        (1.5, 1.0, 27),  # 8 * 1.5 < 2**(31 - 27)
+        (1000.0, 1.0, 18),
+        (1.5, 4096.0, 17),  # 4096 * 2**17 < 2**30, of a channel that hardly ever changes
+        (1e12, 1.0, 4),
+    ],
+)
+def test_fraction_bits_leave_room_to_values_and_to_parameters(largest, multiplier, bits):
+    net = _changed("none", "block1_1/bn/multiplier", _first_is(multiplier))
+    found = fixed_point.choose_fraction_bits(
+        lowering.lower(net.artifact), {"stem/pixels": 1e20, "head/kernel": 0.0, "mean": largest}
+    )
+    assert found == bits
+
+
+def test_calibration_looks_at_the_last_blocks_output_too():
+    images = networks.images(7)
+    before = reference.calibrate(c_programs.runtime("none"), [images])
+    scaled = _changed("none", "block2_1/bn/multiplier", lambda t: t * 2**8)
+    saturating = reference.Reference(scaled, before)
+    saturating.traces(images)
+    assert saturating.losses.saturated["block2_1/bn"] == 3
+    (kind, where), *_ = saturating.losses.lines()
+    assert kind == "saturated"
+    assert "block2_1/bn on 3 of 3 images" in where
+    enough = reference.Reference(scaled, reference.calibrate(scaled, [images]))
+    enough.traces(images)
+    assert enough.losses.saturated == {}
+
+
+@pytest.mark.parametrize("name", ["derived", "two-valued"])
+def test_signs_that_fixed_point_loses_are_counted(name, capsys):
+    net = c_programs.runtime(name)
+    images = networks.images(net.artifact.image_size)
+    logits, records = net.trace(images)
+    coarse = reference.Reference(net, 4)
+    coarse.traces(images)
+    expected = {}
+    for block, (x, _) in zip(coarse.network.blocks, records, strict=True):
+        # Half of 2**-4; of a sign of two values, 0 is the negative one.
+        lost = (np.asarray(x) > 0) & (np.asarray(x) < 2**-5)
+        if name == "derived":
+            lost |= (np.asarray(x) < 0) & (np.asarray(x) > -(2**-5))
+        expected[block.plan.name] = int(lost.sum())
+    found = dict(coarse.losses.lost_signs)
+    assert found.pop("logits", 0) == np.sum(np.abs(logits) < 2**-5)
+    assert found == expected
+    assert min(expected.values()) > 0
+    coarse.losses.warn("c")
+    assert "warning: c: fixed point: signs that became 0: b" in capsys.readouterr().err
+
+
+def test_parameters_that_fixed_point_loses_are_counted():
+    net = _changed("derived", "block1_1/act/positive_slope", lambda t: np.where(t == t[3], 1e-12, t))
+    quantized = fixed_point.quantize(lowering.lower(net.artifact), 20)
+    assert quantized.zeroed() == {"block1_1/act/positive_slope": 1}
 
 
 @pytest.mark.parametrize("name", ["derived", "baseline", "prelu"])
@@ -239,18 +332,35 @@ def test_fixed_point_is_near_single_precision(name):
     net = c_programs.runtime(name)
     images = networks.images(net.artifact.image_size)
     bits = c_programs.exported(name, True)[0]
-    emulator = fixed_point.Emulator(fixed_point.quantize(lowering.lower(net.artifact), bits), net)
-    found, _ = emulator.trace(images)
-    expected = np.asarray(net.trace(images)[0])
-    assert emulator.saturated == 0
-    np.testing.assert_allclose(found * 2.0**-bits, expected, atol=1e-2 * np.abs(expected).max())
+    both = reference.Reference(net, bits)
+    single, fixed = both.traces(images)
+    assert both.losses.saturated == {}
+    largest = np.abs(single.logits).max()
+    np.testing.assert_allclose(fixed.logits * 2.0**-bits, single.logits, atol=1e-2 * largest)
 
 
 @pytest.mark.parametrize("shift", [0, 1, 5])
 def test_shifts_round_to_the_nearest_halves_up(shift):
     values = np.arange(-100, 101)
     expected = np.floor(values / 2.0**shift + 0.5)
-    np.testing.assert_array_equal(fixed_point._shifted(values, shift), expected)
+    np.testing.assert_array_equal(arithmetic.shifted(values, shift), expected)
+
+
+def test_sums_are_taken_in_the_order_of_their_terms():
+    x = np.array([[1e8, 1, -1e8, 2], [1e8, -1e8, 1, 2]], np.float32)
+    found = emulator.ordered_sums(x, np.ones((4, 1), np.float32))
+    # 1e8 + 1 is 1e8 in 24 bits.
+    np.testing.assert_array_equal(found[:, 0], [2, 3])
+
+
+def test_values_that_are_not_finite_are_refused():
+    net = _changed("none", "stem/bn/multiplier", lambda t: t * np.float32(1e38))
+    for fixed in (False, True):
+        with pytest.raises(UserError, match=r"^stem/bn: not finite on 3 of 3 images"):
+            if fixed:
+                reference.calibrate(net, [networks.images(7)])
+            else:
+                reference.Reference(net, None).golden(networks.images(7))
 
 
 def test_images_that_only_fill_up_are_left_out():

@@ -9,7 +9,7 @@ import networks
 import numpy as np
 import pytest
 
-from ftbnn_jax.deploy.c import build, export, fixed_point, lowering
+from ftbnn_jax.deploy.c import build, export, reference
 
 c_programs.need_compiler()
 
@@ -32,14 +32,12 @@ def test_no_integer_differs(tmp_path, name, fixed):
     assert [block["name"] for block in found["blocks"]] == [plan.name for plan in plans]
     for block in found["blocks"]:
         assert block["compared"] > 0
-        assert block["differing"] == 0
-        assert not fixed or block["end_to_end"] == 0
+        assert block["differing"] == block["end_to_end"] == 0
+    assert found["logits_differing"] == found["saturated"] == 0
     if not fixed:
         net = c_programs.runtime(name)
         logits, _ = net.trace(networks.images(net.artifact.image_size))
         np.testing.assert_array_equal(found["classes"], np.argmax(logits, -1))
-    if fixed:
-        assert found["logits_differing"] == found["saturated"] == 0
 
 
 @pytest.mark.parametrize(("name", "fixed"), [("derived", False), ("baseline", True)])
@@ -64,32 +62,101 @@ def test_flipped_weight_bits_are_found_and_located(tmp_path):
     assert [b["name"] for b in found["blocks"] if b["differing"]] == ["block1_2"]
 
 
-def test_one_wrong_slope_of_fixed_point_is_found_end_to_end(tmp_path):
-    _, files, golden = c_programs.exported("derived", True)
-    changed = re.sub(
-        r"(ftbnn_block1_1_act_positive_slope\[\d+\] = \{\n)-?\d+", r"\g<1>-999999999", files["weights.c"]
-    )
-    assert changed != files["weights.c"]
-    found = c_programs.check(
-        c_programs.write(tmp_path / "c", "derived", True, weights_c=changed), golden
-    )
+def _next_value(tensor: str, change, index: int = 0):
+    """Changes one value of a tensor in weights.c, by default the first."""
+
+    def apply(text):
+        before = rf"ftbnn_{tensor}\[\d+\] = \{{\n(?:[^,}}]+,){{{index}}}"
+        found = re.search(rf"({before})([^,}}]+)", text)
+        return f"{text[: found.start(2)]}{change(found[2])}{text[found.end(2) :]}"
+
+    return "weights.c", apply
+
+
+def _swapped_stem_weights(text):
+    found = re.search(r"ftbnn_stem_conv_kernel\[\d+\] = \{\n([^,]+), ([^,]+)", text)
+    return f"{text[: found.start(1)]}{found[2]}, {found[1]}{text[found.end(2) :]}"
+
+
+# In weights, or in the arithmetic of a layer; the first ones leave every integer as it is.
+_DAMAGES = {
+    "one weight of the head": _next_value("head_kernel", lambda v: str(int(v) + 1), 5),
+    "scale of the head": _next_value("head_scale", lambda _: "0"),
+    "bias of the head": _next_value("head_bias", lambda v: f"({v} + 1)"),
+    "order of a sum in the head": (
+        "ftbnn_layers.c",
+        lambda text: text.replace(
+            "(int c = 0; c < head->features; c++)", "(int c = head->features; c--;)"
+        ),
+    ),
+    "slope": _next_value("block2_1_act_positive_slope", lambda _: "-999999999", 1),
+    "stem": ("weights.c", _swapped_stem_weights),
+    "norm of a shortcut": _next_value("block2_1_shortcut_bn_offset", lambda v: f"({v} + 1)", 1),
+    "mean of a shortcut": (
+        "ftbnn_layers.c",
+        lambda text: text.replace("ftbnn_mean(sums[c], found)", "ftbnn_mean(sums[c], found + 1)"),
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("fixed", "damage"),
+    [(False, damage) for damage in _DAMAGES] + [(True, d) for d in ("one weight of the head", "slope")],
+)
+def test_damage_that_no_convolution_sees_is_found_end_to_end(tmp_path, damage, fixed):
+    _, files, golden = c_programs.exported("two-valued", fixed)
+    name, change = _DAMAGES[damage]
+    changed = change(files[name])
+    assert changed != files[name]
+    folder = c_programs.write(tmp_path / "c", "two-valued", fixed, **{name.replace(".c", "_c"): changed})
+    found = c_programs.check(folder, golden)
     assert not found["passed"]
-    assert all(block["differing"] == 0 for block in found["blocks"])
+    assert found["logits_differing"] > 0
+    for block in found["blocks"]:
+        assert block["differing"] == 0
+        assert block["end_to_end"] == 0 or not damage.endswith(" head")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    ["-ffast-math", "-Ofast", "-ffinite-math-only", "-funsafe-math-optimizations"],
+)
+def test_arithmetic_that_is_not_exact_is_one_line(tmp_path, flags):
+    folder = c_programs.write(tmp_path / "c", "two-valued")
+    with pytest.raises(c_programs.UserError, match="float arithmetic must keep its order") as caught:
+        build.build(folder, tmp_path / "program", ("-O1", flags))
+    assert "\n" not in str(caught.value)
+
+
+def test_fused_additions_that_no_macro_shows_are_found(tmp_path):
+    macros = subprocess.run(
+        [*build.compiler(), "-march=native", "-dM", "-E", "-x", "c", "/dev/null"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    if "__FMA__" not in macros.stdout:
+        pytest.skip("this processor has no fused multiply-add")
+    folder = c_programs.write(tmp_path / "c", "derived")
+    golden = c_programs.exported("derived", False)[2]
+    found = c_programs.check(folder, golden, ("-O2", "-march=native", "-ffp-contract=fast"))
+    assert not found["passed"]
+    assert found["logits_differing"] > 0
 
 
 def test_saturation_is_the_same_in_c_and_reported(tmp_path):
     net = c_programs.runtime("none")
     images = networks.images(net.artifact.image_size)
     bits = 28  # Leaves room to 8: less than the activations take.
-    emulator = fixed_point.Emulator(fixed_point.quantize(lowering.lower(net.artifact), bits), net)
-    emulator.trace(images)
-    assert emulator.saturated > 0
+    expected = reference.Reference(net, bits)
+    golden = expected.golden(images)
+    assert expected.losses.saturated
     files = c_programs.generate.files(net.artifact, bits)
     folder = tmp_path / "c"
     export.write(folder, {name: text.encode() for name, text in files.items()})
-    found = c_programs.check(folder, export.Reference(net, bits).golden(images), c_programs.SANITIZED)
+    found = c_programs.check(folder, golden, c_programs.SANITIZED)
     assert found["passed"]
-    assert 0 < found["saturated"] <= found["images"]
+    assert found["saturated"] == int(expected.traces(images)[1].any_outside().sum())
 
 
 def test_golden_vectors_of_another_network_or_cut_short_are_refused(tmp_path):
@@ -97,14 +164,23 @@ def test_golden_vectors_of_another_network_or_cut_short_are_refused(tmp_path):
     golden = c_programs.exported("derived", False)[2]
     program = tmp_path / "test_model"
     build.build(folder, program, c_programs.SANITIZED)
+    head, images = golden[:20], golden[24:]
     for content, words in (
         (c_programs.exported("baseline", False)[2], "another network"),
-        (golden[:-1], "end early"),
+        (c_programs.exported("derived", True)[2], "another network"),
+        (b"", "end early"),
         (golden[:10], "end early"),
+        (golden[:24], "end early"),
+        (golden[:-1], "end early"),
+        (head + b"\xff\xff\xff\xff" + images, "end early"),
+        (head + bytes(4) + images, "no golden vectors"),
         (golden + b"x", "behind their end"),
+        (b"\x89PNG\r\n" + bytes(1000), "another network"),
     ):
-        with pytest.raises(c_programs.UserError, match=words):
+        with pytest.raises(c_programs.UserError, match=rf"test_model: .*golden\.bin: .*{words}"):
             build.check(program, content, tmp_path)
+    found = subprocess.run([program, tmp_path], capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout, found.stderr.count("\n")) == (2, "", 1)
 
 
 def test_two_networks_are_one_program_of_cpp(tmp_path, repository):
@@ -115,11 +191,7 @@ def test_two_networks_are_one_program_of_cpp(tmp_path, repository):
         net, bits = c_programs.runtime(name), c_programs.exported(name, fixed)[0]
         images = networks.images(net.artifact.image_size)
         (tmp_path / f"{prefix.lower()}.images").write_bytes(images.tobytes())
-        network = lowering.lower(net.artifact)
-        trace = (
-            fixed_point.Emulator(fixed_point.quantize(network, bits), net).trace if fixed else net.trace
-        )
-        expected.append(np.asarray(trace(images)[0], np.float64))
+        expected.append(reference.Reference(net, bits).traces(images)[1].logits)
         sources = [path for path in build.sources(folder) if not path.endswith("test_model.c")]
         command = [*build.compiler(), *build.STANDARD, *c_programs.STRICT, "-c", *sources]
         subprocess.run(command, cwd=folder, check=True)
@@ -132,7 +204,7 @@ def test_two_networks_are_one_program_of_cpp(tmp_path, repository):
     lines = subprocess.run(ran, capture_output=True, text=True, check=True).stdout.splitlines()
     found = np.array([line.split() for line in lines], np.float64)
     ours, theirs = np.split(found, [expected[0].shape[1]], axis=1)
-    np.testing.assert_allclose(ours, expected[0], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(ours, expected[0], rtol=1e-5)
     np.testing.assert_array_equal(theirs, expected[1])
 
     listed = subprocess.run(["nm", "-g", "--defined-only", *objects], capture_output=True, check=True)

@@ -7,7 +7,7 @@ import networks
 import pytest
 
 from ftbnn_jax.deploy import runtime as runtime_lib
-from ftbnn_jax.deploy.c import build, export, fixed_point, generate
+from ftbnn_jax.deploy.c import build, export, generate, reference
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn import architectures
 
@@ -47,8 +47,8 @@ def exported(name: str, fixed: bool):
     """Returns fraction bits, files and golden vectors of a network."""
     net = runtime(name)
     images = networks.images(net.artifact.image_size)
-    fraction_bits = fixed_point.calibrate(net, images) if fixed else None
-    golden = export.Reference(net, fraction_bits).golden(images)
+    fraction_bits = reference.calibrate(net, [images]) if fixed else None
+    golden = reference.Reference(net, fraction_bits).golden(images)
     return fraction_bits, generate.files(net.artifact, fraction_bits), golden
 
 

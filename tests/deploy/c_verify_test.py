@@ -1,6 +1,9 @@
 """`--mode=export --format=c` and `--mode=verify --runtime=c`, from the artifact to the exit status."""
 
 import json
+import re
+import shutil
+import tempfile
 
 import c_programs
 import networks
@@ -8,7 +11,8 @@ import numpy as np
 import pytest
 
 from ftbnn_jax.deploy import artifact as artifact_lib
-from ftbnn_jax.deploy.c import export, verify
+from ftbnn_jax.deploy import runtime
+from ftbnn_jax.deploy.c import build, export, golden, verify
 from ftbnn_jax.errors import UserError
 
 c_programs.need_compiler()
@@ -45,16 +49,94 @@ def test_an_export_is_verified(exported, capsys):
 
 
 def test_a_difference_is_exit_status_1(exported, monkeypatch, capsys):
-    real = export.Reference.golden
+    real = golden.pack
+
+    def wrong(*arguments):
+        content = bytearray(real(*arguments))
+        content[-4 * 5 - 2] ^= 1  # The last integer of the last layer, before five logits.
+        return bytes(content)
+
+    monkeypatch.setattr(golden, "pack", wrong)
+    assert _verify(*exported) == 1
+    assert "block2_2: 1 of 1,200 integers differ from the packed runtime's" in capsys.readouterr().err
+
+
+def _unchecked(monkeypatch, folder, name, old, new):
+    """Lets a changed program pass for the artifact's."""
+    content = (folder / name).read_text()
+    assert content.count(old) == 1
+    monkeypatch.setattr(build, "sources", _with(folder, name, content.replace(old, new)))
+
+
+def _with(folder, name, text):
+    changed = folder.parent / "changed"
+    shutil.rmtree(changed, ignore_errors=True)
+    shutil.copytree(folder, changed)
+    (changed / name).write_text(text)
+    real = build.sources
+    return lambda _, program: real(changed, program)
+
+
+def test_a_build_with_a_garbage_head_is_exit_status_1(exported, monkeypatch, capsys):
+    line = "means[c] * weights[o]"
+    _unchecked(
+        monkeypatch,
+        exported[1],
+        "ftbnn_layers.c",
+        line,
+        line.replace("weights[o]", "weights[many - 1 - o]"),
+    )
+    assert _verify(*exported) == 1
+    found = capsys.readouterr()
+    assert json.loads(found.out)["passed"] is False
+    # Of two images with five classes, but for the one in the middle.
+    assert "8 of 10 logits differ from the emulation's" in found.err
+    assert found.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda logits, x: (logits * 1.01, x),
+            "logits differ from the packed runtime's .* 2 of 2 images",
+        ),
+        (lambda logits, x: (logits, x * 1.01), "block1_1: its inputs differ from the packed .* 2 of 2"),
+        (lambda logits, x: (logits * np.nan, x), "values are not finite on 2 of 2 images"),
+        (lambda logits, x: (logits, x * np.nan), "block1_1: its inputs differ .* 2 of 2 images"),
+    ],
+)
+def test_an_emulation_that_is_not_the_packed_runtime_is_exit_status_1(
+    exported, monkeypatch, capsys, change, message
+):
+    real = runtime.Runtime.trace
 
     def wrong(self, images):
-        golden = bytearray(real(self, images))
-        golden[-4 * 5 - 2] ^= 1  # The last integer of the last layer, before five logits.
-        return bytes(golden)
+        logits, ((x, sums), *rest) = real(self, images)
+        logits, x = change(logits, x)
+        return logits, [(x, sums), *rest]
 
-    monkeypatch.setattr(export.Reference, "golden", wrong)
+    monkeypatch.setattr(runtime.Runtime, "trace", wrong)
     assert _verify(*exported) == 1
-    assert "block2_2: 1 of 1,200 integers differ" in capsys.readouterr().err
+    found = capsys.readouterr()
+    json.loads(found.out, parse_constant=pytest.fail)
+    assert re.search(message, found.err)
+
+
+def test_what_rounding_turns_is_counted_and_not_wrong(exported, monkeypatch, capsys):
+    real = runtime.Runtime.trace
+
+    def rounded(self, images):
+        logits, ((x, sums), *rest) = real(self, images)
+        turned = sums.at[0, 0, 0, 0].add(2)
+        return logits.at[0].add(1.0), [(x, turned), *rest]
+
+    monkeypatch.setattr(runtime.Runtime, "trace", rounded)
+    assert _verify(*exported) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [layer["rounded"] for layer in report["layers"]] == [1, 0, 0]
+    # The other image's logits are compared still.
+    assert (report["logits_bounded"], report["logits_unexplained"]) == (1, 0)
 
 
 def test_a_changed_file_is_refused(exported):
@@ -69,17 +151,39 @@ def test_a_changed_file_is_refused(exported):
         program.write_bytes(content)
 
 
-def test_a_machine_without_a_compiler_gets_one_line(exported, monkeypatch):
-    monkeypatch.setenv("CC", "no-such-compiler -O2")
-    with pytest.raises(UserError, match=r"^CC=no-such-compiler -O2: no such C compiler"):
-        _verify(*exported)
-
-
-def test_a_compiler_that_fails_gets_one_line(exported, monkeypatch):
-    monkeypatch.setenv("CC", "cc --no-such-option")
-    with pytest.raises(UserError, match=r"failed in .*error") as caught:
+@pytest.mark.parametrize(
+    ("compiler", "message"),
+    [
+        ("no-such-compiler -O2", r"^CC=no-such-compiler -O2: no such C compiler"),
+        ("cc --no-such-option", r"^cc --no-such-option .*failed in .*error"),
+        ("cc 'unclosed", r"^CC=.cc 'unclosed.: must be a command .*: No closing quotation"),
+        ("true", r"^true .*failed in .*exit status 0, without a message"),
+        ("{directory}", r"no such C compiler"),
+        ("{directory}/text", r"text: cannot be run: Exec format error"),
+    ],
+)
+def test_a_compiler_that_fails_gets_one_line(exported, monkeypatch, tmp_path, compiler, message):
+    (tmp_path / "text").write_bytes(b"\x00\x01")
+    (tmp_path / "text").chmod(0o755)
+    monkeypatch.setenv("CC", compiler.format(directory=tmp_path))
+    with pytest.raises(UserError, match=message) as caught:
         _verify(*exported)
     assert "\n" not in str(caught.value)
+
+
+def test_no_place_for_what_is_built_is_one_line(exported, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    with pytest.raises(UserError, match=r"^no temporary directory can be made: No such file.*TMPDIR"):
+        _verify(*exported)
+
+
+def test_other_c_files_in_the_folder_are_left_alone(exported, monkeypatch, capsys):
+    monkeypatch.setenv("CC", "  ")
+    (exported[1] / "mine.c").write_text("#error")
+    try:
+        assert _verify(*exported) == 0
+    finally:
+        (exported[1] / "mine.c").unlink()
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
 """Compiles an exported folder and runs its programs."""
 
+import contextlib
 import json
 import os
 import pathlib
 import shlex
 import shutil
 import subprocess
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ftbnn_jax.errors import UserError
@@ -14,7 +16,8 @@ from ftbnn_jax.errors import UserError
 STANDARD = ("-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-ffp-contract=off", "-fno-trapping-math")
 FLAGS = ("-O3", "-march=native")
 
-_PROGRAMS = ("test_model", "classify")
+# What both programs consist of, beside their own file.
+_COMMON = ("ftbnn_binary.c", "ftbnn_image.c", "ftbnn_layers.c", "model.c", "weights.c")
 
 
 def compiler() -> list[str]:
@@ -26,16 +29,32 @@ def compiler() -> list[str]:
     try:
         command = shlex.split(os.environ.get("CC", "")) or ["cc"]
     except ValueError as error:
-        raise UserError(f"CC={os.environ['CC']}: must be a command as in a shell: {error}") from error
+        raise UserError(f"CC={os.environ['CC']!r}: must be a command as in a shell: {error}") from error
     if shutil.which(command[0]) is None:
         raise UserError(f"CC={shlex.join(command)}: no such C compiler; CC=... names another")
     return command
 
 
 def sources(folder: pathlib.Path, program: str = "test_model") -> list[str]:
-    """Returns the C files of `test_model` or `classify`."""
-    other = {f"{name}.c" for name in _PROGRAMS if name != program}
-    return sorted(str(path) for path in folder.glob("*.c") if path.name not in other)
+    """Returns the C files of `test_model` or `classify`: those of an export, whatever else is there."""
+    return [str(folder / name) for name in (*_COMMON, f"{program}.c")]
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[pathlib.Path]:
+    """Gives a directory that is deleted at the end.
+
+    Raises:
+      UserError: there is no place for it.
+    """
+    try:
+        directory = tempfile.TemporaryDirectory(prefix="ftbnn_")
+    except OSError as error:
+        raise UserError(
+            f"no temporary directory can be made: {error.strerror}; TMPDIR=... names a place for it"
+        ) from error
+    with directory as path:
+        yield pathlib.Path(path)
 
 
 def build(
@@ -58,16 +77,32 @@ def build(
       UserError: there is no compiler, or it failed.
     """
     command = [*(command or compiler()), *STANDARD, *flags]
-    result = subprocess.run(
-        [*command, *sources(folder, program), "-o", str(output)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if result.returncode:
-        lines = result.stderr.strip().splitlines() or ["no message"]
+    output.unlink(missing_ok=True)
+    result = _run([*command, *sources(folder, program), "-o", str(output)])
+    if result.returncode or not output.is_file():
+        lines = result.stderr.strip().splitlines() or [_ending(result.returncode)]
         first = next((line for line in lines if "error" in line), lines[0])
         raise UserError(f"{shlex.join(command)}: failed in {folder}: {first}")
+
+
+def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Runs a program; its messages are in English."""
+    try:
+        return subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            errors="backslashreplace",
+            check=False,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+    except OSError as error:
+        raise UserError(f"{command[0]}: cannot be run: {error.strerror}") from error
+
+
+def _ending(status: int) -> str:
+    """Says how a program ended that said nothing itself."""
+    return f"ended by signal {-status}" if status < 0 else f"exit status {status}, without a message"
 
 
 def check(
@@ -88,11 +123,15 @@ def check(
       UserError: it could not run to its end.
     """
     path = scratch / "golden.bin"
-    path.write_bytes(golden)
-    result = subprocess.run(
-        [*emulator, str(program), str(path)], capture_output=True, text=True, check=False
-    )
+    try:
+        path.write_bytes(golden)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
+    result = _run([*emulator, str(program), str(path)])
     if result.returncode not in (0, 1):
-        message = result.stderr.strip().splitlines() or [f"exit status {result.returncode}"]
-        raise UserError(f"{program}: {message[0]}")
-    return {**json.loads(result.stdout), "passed": result.returncode == 0}
+        message = result.stderr.strip().splitlines() or [_ending(result.returncode)]
+        raise UserError(f"{program}: {message[0].removeprefix('error: ')}")
+    try:
+        return {**json.loads(result.stdout), "passed": result.returncode == 0}
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{program}: printed no report of a test: {result.stdout[:40]!r}") from error

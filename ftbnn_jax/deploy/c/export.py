@@ -13,7 +13,8 @@ import numpy as np
 
 from ftbnn_jax.deploy import artifact as artifact_lib
 from ftbnn_jax.deploy import runtime as runtime_lib
-from ftbnn_jax.deploy.c import fixed_point, generate, golden, lowering, prefixes
+from ftbnn_jax.deploy.c import generate, golden, lowering, prefixes
+from ftbnn_jax.deploy.c import reference as reference_lib
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.report import print_table
 
@@ -25,27 +26,6 @@ _CMAKE_BUILD = "build"
 _CALIBRATION_IMAGES = 64
 _GOLDEN_IMAGES = 8
 _GOLDEN_BYTES = 16 * 2**20
-
-
-class Reference:
-    """What a C program is compared with: the runtime, or the emulation in fixed point.
-
-    Args:
-      runtime: the packed network.
-      fraction_bits: None for single precision.
-    """
-
-    def __init__(self, runtime: runtime_lib.Runtime, fraction_bits: int | None):
-        self.network = lowering.lower(runtime.artifact)
-        self._trace = runtime.trace
-        if fraction_bits is not None:
-            quantized = fixed_point.quantize(self.network, fraction_bits)
-            self._trace = fixed_point.Emulator(quantized, runtime).trace
-
-    def golden(self, images: np.ndarray) -> bytes:
-        """Returns the golden vectors of a batch, uint8 `[N, image_size, image_size, channels]`."""
-        logits, records = self._trace(images)
-        return golden.pack(self.network, images, records, np.asarray(logits))
 
 
 def real_images(batches: Iterable[dict[str, np.ndarray]]) -> Iterable[np.ndarray]:
@@ -84,14 +64,15 @@ def run(
     # One size of batch, so that the runtime is compiled once.
     parts = [images[i : i + count] for i in range(0, len(images), count)]
     parts = [part for part in parts if len(part) == len(parts[0])]
-    fraction_bits = None
-    if with_fixed_point:
-        fraction_bits = min(fixed_point.calibrate(runtime, part) for part in parts)
+    fraction_bits = reference_lib.calibrate(runtime, parts) if with_fixed_point else None
     files: dict[str, bytes] = {
         name: text.encode() for name, text in generate.files(artifact, fraction_bits, prefix).items()
     }
-    reference = Reference(runtime, fraction_bits)
+    reference = reference_lib.Reference(runtime, fraction_bits)
     files["golden.bin"] = reference.golden(parts[0])
+    # What fixed point loses is asked of every image; single precision has nothing to lose.
+    for part in parts[1:] if with_fixed_point else ():
+        reference.traces(part)
     write(pathlib.Path(folder), files)
     network = reference.network
     print_table(
@@ -101,9 +82,11 @@ def run(
             ("between the convolutions", arithmetic_name(fraction_bits)),
             ("memory beside the weights", f"{network.arena_bytes:,} bytes"),
             ("golden vectors", f"{len(files['golden.bin']):,} bytes"),
+            *reference.losses.lines(),
             ("to build and check", f"make -C {shlex.quote(folder)} check"),
         ],
     )
+    reference.losses.warn(folder)
     return 0
 
 

@@ -50,7 +50,8 @@ def pack(
     for block, (x, sums) in zip(network.blocks, records, strict=True):
         if 9 * max(block.group_inputs) > np.iinfo(np.int16).max:
             raise UserError(
-                f"{block.plan.name}: {max(block.group_inputs)} channels in a group; 3640 at most"
+                f"{block.plan.name}: sums over {max(block.group_inputs)} channels in a group may not "
+                "fit into the 16 bits of golden.bin; 3640 channels at most, or more groups"
             )
         blocks.append((_planes(block, np.asarray(x)), np.asarray(sums).astype("<i2")))
     for n, image in enumerate(images):

@@ -4,7 +4,6 @@ import dataclasses
 import re
 import reprlib
 import textwrap
-from collections.abc import Mapping
 
 import numpy as np
 
@@ -81,7 +80,12 @@ def binary_weights(network: lowering.Network) -> list[Table]:
 
 
 def float_tables(network: lowering.Network) -> list[Table]:
-    """Returns all other constants for the program in single precision: float32 and int16.
+    """Returns all other constants for the program in single precision, from `float_tensors`."""
+    return [Table(name_of(name), tensor) for name, tensor in sorted(float_tensors(network).items())]
+
+
+def float_tensors(network: lowering.Network) -> dict[str, np.ndarray]:
+    """Returns what the program in single precision has but for bits: float32, int16, `stem/pixels`.
 
     Raises:
       UserError: one of them is not finite.
@@ -89,13 +93,13 @@ def float_tables(network: lowering.Network) -> list[Table]:
     artifact = network.artifact
     pixels = np.arange(256, dtype=np.float32)
     mean, std = standardization(artifact.preprocessing)
-    tensors: Mapping[str, np.ndarray] = {
+    tensors = {
         "stem/pixels": (pixels - mean[:, None]) / std[:, None],
         **{name: t for name, t in artifact.tensors.items() if t.dtype != np.uint32},
     }
     for name, tensor in tensors.items():
         check_finite(name, tensor)
-    return [Table(name_of(name), tensor) for name, tensor in sorted(tensors.items())]
+    return tensors
 
 
 def standardization(rule: preprocessing.Preprocessing) -> np.ndarray:

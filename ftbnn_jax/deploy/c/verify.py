@@ -1,18 +1,18 @@
-"""`--mode=verify --runtime=c`: builds an exported folder and compares its integers."""
+"""`--mode=verify --runtime=c`: builds an exported folder and compares its integers and logits."""
 
 import dataclasses
 import json
 import pathlib
 import sys
-import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import rich.table
 
 from ftbnn_jax.deploy import runtime as runtime_lib
-from ftbnn_jax.deploy.c import build, export
+from ftbnn_jax.deploy.c import build, emulator, export, golden, lowering, rounding
+from ftbnn_jax.deploy.c import reference as reference_lib
 from ftbnn_jax.nn.spec import ResNetSpec
 from ftbnn_jax.report import console
 
@@ -27,14 +27,20 @@ class LayerResult:
     Attributes:
       name: of the layer.
       compared: integers compared.
-      differing: integers that differ, the inputs being the reference's.
-      end_to_end: integers that differ where the whole program runs by itself.
+      differing: integers that differ from the packed runtime's, the inputs being the same.
+      end_to_end: integers that differ from the emulation's where the whole program runs by itself.
+      rounded: integers of the emulation in single precision that differ from the packed runtime's where
+        that runs by itself: a real convolution before rounds another way in the last place, and a sign
+        turns.
+      unexplained: images on which its real inputs differ from the packed runtime's by more than that.
     """
 
     name: str
     compared: int = 0
     differing: int = 0
     end_to_end: int = 0
+    rounded: int = 0
+    unexplained: int = 0
 
 
 @dataclasses.dataclass
@@ -44,22 +50,64 @@ class Result:
     Attributes:
       layers: one entry a binary convolution.
       arithmetic: between the convolutions.
+      losses: of fixed point.
       kernels: how the program counts bits.
-      passed: whether no integer differs that must not.
       images: images compared.
       agreeing: images with the same top-1 class as in the packed runtime, in single precision.
-      saturated: images on which a number left the range of fixed point.
-      logits_differing: logits that differ in any bit.
+      saturated: images on which the program says that a number left the range of fixed point.
+      saturating: images on which the emulation has such a number.
+      logits: logits compared.
+      logits_differing: logits that differ from the emulation's in any bit.
+      logits_bounded: images on which no integer differs between emulation and packed runtime, so that
+        logits are compared.
+      logits_unexplained: on how many of them a logit differs by more than rounding explains.
+      not_finite: images with a value that is not finite in single precision.
     """
 
     layers: list[LayerResult]
     arithmetic: str
+    losses: reference_lib.Losses
     kernels: str = ""
-    passed: bool = True
     images: int = 0
     agreeing: int = 0
     saturated: int = 0
+    saturating: int = 0
+    logits: int = 0
     logits_differing: int = 0
+    logits_bounded: int = 0
+    logits_unexplained: int = 0
+    not_finite: int = 0
+
+    def failures(self) -> Iterator[str]:
+        """Yields what is wrong, a line each."""
+        for layer in self.layers:
+            of_all = f"of {layer.compared:,} integers differ from"
+            if layer.differing:
+                yield f"{layer.name}: {layer.differing:,} {of_all} the packed runtime's"
+            elif layer.end_to_end:
+                yield f"{layer.name}: {layer.end_to_end:,} {of_all} the emulation's, end to end"
+            if layer.unexplained:
+                yield (
+                    f"{layer.name}: its inputs differ from the packed runtime's by more than float32 "
+                    f"rounding explains on {layer.unexplained:,} of {self.images:,} images"
+                )
+        if self.logits_differing:
+            yield (
+                f"{self.logits_differing:,} of {self.logits:,} logits differ from the emulation's; a "
+                "compiler that reorders or fuses floating point operations gives others"
+            )
+        if self.saturated != self.saturating:
+            yield (
+                f"it says on {self.saturated:,} images that a number left the range, the emulation on "
+                f"{self.saturating:,}"
+            )
+        if self.logits_unexplained:
+            yield (
+                "logits differ from the packed runtime's by more than float32 rounding explains on "
+                f"{self.logits_unexplained:,} of {self.logits_bounded:,} images"
+            )
+        if self.not_finite:
+            yield f"values are not finite on {self.not_finite:,} of {self.images:,} images"
 
 
 def compare(
@@ -69,6 +117,9 @@ def compare(
     flags: Sequence[str] = build.FLAGS,
 ) -> Result:
     """Builds the program in `folder` and compares it with what it was exported from.
+
+    The program must give every integer and every bit of every logit that its emulation gives. The
+    emulation in single precision must give what the packed runtime gives, up to rounding.
 
     Args:
       folder: written by `export`.
@@ -81,36 +132,64 @@ def compare(
     """
     fraction_bits, prefix = export.read_options(folder)
     export.check_is_from(folder, runtime.artifact, fraction_bits, prefix)
-    reference = export.Reference(runtime, fraction_bits)
+    reference = reference_lib.Reference(runtime, fraction_bits)
     result = Result(
         [LayerResult(block.plan.name) for block in reference.network.blocks],
         export.arithmetic_name(fraction_bits),
+        reference.losses,
     )
-    with tempfile.TemporaryDirectory() as directory:
-        scratch = pathlib.Path(directory)
+    with build.scratch() as scratch:
         program = scratch / "test_model"
         build.build(folder, program, flags)
         for images in export.real_images(batches):
             for start in range(0, len(images), _IMAGES_AT_ONCE):
                 part = images[start : start + _IMAGES_AT_ONCE]
-                found = build.check(program, reference.golden(part), scratch)
+                single, expected = reference.traces(part)
+                content = golden.pack(reference.network, part, expected.records, expected.logits)
+                found = build.check(program, content, scratch)
                 _add(result, found)
-                result.agreeing += int(np.sum(_classes(runtime, part) == found["classes"]))
+                if expected is not single:
+                    result.saturating += int(np.sum(expected.any_outside()))
+                logits, records = runtime.trace(part)
+                logits = np.asarray(logits)
+                result.logits += logits.size
+                result.agreeing += int(np.sum(logits.argmax(-1) == found["classes"]))
+                _compare_with_runtime(result, reference.network, single, logits, records)
     return result
-
-
-def _classes(runtime: runtime_lib.Runtime, pixels: np.ndarray) -> np.ndarray:
-    return np.asarray(runtime.forward(pixels)).argmax(-1)
 
 
 def _add(result: Result, found: dict[str, Any]) -> None:
     result.kernels = found["kernels"]
-    result.passed = result.passed and found["passed"]
     for count in ("images", "saturated", "logits_differing"):
         setattr(result, count, getattr(result, count) + found[count])
     for layer, block in zip(result.layers, found["blocks"], strict=True):
         for count in ("compared", "differing", "end_to_end"):
             setattr(layer, count, getattr(layer, count) + block[count])
+
+
+def _compare_with_runtime(
+    result: Result,
+    network: lowering.Network,
+    single: emulator.Trace,
+    logits: np.ndarray,
+    records: Iterable[runtime_lib.Record],
+) -> None:
+    """Compares emulation and packed runtime, each image up to the first integer that differs."""
+    records = [(np.asarray(x), np.asarray(sums)) for x, sums in records]
+    bounds, logit_bounds = rounding.bounds(network, single, [x for x, _ in records])
+    agreeing = np.ones(len(logits), bool)
+    finite = np.isfinite(logits).all(-1) & ~single.any_outside()
+    result.not_finite += int(np.sum(~finite))
+    traces = zip(result.layers, single.records, records, bounds, strict=True)
+    for layer, (x, sums), (runtime_x, runtime_sums), bound in traces:
+        explained = np.abs(x.astype(np.float64) - runtime_x) <= bound[:, None, None]
+        layer.unexplained += int(np.sum(agreeing & ~explained.all((1, 2, 3))))
+        differing = (sums != runtime_sums).sum((1, 2, 3))
+        layer.rounded += int(differing.sum())
+        agreeing &= differing == 0
+    explained = np.abs(single.logits.astype(np.float64) - logits) <= logit_bounds
+    result.logits_bounded += int(agreeing.sum())
+    result.logits_unexplained += int(np.sum(agreeing & ~explained.all(-1)))
 
 
 def run(
@@ -121,7 +200,9 @@ def run(
     batches: Iterable[dict[str, np.ndarray]],
     as_json: bool = False,
 ) -> int:
-    """Verifies the exported folder, prints a report, and returns 1 if an integer differs, else 0.
+    """Verifies the exported folder, prints a report, and returns 1 if something is wrong, else 0.
+
+    What fixed point loses is a warning.
 
     Args:
       path: of the artifact.
@@ -138,37 +219,36 @@ def run(
     runtime = runtime_lib.Runtime.load(path)
     runtime_lib.check_same_network(path, runtime.artifact, spec, num_classes)
     result = compare(pathlib.Path(folder), runtime, batches)
+    failures = list(result.failures())
     if as_json:
-        print(json.dumps(dataclasses.asdict(result)))
+        report = {**dataclasses.asdict(result), "passed": not failures}
+        print(json.dumps(report, allow_nan=False))
     else:
         _print(result)
-    for layer in result.layers:
-        if layer.differing:
-            print(
-                f"error: {folder}: {layer.name}: {layer.differing:,} of {layer.compared:,} integers "
-                "differ from the packed runtime's",
-                file=sys.stderr,
-            )
-    if not result.passed and not any(layer.differing for layer in result.layers):
-        print(f"error: {folder}: the whole program differs from the emulation", file=sys.stderr)
-    return 0 if result.passed else 1
+    result.losses.warn(folder)
+    for failure in failures:
+        print(f"error: {folder}: {failure}", file=sys.stderr)
+    return 1 if failures else 0
 
 
 def _print(result: Result) -> None:
     table = rich.table.Table(
         title=f"Verified in C on {result.images:,} test images", title_justify="left"
     )
-    headers = ("binary convolution", "integers compared", "differing", "differing end to end")
-    for header in headers:
-        table.add_column(header, justify="left" if header == headers[0] else "right")
+    counts = ("compared", "differing", "end_to_end", "rounded")
+    table.add_column("binary convolution")
+    for header in ("integers compared", "differing", "end to end", "runtime rounds otherwise"):
+        table.add_column(header, justify="right")
     for layer in result.layers:
-        table.add_row(layer.name, f"{layer.compared:,}", f"{layer.differing:,}", f"{layer.end_to_end:,}")
+        table.add_row(layer.name, *(f"{getattr(layer, count):,}" for count in counts))
     table.add_section()
-    totals = [sum(getattr(x, n) for x in result.layers) for n in ("compared", "differing", "end_to_end")]
+    totals = (sum(getattr(layer, count) for layer in result.layers) for count in counts)
     table.add_row("all", *(f"{total:,}" for total in totals))
     console.print(table)
     console.print(
-        f"{result.arithmetic}, bits counted by {result.kernels}; end to end: top-1 agrees on "
-        f"{result.agreeing:,} of {result.images:,} images, {result.logits_differing:,} logits differ in "
-        f"some bit, {result.saturated:,} images left the range"
+        f"{result.arithmetic}, bits counted by {result.kernels}; {result.logits_differing:,} of "
+        f" {result.logits:,} logits differ in some bit; top-1 agrees with the packed runtime's on "
+        f"{result.agreeing:,} of {result.images:,} images"
     )
+    for kind, where in result.losses.lines():
+        console.print(f"{kind}: {where}")

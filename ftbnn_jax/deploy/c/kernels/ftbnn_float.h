@@ -19,6 +19,10 @@
 #if defined(__clang__)
 #pragma STDC FP_CONTRACT OFF
 #endif
+#if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__) || \
+    defined(_M_FP_FAST) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
+#error "float arithmetic must keep its order and its roundings: compile without -ffast-math and its parts"
+#endif
 #if !defined(FLT_EVAL_METHOD) || (FLT_EVAL_METHOD != 0 && FLT_EVAL_METHOD != 1)
 #error "float arithmetic must be done in float or double: on 32-bit x86 compile with -msse2 -mfpmath=sse"
 #endif

@@ -1,0 +1,177 @@
+"""What an exported program is compared with, and what fixed point loses of it."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+
+from ftbnn_jax import report
+from ftbnn_jax.deploy import runtime as runtime_lib
+from ftbnn_jax.deploy.c import fixed_point, golden, lowering
+from ftbnn_jax.deploy.c.arithmetic import FixedPoint, SinglePrecision
+from ftbnn_jax.deploy.c.emulator import Emulator, Trace
+from ftbnn_jax.errors import UserError
+from ftbnn_jax.ops import binary
+
+# As many names as a line holds.
+_NAMES = 4
+_WARNED_SHARE = 1e-3
+
+
+@dataclasses.dataclass
+class Losses:
+    """What fixed point has lost on some images, each by name; empty in single precision.
+
+    Attributes:
+      images: how many there were.
+      saturated: on how many of them a value left the range, by the names of `emulator.Trace`.
+      lost_signs: signs that became 0, since a value is less than half a unit, by binary convolution,
+        and under `logits`.
+      signs: all signs, likewise.
+      zeroed_parameters: factors and slopes that became 0, by tensor.
+    """
+
+    images: int = 0
+    saturated: dict[str, int] = dataclasses.field(default_factory=dict)
+    lost_signs: dict[str, int] = dataclasses.field(default_factory=dict)
+    signs: dict[str, int] = dataclasses.field(default_factory=dict)
+    zeroed_parameters: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    def add(self, network: lowering.Network, fraction_bits: int, single: Trace, fixed: Trace) -> None:
+        """Counts the losses of a batch, given its traces in both arithmetics."""
+        self.images += len(fixed.logits)
+        _add(self.saturated, images_outside(fixed))
+        half = 0.5 * 2.0**-fraction_bits
+        values = [
+            (block.plan.name, block.form, x)
+            for block, (x, _) in zip(network.blocks, single.records, strict=True)
+        ]
+        for name, form, x in [*values, ("logits", "ternary", single.logits)]:
+            lost = np.asarray(binary.is_positive(x)) & (x < half)
+            # In the other forms nothing is below 0, or 0 counts as that.
+            if form == "ternary":
+                lost |= np.asarray(binary.is_negative(x)) & (x > -half)
+            _add(self.lost_signs, {name: int(lost.sum())})
+            _add(self.signs, {name: x.size})
+
+    def lines(self, least_share: float = 0.0) -> Iterator[tuple[str, str]]:
+        """Yields what there is to say, the kind of a loss, and where it is how large.
+
+        Args:
+          least_share: of a convolution's signs, below which those that became 0 are left out.
+        """
+        if self.saturated:
+            of = {name: f"on {n:,} of {self.images:,} images" for name, n in self.saturated.items()}
+            yield "saturated", _listed(of)
+        lost = {n: c for n, c in self.lost_signs.items() if c >= least_share * self.signs[n]}
+        if lost:
+            yield (
+                "signs that became 0",
+                _listed({n: f"{c:,} of {self.signs[n]:,}" for n, c in lost.items()}),
+            )
+        if self.zeroed_parameters:
+            yield "parameters that became 0", _listed(self.zeroed_parameters)
+
+    def warn(self, folder: object) -> None:
+        """Prints on standard error what may cost accuracy.
+
+        A value within half a unit of 0 now and then is no more than rounding.
+        """
+        for kind, where in self.lines(_WARNED_SHARE):
+            report.warn(f"{folder}: fixed point: {kind}: {where}")
+
+
+def _add(counts: dict[str, int], found: dict[str, int]) -> None:
+    for name, count in found.items():
+        if count:
+            counts[name] = counts.get(name, 0) + count
+
+
+def _listed(found: Mapping[str, object]) -> str:
+    shown = [f"{name} {what}" for name, what in itertools.islice(found.items(), _NAMES)]
+    others = [f"and {len(found) - _NAMES} more"] if len(found) > _NAMES else []
+    return ", ".join(shown + others)
+
+
+def images_outside(trace: Trace) -> dict[str, int]:
+    """Returns on how many images a value left its range, by name; without those that never did."""
+    counts = {name: int(outside.sum()) for name, outside in trace.outside.items()}
+    return {name: count for name, count in counts.items() if count}
+
+
+class Reference:
+    """Both arithmetics of a network, and the one of its program.
+
+    Args:
+      runtime: the packed network.
+      fraction_bits: None for single precision.
+
+    Attributes:
+      network: its layers.
+      losses: of fixed point, on all images so far.
+
+    Raises:
+      UserError: the C program has no such layer, or a parameter does not fit into fixed point.
+    """
+
+    def __init__(self, runtime: runtime_lib.Runtime, fraction_bits: int | None):
+        self.network = lowering.lower(runtime.artifact)
+        self.losses = Losses()
+        self._single = Emulator(self.network, SinglePrecision(self.network), runtime)
+        self._fraction_bits = fraction_bits
+        if fraction_bits is not None:
+            quantized = fixed_point.quantize(self.network, fraction_bits)
+            self._fixed = Emulator(self.network, FixedPoint(quantized), runtime)
+            self.losses.zeroed_parameters = quantized.zeroed()
+
+    def traces(self, images: np.ndarray) -> tuple[Trace, Trace]:
+        """Runs a batch, uint8 `[N, image_size, image_size, channels]`, and notes what it loses.
+
+        Returns:
+          The trace in single precision, and the program's, which may be the same.
+        """
+        single = self._single.trace(images)
+        if self._fraction_bits is None:
+            return single, single
+        fixed = self._fixed.trace(images)
+        self.losses.add(self.network, self._fraction_bits, single, fixed)
+        return single, fixed
+
+    def golden(self, images: np.ndarray) -> bytes:
+        """Returns the golden vectors of a batch.
+
+        Raises:
+          UserError: a value is not finite, or a sum may not fit into 16 bits.
+        """
+        single, program = self.traces(images)
+        _check_finite(single)
+        return golden.pack(self.network, images, program.records, program.logits)
+
+
+def calibrate(runtime: runtime_lib.Runtime, batches: Iterable[np.ndarray]) -> int:
+    """Returns fraction bits that suit a network: see `fixed_point.choose_fraction_bits`.
+
+    Args:
+      runtime: the packed network.
+      batches: uint8 `[N, image_size, image_size, channels]` each.
+
+    Raises:
+      UserError: a value is not finite.
+    """
+    reference = Reference(runtime, None)
+    largest: dict[str, float] = {}
+    for images in batches:
+        trace, _ = reference.traces(images)
+        _check_finite(trace)
+        for name, values in trace.largest.items():
+            largest[name] = max(largest.get(name, 0.0), float(values.max()))
+    return fixed_point.choose_fraction_bits(reference.network, largest)
+
+
+def _check_finite(single: Trace) -> None:
+    for name, count in images_outside(single).items():
+        raise UserError(
+            f"{name}: not finite on {count:,} of {len(single.logits):,} images; the network's numbers "
+            "are too large"
+        )
