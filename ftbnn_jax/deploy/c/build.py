@@ -11,6 +11,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from ftbnn_jax.errors import UserError
 
 STANDARD = ("-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-ffp-contract=off", "-fno-trapping-math")
@@ -83,6 +85,32 @@ def build(
         lines = result.stderr.strip().splitlines() or [_ending(result.returncode)]
         first = next((line for line in lines if "error" in line), lines[0])
         raise UserError(f"{shlex.join(command)}: failed in {folder}: {first}")
+
+
+def preprocess(program: pathlib.Path, image: np.ndarray, scratch: pathlib.Path) -> np.ndarray:
+    """Runs `classify` on an image for the pixels that enter its network.
+
+    Args:
+      program: a compiled `classify`.
+      image: uint8 `[H, W, channels]`.
+      scratch: a directory for files.
+
+    Returns:
+      uint8 `[image_size * image_size * channels]`.
+
+    Raises:
+      UserError: it could not.
+    """
+    source, output = scratch / "image.raw", scratch / "pixels"
+    source.write_bytes(np.ascontiguousarray(image).tobytes())
+    height, width, _ = image.shape
+    size = ["--raw", str(width), str(height)]
+    result = _run([str(program), str(source), *size, "--pixels", str(output)])
+    if result.returncode:
+        message = result.stderr.strip().splitlines() or [_ending(result.returncode)]
+        raise UserError(f"{program}: {message[0].removeprefix('error: ')}")
+    # A PNM's head is three words and a number, of one line each or one line in all.
+    return np.frombuffer(output.read_bytes().split(b"255\n", 1)[1], np.uint8)
 
 
 def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:

@@ -53,6 +53,8 @@ class Result:
       losses: of fixed point.
       kernels: how the program counts bits.
       images: images compared.
+      pixels: pixel values that the program made of stored images and that were compared.
+      pixels_differing: how many of them are not evaluation's.
       agreeing: images with the same top-1 class as in the packed runtime, in single precision.
       saturated: images on which the program says that a number left the range of fixed point.
       saturating: images on which the emulation has such a number.
@@ -69,6 +71,8 @@ class Result:
     losses: reference_lib.Losses
     kernels: str = ""
     images: int = 0
+    pixels: int = 0
+    pixels_differing: int = 0
     agreeing: int = 0
     saturated: int = 0
     saturating: int = 0
@@ -80,6 +84,11 @@ class Result:
 
     def failures(self) -> Iterator[str]:
         """Yields what is wrong, a line each."""
+        if self.pixels_differing:
+            yield (
+                f"{self.pixels_differing:,} of {self.pixels:,} pixel values that its preprocessing "
+                "gives are not those that evaluation saw"
+            )
         for layer in self.layers:
             of_all = f"of {layer.compared:,} integers differ from"
             if layer.differing:
@@ -124,7 +133,9 @@ def compare(
     Args:
       folder: written by `export`.
       runtime: the packed network.
-      batches: uint8 `image` and `weight`; images of weight 0 are left out.
+      batches: uint8 `image`, the pixels that evaluation sees, and `weight`; images of weight 0 are left
+        out. Where there is `decoded`, the images as they are stored, uint8 `[H, W, C]` each, the
+        program's own pixels are compared with `image`.
       flags: for the compiler.
 
     Raises:
@@ -139,9 +150,17 @@ def compare(
         reference.losses,
     )
     with build.scratch() as scratch:
-        program = scratch / "test_model"
+        program, classify = scratch / "test_model", scratch / "classify"
         build.build(folder, program, flags)
-        for images in export.real_images(batches):
+        for batch in batches:
+            there = np.flatnonzero(batch["weight"] > 0)
+            images = batch["image"][there]
+            if "decoded" in batch and not classify.is_file():
+                build.build(folder, classify, flags, "classify")
+            for i in there if "decoded" in batch else ():
+                pixels = build.preprocess(classify, batch["decoded"][i], scratch)
+                result.pixels += len(pixels)
+                result.pixels_differing += int(np.sum(pixels != batch["image"][i].reshape(-1)))
             for start in range(0, len(images), _IMAGES_AT_ONCE):
                 part = images[start : start + _IMAGES_AT_ONCE]
                 single, expected = reference.traces(part)
@@ -247,8 +266,13 @@ def _print(result: Result) -> None:
     console.print(table)
     console.print(
         f"{result.arithmetic}, bits counted by {result.kernels}; {result.logits_differing:,} of "
-        f" {result.logits:,} logits differ in some bit; top-1 agrees with the packed runtime's on "
+        f"{result.logits:,} logits differ in some bit; top-1 agrees with the packed runtime's on "
         f"{result.agreeing:,} of {result.images:,} images"
     )
+    if result.pixels:
+        console.print(
+            f"preprocessing: {result.pixels_differing:,} of {result.pixels:,} pixel values differ from "
+            "evaluation's"
+        )
     for kind, where in result.losses.lines():
         console.print(f"{kind}: {where}")

@@ -1,0 +1,95 @@
+"""From encoded images to logits: evaluation, the packed runtime and C see the same pixels."""
+
+import dataclasses
+import io
+
+import c_programs
+import networks
+import numpy as np
+import pytest
+from PIL import Image
+
+from ftbnn_jax.deploy import runtime as runtime_lib
+from ftbnn_jax.deploy import verify
+from ftbnn_jax.deploy.c import build, export, generate
+from ftbnn_jax.deploy.c import verify as c_verify
+from ftbnn_jax.nn import architectures
+from ftbnn_jax.train import datasets, input_pipeline, records
+
+c_programs.need_compiler()
+
+# Twenty sizes from 30x50 to 700x500, of every ratio between.
+_SIZES = [(30, 50), (700, 500), *((40 + 37 * i, 50 + 29 * ((7 * i) % 18)) for i in range(18))]
+
+
+def _encoded(mode):
+    """40 images: a JPEG, or a PNG, and the other of each size."""
+    rng = np.random.default_rng(0)
+    encoded = []
+    for number, (height, width) in enumerate(_SIZES * 2):
+        coarse = rng.integers(0, 256, (height // 6 + 2, width // 6 + 2, 3), np.uint8)
+        image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).convert(mode)
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG" if (number + number // 20) % 2 else "PNG")
+        encoded.append(buffer.getvalue())
+    return encoded
+
+
+def _split(directory, encoded, channels):
+    tf = records.import_tensorflow()
+    path = f"{directory}/test-0"
+    with tf.io.TFRecordWriter(path) as writer:
+        for image in encoded:
+            features = {
+                "image": tf.train.Feature(bytes_list=tf.train.BytesList(value=[image])),
+                "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[0])),
+            }
+            example = tf.train.Example(features=tf.train.Features(feature=features))
+            writer.write(example.SerializeToString())
+    files = (records.RecordFile(path, 0, len(encoded)),)
+    return records.RecordSplit(
+        files, *records.index_files(files), "image", "label", ("only",), channels=channels
+    )
+
+
+def _batches(augment, split, config):
+    """What evaluation sees, beside the images as they are stored."""
+    if augment == "resized_crop":
+        return input_pipeline.with_decoded(split, input_pipeline.eval_batches(split, config))
+    # Sets of images of one size are held in memory.
+    whole = [
+        datasets.ArraySplit(batch["decoded"][0][None], np.zeros(1, np.int32), ("only",))
+        for batch in _batches("resized_crop", split, dataclasses.replace(config, batch_size=1))
+    ]
+    return (
+        batch
+        for one in whole
+        for batch in input_pipeline.with_decoded(one, input_pipeline.eval_batches(one, config))
+    )
+
+
+@pytest.mark.parametrize("channels", [1, 3], ids=["gray", "colour"])
+@pytest.mark.parametrize("augment", ["resized_crop", "none"])
+def test_evaluation_runtime_and_c_see_the_same(tmp_path, augment, channels):
+    spec = architectures.small((1, 1), 8)
+    config, variables, artifact = networks.build(spec, 24, channels=channels, augment=augment)
+    config = dataclasses.replace(config, batch_size=20 if augment == "resized_crop" else 1)
+    split = _split(tmp_path, _encoded("L" if channels == 1 else "RGB"), channels)
+    batches = list(_batches(augment, split, config))
+    assert len({x.shape for batch in batches for x in batch["decoded"]}) == 20
+    values = 40 * 24 * 24 * channels
+    net = runtime_lib.Runtime(artifact)
+
+    in_jax = verify.compare(config, variables, net, batches)
+    assert (in_jax.pixels, in_jax.pixels_differing, in_jax.differing) == (values, 0, 0)
+    assert in_jax.images == in_jax.agreeing == 40
+    # Nothing but the files of an export.
+    files = {name: text.encode() for name, text in generate.files(artifact).items()}
+    export.write(tmp_path / "c", files)
+    in_c = c_verify.compare(tmp_path / "c", net, batches, build.FLAGS[:0])
+    assert (in_c.pixels, in_c.pixels_differing, in_c.logits_differing) == (values, 0, 0)
+    assert in_c.images == in_c.agreeing == 40
+    decoded = [x for batch in batches for x in batch["decoded"]]
+    evaluated = np.concatenate([batch["image"] for batch in batches])
+    expected = np.asarray(net.forward(evaluated)).argmax(-1)
+    np.testing.assert_array_equal(net.predict(decoded), expected)
