@@ -106,7 +106,7 @@ def test_from_training_to_a_verified_packed_net(run, tmp_path):
         ),
         (("--mode=verify",), ["bridge", "block2_1", "64 of 64 images"]),
         (("--mode=export", "--format=c", "--fixed_point"), ["Exported as C", "fixed point"]),
-        (("--mode=verify", "--runtime=c", "--num_images=4"), ["block2_1", "4 of 4 images, 0 logits"]),
+        (("--mode=verify", "--runtime=c", "--num_images=4"), ["block2_1", "0 of 28 logits", "4 of 4 images", " 0 of 12,288 pixel"]),
     ):
         if "--runtime=c" in flags and not shutil.which("cc"):
             continue
