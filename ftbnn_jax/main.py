@@ -153,7 +153,7 @@ def main(arguments: Sequence[str]) -> int:
     workdir = options.workdir
 
     # Imported late: a mistake in the command line is told without waiting for these.
-    from ftbnn_jax.train import checkpoint, distributed, stages
+    from ftbnn_jax.train import checkpoint, distributed, identity, stages
 
     # What multi-step training ends with is its last stage.
     last = stages.resolve(config, workdir)[-1]
@@ -171,7 +171,8 @@ def main(arguments: Sequence[str]) -> int:
     if paths.is_remote(workdir):
         raise UserError(f"--workdir={workdir}: --mode={options.mode} needs a copy on this machine")
     variables, experiment, step = checkpoint.load_variables(workdir, options.checkpoint)
-    checkpoint.check_same_model(workdir, config, experiment)
+    where = f"--workdir={workdir}"
+    identity.check(where, experiment, config)
 
     from ftbnn_jax.deploy import audit, benchmark_network, export, verify
     from ftbnn_jax.deploy.c import export as c_export
@@ -187,6 +188,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.mode == "benchmark":
         return benchmark_network.run(path, config, variables, options.json)
     split = datasets.open_split(config, train=False)
+    identity.check(where, experiment, config, split)
     # The activations of every layer are kept for comparison: as many images at a time as fit anywhere.
     small = dataclasses.replace(config, batch_size=max(1, 128 * 32**2 // config.image_size**2))
     batches = input_pipeline.eval_batches(split, small, num_examples=options.num_images)
@@ -207,14 +209,12 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _train_or_evaluate(options: argparse.Namespace, config: config_lib.TrainConfig, workdir: str) -> int:
-    from ftbnn_jax.train import checkpoint, evaluation, interrupt, stages
+    from ftbnn_jax.train import disk, evaluation, interrupt, stages
 
     if options.mode == "evaluate":
-        variables, experiment, step = checkpoint.load_variables(workdir, options.checkpoint)
-        checkpoint.check_same_model(workdir, config, experiment)
-        evaluation.evaluate(config, variables, step)
+        evaluation.evaluate(config, workdir, options.checkpoint)
         return 0
-    checkpoint.hide_orphaned_writes()
+    disk.hide_orphaned_writes()
     try:
         stages.train(config, workdir)
     except interrupt.Interrupted as message:

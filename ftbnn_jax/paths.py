@@ -1,9 +1,11 @@
 """Paths on this machine or in a bucket (gs://...), which cannot append to a file or replace one."""
 
 import argparse
+import contextlib
 import os
 import re
 import urllib.parse
+import uuid
 from typing import TYPE_CHECKING
 
 from ftbnn_jax.errors import UserError
@@ -86,12 +88,24 @@ def absolute(path: str) -> "epath.Path":
     return epath.Path(path if is_remote(path) else os.path.abspath(path))
 
 
-def write_whole(path: "epath.Path", text: str) -> None:
-    """Writes a file so that it holds either what it held or all of `text`, whatever happens."""
+def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
+    """Writes a file so that it holds either what it held or all of `content`, whatever happens."""
+    content = content.encode() if isinstance(content, str) else content
+    path = os.fspath(path)
     if is_remote(path):
+        from etils import epath
+
         # An object appears when it has been written.
-        path.write_text(text)
+        epath.Path(path).write_bytes(content)
         return
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    # A name that nobody else has: neither a user's file nor what another process is writing.
+    folder, name = os.path.split(path)
+    temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}")
+    try:
+        with open(temporary, "xb") as stream:
+            stream.write(content)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise

@@ -1,6 +1,9 @@
 """How results reach a person: one console, one form of table."""
 
+import json
+import math
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import rich.console
@@ -49,3 +52,21 @@ def print_wide(table: rich.table.Table) -> None:
     wide.print(table.caption, style="bold", soft_wrap=True)
     table.caption = None
     wide.print(table)
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Returns `value` as JSON, in which numbers that are not finite are null: it has none of them."""
+
+    def plain(inner):
+        if isinstance(inner, Mapping):
+            return {key: plain(item) for key, item in inner.items()}
+        if isinstance(inner, list | tuple):
+            return [plain(item) for item in inner]
+        return None if isinstance(inner, float) and not math.isfinite(inner) else inner
+
+    return json.dumps(plain(value), allow_nan=False, indent=indent)
+
+
+def print_json(value: Any, indent: int | None = None) -> None:
+    """Prints `value` on standard output, as `to_json` has it."""
+    print(to_json(value, indent))

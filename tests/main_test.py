@@ -106,7 +106,10 @@ def test_from_training_to_a_verified_packed_net(run, tmp_path):
         ),
         (("--mode=verify",), ["bridge", "block2_1", "64 of 64 images"]),
         (("--mode=export", "--format=c", "--fixed_point"), ["Exported as C", "fixed point"]),
-        (("--mode=verify", "--runtime=c", "--num_images=4"), ["block2_1", "0 of 28 logits", "4 of 4 images", " 0 of 12,288 pixel"]),
+        (
+            ("--mode=verify", "--runtime=c", "--num_images=4"),
+            ["block2_1", "0 of 28 logits", "4 of 4 images", " 0 of 12,288 pixel"],
+        ),
     ):
         if "--runtime=c" in flags and not shutil.which("cc"):
             continue
@@ -121,4 +124,4 @@ def test_from_training_to_a_verified_packed_net(run, tmp_path):
         other = [a.replace("groups=3", "groups=2") for a in arguments]
         status, _, errors = run("derived44_g5.py", *other, f"--mode={mode}")
         assert status == 2
-        assert "config.model.groups=3 there, 2 here" in errors
+        assert "config.model.groups=3, here it is 2" in errors

@@ -18,9 +18,17 @@ def test_absolute(tmp_path, monkeypatch):
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+    """And a user's files of whatever name."""
     path = paths.absolute(str(tmp_path)) / "config.json"
-    paths.write_whole(path, "old")
+    (tmp_path / "config.json.tmp").write_text("mine")
+    paths.write_whole(path, b"before")
+    paths.write_whole(str(path), "old")
     monkeypatch.setattr(paths.os, "replace", lambda *_: (_ for _ in ()).throw(OSError))
     with pytest.raises(OSError):
         paths.write_whole(path, "new")
     assert path.read_text() == "old"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "config.json.tmp"]
+    assert (tmp_path / "config.json.tmp").read_text() == "mine"
+    # As any file that the user makes.
+    (tmp_path / "another").touch()
+    assert path.stat().mode & 0o777 == (tmp_path / "another").stat().st_mode & 0o777

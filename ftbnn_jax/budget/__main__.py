@@ -1,6 +1,5 @@
 """Command line: `python -m ftbnn_jax.budget configs/X.py ...`, `--table4` or `--figure3`."""
 
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -79,7 +78,7 @@ def _main(arguments: Sequence[str]) -> int:
     # The whole of Table 4 in seconds: tracing for activation memory takes as long as all the rest.
     counted = records.count_configs(configs, flags.image_size, flags.channels, memory=not flags.table4)
     if flags.json:
-        print(json.dumps([records.to_json(r, flags.layers) for r in counted], indent=2))
+        report.print_json([records.to_json(r, flags.layers) for r in counted], indent=2)
         return 0
     for table in (
         *([] if flags.table4 else [tables.budgets(counted)]),

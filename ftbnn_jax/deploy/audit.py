@@ -5,7 +5,6 @@ activations at exactly 0, learnt slopes (the paper's Table 2), and how many weig
 another checkpoint's.
 """
 
-import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,7 +17,7 @@ from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.deploy import layout
 from ftbnn_jax.nn import recording, resnet
 from ftbnn_jax.ops import binary, image
-from ftbnn_jax.report import console
+from ftbnn_jax.report import console, print_json
 
 
 def sizes(config: TrainConfig, channels: int) -> dict[str, dict[str, float]]:
@@ -152,7 +151,7 @@ def run(
     by_section = sizes(config, channels)
     by_layer = layers(config, variables, batches, other)
     if as_json:
-        print(json.dumps({"sizes": by_section, "layers": by_layer}))
+        print_json({"sizes": by_section, "layers": by_layer})
         return 0
     table = rich.table.Table(title="Bytes in the packed file", title_justify="left")
     for header in ("section", "bytes", "least possible"):

@@ -14,7 +14,6 @@ int8 (`onnx_network`).
 
 import dataclasses
 import functools
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ftbnn_jax import command, machine
+from ftbnn_jax import command, machine, report
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.ops import binary, convolution, popcount
 
@@ -214,7 +213,7 @@ def main(arguments: Sequence[str]) -> int:
                 if not options.json:
                     print(line(rows[-1]), flush=True)
     if options.json:
-        print(json.dumps([row.to_dict() for row in rows]))
+        report.print_json([row.to_dict() for row in rows])
     elif onnx_network is None:
         print(NO_ONNX)
     return 0

@@ -1,6 +1,5 @@
 """`--mode=benchmark`: a trained network's float32 training graph against its packed runtime."""
 
-import json
 import os
 from typing import Any
 
@@ -15,7 +14,7 @@ from ftbnn_jax.deploy import benchmark
 from ftbnn_jax.deploy import runtime as runtime_lib
 from ftbnn_jax.nn import resnet, strategies
 from ftbnn_jax.ops import convolution, image
-from ftbnn_jax.report import console
+from ftbnn_jax.report import console, print_json
 
 
 def rows(
@@ -80,7 +79,7 @@ def run(path: str, config: TrainConfig, variables: dict[str, Any], as_json: bool
     threads = machine.num_cores()
     if as_json:
         sizes = {"packed_bytes": packed_bytes, "float32_bytes": float_bytes, "processors": threads}
-        print(json.dumps({"rows": [row.to_dict() for row in found], **sizes}))
+        print_json({"rows": [row.to_dict() for row in found], **sizes})
         return 0
     table = rich.table.Table(title=f"Timed on {threads} processors", title_justify="left")
     headers = ["batch", "what", "form", "float32 ms", "packed ms", "times as fast", "Gop/s"]

@@ -8,7 +8,6 @@ end: logits, no further off than the 16 bits of the packed classifier's weights 
 
 import contextlib
 import dataclasses
-import json
 import math
 import sys
 from collections.abc import Iterable, Iterator
@@ -24,7 +23,7 @@ from ftbnn_jax.deploy import layout
 from ftbnn_jax.deploy import runtime as runtime_lib
 from ftbnn_jax.nn import folding, recording, resnet
 from ftbnn_jax.ops import image, pooling
-from ftbnn_jax.report import console
+from ftbnn_jax.report import console, print_json
 
 
 @dataclasses.dataclass
@@ -186,7 +185,7 @@ def run(
     runtime_lib.check_same_network(path, runtime.artifact, config.model, config.num_classes)
     result = compare(config, variables, runtime, batches)
     if as_json:
-        print(json.dumps(result.to_dict()))
+        print_json(result.to_dict())
     else:
         _print(result)
     failures = list(_failures(result, config.compute_dtype == "float32"))

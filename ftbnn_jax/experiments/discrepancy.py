@@ -14,7 +14,7 @@ import numpy as np
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.nn import folding, recording, resnet
 from ftbnn_jax.ops import binary, convolution, image
-from ftbnn_jax.train import checkpoint, datasets, input_pipeline
+from ftbnn_jax.train import checkpoint, datasets, identity, input_pipeline
 
 # Name, and what is averaged over images, positions and channels. `b` and `r` are the outputs of the
 # binary and of the real convolution, `c` that of the binary one with the sign of Eq. 2, which makes 0 to
@@ -66,6 +66,7 @@ def measure(workdir: str, num_images: int) -> tuple[dict[str, float], np.ndarray
         }
 
     split = datasets.open_split(config, train=False)
+    identity.check(workdir, experiment, config, split)
     batches = input_pipeline.eval_batches(split, config, num_examples=num_images)
     features, labels, outputs = [], [], []
     for batch in batches:

@@ -9,7 +9,6 @@ whatever their order. Without `--config`, the shapes are those of the paper's ta
 
 import dataclasses
 import functools
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -176,7 +175,7 @@ def _main(arguments: Sequence[str]) -> int:
     dtype = state.make_model(config).compute_dtype
     rows = measure(found, dtype)
     if options.json:
-        print(json.dumps(rows))
+        report.print_json(rows)
     else:
         print_table(rows, dtype)
     return int(any(row["different"] for row in rows))

@@ -6,6 +6,7 @@ Trains `configs/mnist_figure2.py:MODEL` with each seed, prints the table beside 
 draws `DIR/figure2.png` and `.svg`. Finished runs are kept, so it may be stopped and started again.
 """
 
+import io
 import json
 import os
 import sys
@@ -16,7 +17,7 @@ import numpy as np
 import rich.table
 from sklearn import discriminant_analysis
 
-from ftbnn_jax import command, machine, plots, report
+from ftbnn_jax import command, machine, paths, plots, report
 from ftbnn_jax.experiments import discrepancy, figures, results, sweep
 
 # Test accuracy in percent and discrepancy, mean and standard deviation of five runs (Figure 2).
@@ -47,16 +48,17 @@ def measure(member: sweep.Member, workdir: str) -> dict[str, float]:
     try:
         with open(path) as stream:
             found = json.load(stream)
-        # None of a network without binary convolutions; others of another version are measured again.
-        if set(found) in (set(), set(discrepancy.DEFINITIONS)):
+        # None of a network without binary convolutions; what is of another version, or not finite, is
+        # measured again.
+        if set(found) in (set(), set(discrepancy.DEFINITIONS)) and None not in found.values():
             return found
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, ValueError, TypeError, AttributeError):
         pass
     found, features, labels = discrepancy.measure(directory, _NUM_IMAGES)
-    np.savez_compressed(os.path.join(directory, _FEATURES), features=features, labels=labels)
-    with open(path + ".new", "w") as stream:
-        json.dump(found, stream, indent=2)
-    os.replace(path + ".new", path)
+    content = io.BytesIO()
+    np.savez_compressed(content, features=features, labels=labels)
+    paths.write_whole(os.path.join(directory, _FEATURES), content.getvalue())
+    paths.write_whole(path, report.to_json(found, indent=2))
     return found
 
 

@@ -6,9 +6,11 @@ import os
 import statistics
 from typing import Any
 
+from etils import epath
+
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.errors import UserError
-from ftbnn_jax.train import stages
+from ftbnn_jax.train import metrics, stages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +28,11 @@ class Run:
     records: list[dict[str, Any]]
 
     def curve(self, kind: str, metric: str) -> tuple[list[int], list[float]]:
-        """Returns steps and values of a metric ("loss", "accuracy") of a kind ("train", "eval")."""
-        chosen = [r for r in self.records if r["kind"] == kind and metric in r]
+        """Returns steps and values of a metric ("loss", "accuracy") of a kind ("train", "eval").
+
+        Values that are not finite are left out.
+        """
+        chosen = [r for r in self.records if r["kind"] == kind and r.get(metric) is not None]
         return [r["step"] for r in chosen], [r[metric] for r in chosen]
 
     def final_accuracy(self) -> float:
@@ -48,24 +53,18 @@ def read(path: str) -> Run:
     Raises:
       UserError: it does not hold a run, or a file of it is damaged.
     """
-    try:
-        config = json.loads(_content(os.path.join(path, "config.json")))
-        if config.get("stages"):
-            return read(stages.resolve(TrainConfig.from_dict(config), path)[-1].workdir)
-        # A line without an end is being written.
-        lines = _content(os.path.join(path, "metrics.jsonl")).splitlines(keepends=True)
-        records = [json.loads(line) for line in lines if line.endswith("\n")]
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: config.json or metrics.jsonl is damaged ({error})") from error
-    return Run(path, config, records)
-
-
-def _content(file: str) -> str:
+    file = os.path.join(path, "config.json")
     try:
         with open(file) as stream:
-            return stream.read()
+            config = json.load(stream)
+        in_stages = bool(config.get("stages"))
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}; give the work directory of a run") from error
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{file}: is damaged ({error})") from error
+    if in_stages:
+        return read(stages.resolve(TrainConfig.from_dict(config), path)[-1].workdir)
+    return Run(path, config, metrics.read(epath.Path(path) / "metrics.jsonl"))
 
 
 def mean_and_deviation(values: list[float]) -> tuple[float, float | None]:

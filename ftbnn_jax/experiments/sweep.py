@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
+from typing import NamedTuple
 
 import rich.table
 
@@ -26,6 +27,7 @@ from ftbnn_jax import command, paths, report
 from ftbnn_jax import config as config_lib
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.experiments import results
+from ftbnn_jax.train import lock
 
 # What a run says when it was asked to stop, and what a sweep says then.
 INTERRUPTED = 75
@@ -49,6 +51,10 @@ class Member:
     seed: int
     overrides: tuple[str, ...] = ()
 
+    @property
+    def label(self) -> str:
+        return f"{self.name} seed {self.seed}"
+
     def directory(self, workdir: str) -> str:
         """Returns the run's work directory."""
         return os.path.join(workdir, self.name, f"seed{self.seed}")
@@ -65,7 +71,7 @@ class Member:
                 found = json.load(stream)
         except FileNotFoundError:
             return False
-        except (OSError, json.JSONDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise UserError(f"{path}: {error}; delete it, and the run is looked at again") from error
         if found != self._identity():
             raise UserError(f"{path}: the run was made with {found}; take another --workdir")
@@ -90,14 +96,21 @@ class Member:
     def finish(self, workdir: str) -> None:
         """Marks the run as one that has come to its end."""
         path = os.path.join(self.directory(workdir), _FINISHED)
-        with open(path + ".new", "w") as stream:
-            json.dump(self._identity(), stream)
-        os.replace(path + ".new", path)
+        paths.write_whole(path, json.dumps(self._identity()))
 
     def last_line(self, workdir: str) -> str:
         """Returns the last line that the run printed."""
         with open(os.path.join(self.directory(workdir), "log.txt"), errors="replace") as stream:
             return ([line.strip() for line in stream if line.strip()] or ["no output"])[-1]
+
+
+class _Started(NamedTuple):
+    """A run that is being made; `claim` keeps other sweeps from it."""
+
+    member: Member
+    process: subprocess.Popen[bytes]
+    at: float
+    claim: contextlib.ExitStack
 
 
 @contextlib.contextmanager
@@ -216,41 +229,58 @@ def run(wanted: Sequence[Member], workdir: str, shard: tuple[int, int] = (1, 1),
     part, parts = shard
     waiting = [m for i, m in enumerate(wanted) if i % parts == part - 1 and not m.is_finished(workdir)]
     shares = _shares_of_cores(min(jobs, len(waiting)))
-    running: dict[int, tuple[Member, subprocess.Popen[bytes], float]] = {}
+    running: dict[int, _Started] = {}
     total, done, failed, told = len(waiting), 0, 0, 0
     with _stop_signals() as caught:
         while running or (waiting and not caught):
             for slot, cores in enumerate(shares):
-                if slot not in running and waiting and not caught:
-                    member = waiting.pop(0)
-                    running[slot] = member, member.start(workdir, cores), time.monotonic()
+                while slot not in running and waiting and not caught:
+                    if started := _start(waiting.pop(0), workdir, cores):
+                        running[slot] = started
+                    else:
+                        total -= 1
             # Each signal is handed on once: a second one tells a run to hurry.
             for _ in range(len(caught) - told):
-                for _, process, _ in running.values():
-                    process.send_signal(signal.SIGTERM)
+                for started in running.values():
+                    started.process.send_signal(signal.SIGTERM)
                 told += 1
             time.sleep(0.2)
-            for slot, (member, process, started) in list(running.items()):
-                status = process.poll()
+            for slot, started in list(running.items()):
+                status, member = started.process.poll(), started.member
                 if status is None:
                     continue
                 del running[slot]
-                label = f"{member.name} seed {member.seed}"
                 if status == 0:
                     done += 1
                     member.finish(workdir)
+                started.claim.close()
+                if status == 0:
                     accuracy = results.read(member.directory(workdir)).final_accuracy()
-                    minutes = (time.monotonic() - started) / 60
+                    minutes = (time.monotonic() - started.at) / 60
                     report.console.print(
-                        f"{done}/{total}  {label}  {accuracy:.2%}  {minutes:.1f} minutes"
+                        f"{done}/{total}  {member.label}  {accuracy:.2%}  {minutes:.1f} minutes"
                     )
                 elif not caught:
                     failed += 1
-                    report.warn(f"{label}: exit status {status}; {member.last_line(workdir)}")
+                    report.warn(f"{member.label}: exit status {status}; {member.last_line(workdir)}")
         if caught:
             print("interrupted; the same command goes on from there", file=sys.stderr)
             return INTERRUPTED
     return 1 if failed else 0
+
+
+def _start(member: Member, workdir: str, cores: set[int] | None) -> _Started | None:
+    """Starts a run, unless another sweep is making it, which is told, or has finished it meanwhile."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(lock.held(member.directory(workdir), "sweep"))
+        except UserError as error:
+            report.warn(f"{member.label}: left out; {error}")
+            return None
+        if member.is_finished(workdir):
+            return None
+        process = member.start(workdir, cores)
+        return _Started(member, process, time.monotonic(), stack.pop_all())
 
 
 def _shares_of_cores(jobs: int) -> list[set[int] | None]:

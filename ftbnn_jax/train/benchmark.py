@@ -10,7 +10,6 @@ medians are compared, so that a busy machine hurts them alike. PyTorch takes par
 import dataclasses
 import functools
 import importlib.util
-import json
 import os
 import sys
 import time
@@ -145,7 +144,7 @@ def _main(arguments: Sequence[str]) -> int:
     machine.start_jax()
     rows = [row for name, c in configs for row in measure(name, c, variants, options.rounds)]
     if options.json:
-        print(json.dumps([dataclasses.asdict(row) for row in rows]))
+        report.print_json([dataclasses.asdict(row) for row in rows])
     else:
         print_table(rows)
     return 0

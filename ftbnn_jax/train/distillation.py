@@ -18,7 +18,7 @@ from ftbnn_jax.nn import recording
 from ftbnn_jax.nn.resnet import ResNet
 from ftbnn_jax.nn.spec import ResNetSpec
 from ftbnn_jax.ops import image
-from ftbnn_jax.train import checkpoint, state
+from ftbnn_jax.train import checkpoint, datasets, identity, state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,42 +124,30 @@ def loss(
     return total
 
 
-def load(config: TrainConfig, channels: int, class_names: Sequence[str]) -> Teacher | None:
+def load(config: TrainConfig, split: datasets.Split) -> Teacher | None:
     """Reads the teacher of a config; None where it has none.
 
     Args:
       config: of the student's run.
-      channels: of the student's images.
-      class_names: of the student's data.
+      split: the student's training images.
 
     Raises:
       UserError: there is no such checkpoint, or the net in it cannot teach this one.
     """
     if not config.teacher:
         return None
+    where = f"config.teacher={config.teacher}"
+    variables, experiment, _ = checkpoint.load_variables(config.teacher, given=where)
+    identity.check(where, experiment, config, split, "teacher")
+    teacher = Teacher(TrainConfig.from_dict(experiment["config"]), variables)
     try:
-        variables, experiment, _ = checkpoint.load_variables(config.teacher)
-        teacher = Teacher(TrainConfig.from_dict(experiment["config"]), variables)
-        _check(config, channels, class_names, teacher, experiment)
+        _check(config, split.channels, teacher)
     except UserError as error:
-        reason = str(error).removeprefix(f"--workdir={config.teacher}: ")
-        raise UserError(f"config.teacher={config.teacher}: {reason}") from error
+        raise UserError(f"{where}: {error}") from error
     return teacher
 
 
-def _check(config, channels, class_names, teacher, experiment) -> None:
-    for what, theirs, ours in (
-        ("config.num_classes", teacher.config.num_classes, config.num_classes),
-        ("config.image_size", teacher.config.image_size, config.image_size),
-        ("channels of the images", experiment["channels"], channels),
-    ):
-        if theirs != ours:
-            raise UserError(f"was trained with {what}={theirs}, here it is {ours}")
-    for number, (theirs, ours) in enumerate(zip(experiment["class_names"], class_names, strict=False)):
-        if theirs != ours:
-            raise UserError(
-                f"was trained on other classes: number {number} is {theirs!r}, here {ours!r}"
-            )
+def _check(config: TrainConfig, channels: int, teacher: Teacher) -> None:
     size = config.image_size
     images = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
     expected = _shapes(state.make_model(teacher.config), images)

@@ -5,8 +5,8 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator
-from typing import NoReturn
+from collections.abc import Callable, Iterator
+from typing import NoReturn, TypeVar
 
 import jax
 import numpy as np
@@ -15,6 +15,8 @@ from jax.experimental import multihost_utils
 from ftbnn_jax import machine, report
 from ftbnn_jax.errors import UserError, summary
 from ftbnn_jax.train.interrupt import EXIT_STATUS
+
+T = TypeVar("T")
 
 # A process that has not been heard of for so long is lost, and ends the others.
 _HEARTBEAT_TIMEOUT_S = 30
@@ -75,6 +77,26 @@ def from_main(value: bool) -> bool:
     if jax.process_count() == 1:
         return value
     return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
+
+
+def on_main(action: Callable[[], T]) -> T | None:
+    """Does something in process 0 alone; called by all of them.
+
+    Returns:
+      What `action` returned; None in the other processes.
+
+    Raises:
+      UserError: `action` raised it; raised in all processes.
+    """
+    found, error = None, None
+    if is_main():
+        try:
+            found = action()
+        except UserError as raised:
+            error = raised
+    if from_main(error is not None):
+        raise error or UserError("process 0 cannot go on; it says why")
+    return found
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Accuracy and loss on the evaluation split, every image counted once whatever the number of hosts."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -8,23 +9,32 @@ import jax.numpy as jnp
 
 from ftbnn_jax import report
 from ftbnn_jax.config import TrainConfig
-from ftbnn_jax.train import datasets, input_pipeline
+from ftbnn_jax.errors import UserError
+from ftbnn_jax.train import checkpoint, datasets, identity, input_pipeline
 from ftbnn_jax.train import step as step_lib
 
 
-def evaluate(config: TrainConfig, variables: dict[str, Any], step: int) -> dict[str, float]:
-    """Evaluates trained variables on the evaluation split and prints a table.
+def evaluate(config: TrainConfig, workdir: str, which: str = "latest") -> dict[str, float]:
+    """Evaluates a checkpoint on the evaluation split and prints a table.
 
     Args:
       config: the experiment.
-      variables: `params` and `batch_stats`.
-      step: of the checkpoint; only shown.
+      workdir: directory of the run.
+      which: as in `checkpoint.load_variables`.
 
     Returns:
       `loss`, `accuracy`, `accuracy_top5` and `count`.
+
+    Raises:
+      UserError: there is no such checkpoint, it was trained to see or to mean something else, or its
+        loss is not finite.
     """
+    variables, experiment, step = checkpoint.load_variables(workdir, which)
+    where = f"--workdir={workdir}"
+    identity.check(where, experiment, config)
     mesh = step_lib.make_mesh(config)
     split = datasets.open_split(config, train=False)
+    identity.check(where, experiment, config, split)
     variables = jax.device_put(variables, step_lib.replicated(mesh))
     values = run(
         config,
@@ -34,6 +44,11 @@ def evaluate(config: TrainConfig, variables: dict[str, Any], step: int) -> dict[
         split,
         step_lib.batch_sharding(mesh),
     )
+    if not math.isfinite(values["loss"]):
+        raise UserError(
+            f"{where}: step {step}: the loss is {values['loss']}, since the training has diverged; take "
+            "an earlier --checkpoint, or train anew"
+        )
     report.print_table(
         "Evaluated",
         [
@@ -69,6 +84,9 @@ def run(
 
     Returns:
       `loss`, `accuracy`, `accuracy_top5` and `count`, or None where it was ended.
+
+    Raises:
+      UserError: there is no image that can be read.
     """
     batches = input_pipeline.eval_batches(
         split, config, process_index=jax.process_index(), process_count=jax.process_count()
@@ -80,7 +98,12 @@ def run(
         sums = eval_step(params, batch_stats, batch)
         total = sums if total is None else jax.tree.map(jnp.add, total, sums)
     total = jax.device_get(total)
-    count = float(total["count"])
+    count = float(total["count"]) if total else 0.0
+    if not count:
+        raise UserError(
+            f"config.eval_split={config.eval_split!r}: none of the images is readable, and there are "
+            f"{split.num_examples}"
+        )
     return {
         "loss": float(total["loss"]) / count,
         "accuracy": float(total["correct"]) / count,

@@ -10,7 +10,6 @@ import concurrent.futures
 import dataclasses
 import io
 import itertools
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -85,7 +84,7 @@ def _main(arguments: Sequence[str]) -> int:
     machine.start_jax()
     result = measure(config, options.seconds)
     if options.json:
-        print(json.dumps(result))
+        report.print_json(result)
     else:
         print_tables(result)
     return 0

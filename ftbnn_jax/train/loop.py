@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import json
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,11 +16,14 @@ from ftbnn_jax.errors import UserError
 from ftbnn_jax.train import (
     checkpoint,
     datasets,
+    disk,
     distillation,
     distributed,
     evaluation,
+    identity,
     input_pipeline,
     interrupt,
+    lock,
     metrics,
     optimizer,
     state,
@@ -42,8 +46,8 @@ def train(config: TrainConfig, workdir: str) -> None:
       workdir: directory of the run, the same for all processes; made if need be.
 
     Raises:
-      UserError: config, data or checkpoint are of no use, or the loss is not finite; the last good
-        checkpoint is kept.
+      UserError: config, data or checkpoint are of no use, another process works in `workdir`, or the
+        loss is not finite; the last good checkpoint is kept.
       interrupt.Interrupted: SIGINT, SIGTERM or a notice of preemption asked for the end; the state of
         that step is saved.
     """
@@ -51,14 +55,14 @@ def train(config: TrainConfig, workdir: str) -> None:
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(interrupt.StopRequest())
         stack.enter_context(interrupt.PreemptionNotice())
-        stack.enter_context(checkpoint.disk_full_is_told(workdir))
+        stack.enter_context(disk.errors_are_told(workdir))
         with stop.expendable("stopped before a step was made; nothing is lost"):
             run = _Run(config, workdir, stop, stack)
         values = run.train()
+        best = run.checkpoints.best()
     if not distributed.is_main():
         return
     accuracies = run.writer.values("eval", "accuracy")
-    best_step, best = max(accuracies, key=lambda pair: pair[1])
     resumed = f" (from {run.first_step:,})" if run.first_step else ""
     report.print_table(
         "Trained",
@@ -67,7 +71,7 @@ def train(config: TrainConfig, workdir: str) -> None:
             *([("training loss, last logged", f"{values['loss']:.4f}")] if values else []),
             ("test images", f"{run.eval_split.num_examples:,}"),
             ("test accuracy", f"{accuracies[-1][1]:.2%}"),
-            ("best test accuracy", f"{best:.2%} at step {best_step:,}"),
+            *([("best test accuracy", f"{best[1]:.2%} at step {best[0]:,}")] if best else []),
             ("time", metrics.format_seconds(time.perf_counter() - started)),
             ("checkpoints", run.checkpoints.directory),
         ],
@@ -102,12 +106,12 @@ class _Run:
         self._eval_every = config.eval_every or input_pipeline.steps_per_epoch(config, num_examples)
 
         tx = optimizer.make(config, self.num_steps)
-        channels = self._train_split.channels
+        self._hold = distributed.on_main(lambda: stack.enter_context(lock.held(workdir)))
         self.checkpoints = stack.enter_context(
-            checkpoint.Checkpoints(workdir, config, channels, self._train_split.class_names)
+            checkpoint.Checkpoints(workdir, config, self._train_split)
         )
-        teacher = distillation.load(config, channels, self._train_split.class_names)
-        self._state = _restore_or_init(config, channels, tx, mesh, self.checkpoints)
+        teacher = distillation.load(config, self._train_split)
+        self._state = _restore_or_init(config, self._train_split, tx, mesh, self.checkpoints)
         self.first_step = int(self._state.step)
         if self.first_step > self.num_steps:
             raise UserError(
@@ -119,6 +123,8 @@ class _Run:
         stack.callback(self.writer.close)
         self._progress = metrics.Progress(self.first_step, self.num_steps, config.batch_size)
         stack.callback(self._progress.close)
+        # The one of the last step.
+        self._batch: dict[str, jax.Array] = {}
         # What every step takes besides the state and the batch.
         self._constants: list[Any] = []
         if teacher:
@@ -159,25 +165,27 @@ class _Run:
         evaluate_due = step > 0 and self._is_evaluated_after(step)
         evaluate_due = evaluate_due and not distributed.from_main(self.writer.was_evaluated(step))
         while True:
-            accuracy = self._evaluate(step) if evaluate_due else None
             stopping = self._stop.reached()
             save_due = config.checkpoint_every and step % config.checkpoint_every == 0
             if step > self.first_step and (save_due or evaluate_due or stopping):
-                self._check_finite()
-                self.checkpoints.save(self._state, step, accuracy)
+                self._save(step)
+            if evaluate_due and not stopping:
+                self._evaluate(step)
+                stopping = self._stop.reached()
             if stopping:
                 raise interrupt.Interrupted(f"stopped at step {step} of {self.num_steps}, state saved")
             if step == self.num_steps:
                 return values
-            self._state, sums = self._train_step(self._state, next(batches), *self._constants)
+            self._batch = next(batches)
+            self._state, sums = self._train_step(self._state, self._batch, *self._constants)
             step += 1
             in_flight.append(sums)
             if len(in_flight) > _STEPS_IN_FLIGHT:
                 jax.block_until_ready(in_flight.popleft())
             self._progress.advance(step)
             if step % config.log_every == 0 or step == self.num_steps:
+                self._check_finite(sums)
                 values = self._log_training(step, sums)
-                self._check_finite()
             evaluate_due = self._is_evaluated_after(step)
 
     def _is_evaluated_after(self, step: int) -> bool:
@@ -191,19 +199,40 @@ class _Run:
         self.writer.write("train", step, values, **({"images_per_second": rate} if rate else {}))
         return values
 
-    def _check_finite(self) -> None:
-        step = int(self._state.nonfinite_step)
+    def _save(self, step: int) -> None:
+        """Saves the state, once its own weights have given a finite loss and gradient.
+
+        The step that made it has asked that of the weights before: a step that was far too long leaves
+        weights that are finite, and that no training can go on from.
+        """
+        if self._hold:
+            self._hold.check()
+        # A step destroys the state that it is given.
+        copied = state.copy(self._state)
+        self._check_finite(self._train_step(copied, self._batch, *self._constants)[1])
+        if not state.is_finite(self._state):
+            raise self._diverged(f"step {step}: weights or statistics are not finite")
+        self.checkpoints.save(self._state, step)
+
+    def _check_finite(self, sums: dict[str, jax.Array]) -> None:
+        step = int(sums["nonfinite_step"])
         if step < 0:
             return
+        if self.first_step == step - 1 > 0:
+            # Another rate cannot help the step after it, whose loss is of these weights.
+            self.checkpoints.set_aside([self.first_step])
+        raise self._diverged(f"step {step}: loss or gradient is not finite")
+
+    def _diverged(self, what: str) -> UserError:
         good = self.checkpoints.latest_step()
         kept = "there is no checkpoint yet" if good is None else f"rolled back to the one of step {good}"
-        raise UserError(
-            f"step {step}: loss or gradient is not finite; stopped, {kept} in "
-            f"{self.checkpoints.directory}; a lower config.learning_rate may help"
+        return UserError(
+            f"{what}; stopped, {kept} in {self.checkpoints.directory}; a lower config.learning_rate may "
+            "help"
         )
 
-    def _evaluate(self, step: int) -> float | None:
-        """Evaluates, writes and shows; returns the accuracy, or None where it was interrupted."""
+    def _evaluate(self, step: int) -> None:
+        """Evaluates, writes and shows, unless that is interrupted."""
         self._progress.describe("evaluate")
         values = evaluation.run(
             self._config,
@@ -217,20 +246,23 @@ class _Run:
         self._progress.describe("train")
         self._progress.pause()
         if values is None:
-            return None
+            return
+        if not math.isfinite(values["loss"]):
+            self.checkpoints.set_aside([step])
+            raise self._diverged(f"step {step}: the evaluation's loss is {values['loss']}")
+        self.checkpoints.rate(step, values["accuracy"])
         shown = {k: values[k] for k in ("loss", "accuracy", "accuracy_top5")}
         self.writer.write("eval", step, shown)
         self._progress.line(
             f"step {step}  test accuracy {values['accuracy']:.2%}  test loss {values['loss']:.4f}"
         )
-        return values["accuracy"]
 
 
-def _restore_or_init(config, channels, tx, mesh, checkpoints) -> state.TrainState:
+def _restore_or_init(config, split, tx, mesh, checkpoints) -> state.TrainState:
     """Weights come from the newest checkpoint, else from another run's, else from the seed."""
     sharding = step_lib.replicated(mesh)
     init = jax.jit(
-        lambda: state.init(config, channels, tx),
+        lambda: state.init(config, split.channels, tx),
         out_shardings=sharding,
         # Runs once: optimising the random number generators' code takes far longer than running it.
         compiler_options={"xla_backend_optimization_level": 0},
@@ -240,23 +272,24 @@ def _restore_or_init(config, channels, tx, mesh, checkpoints) -> state.TrainStat
     )
     restored = checkpoints.restore_latest(abstract)
     if restored is None:
-        return _start_from(config.start_from, init(), sharding) if config.start_from else init()
+        return _start_from(config, split, init(), sharding) if config.start_from else init()
     report.console.print(f"resuming from step {int(restored.step)} in {checkpoints.directory}")
     return restored
 
 
 def _start_from(
-    workdir: str, fresh: state.TrainState, sharding: jax.sharding.Sharding
+    config: TrainConfig,
+    split: datasets.Split,
+    fresh: state.TrainState,
+    sharding: jax.sharding.Sharding,
 ) -> state.TrainState:
     """Returns the state before the first step with the weights that another run ended with."""
-    try:
-        variables, _, step = checkpoint.load_variables(workdir)
-        checkpoint.check_same_shapes(
-            {"params": fresh.params, "batch_stats": fresh.batch_stats}, variables
-        )
-    except UserError as error:
-        reason = str(error).removeprefix(f"--workdir={workdir}: ")
-        raise UserError(f"config.start_from={workdir}: {reason}") from error
+    workdir = config.start_from
+    where = f"config.start_from={workdir}"
+    variables, experiment, step = checkpoint.load_variables(workdir, given=where)
+    identity.check(where, experiment, config, split, "start_from")
+    expected = {"params": fresh.params, "batch_stats": fresh.batch_stats}
+    checkpoint.check_same_shapes(expected, variables, f"{where}: ")
     if distributed.is_main():
         report.console.print(f"starting from the weights of step {step} in {workdir}")
     return fresh.replace(**jax.device_put(variables, sharding))
@@ -265,4 +298,4 @@ def _start_from(
 def write_config(workdir: str, config: TrainConfig) -> None:
     """Writes `config.json`, by which others know what was trained there."""
     path = paths.absolute(workdir) / "config.json"
-    paths.write_whole(path, json.dumps(config.to_dict(), indent=2) + "\n")
+    paths.write_whole(path, json.dumps(config.to_dict(), indent=2, allow_nan=False) + "\n")

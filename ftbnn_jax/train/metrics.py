@@ -1,6 +1,7 @@
 """What a run writes down (`metrics.jsonl`, TensorBoard) and what a person sees while it runs."""
 
 import json
+import math
 import socket
 import struct
 import time
@@ -12,7 +13,44 @@ from tensorboardX import record_writer
 from tensorboardX.proto import event_pb2, summary_pb2
 
 from ftbnn_jax import paths, report
+from ftbnn_jax.errors import UserError
 from ftbnn_jax.report import console
+
+
+def read(path: epath.Path) -> list[dict[str, Any]]:
+    """Returns the lines of a `metrics.jsonl`; none where there is no such file.
+
+    A line without an end, which is being written or was when a process was killed, is left out. Numbers
+    that are not finite, as older versions wrote them, are None.
+
+    Raises:
+      UserError: a line is not one of a run's, or the file cannot be read.
+    """
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; give the work directory of a run") from error
+    records = []
+    for number, line in enumerate(lines, 1):
+        if not line.endswith(b"\n"):
+            continue
+        try:
+            record = json.loads(line, parse_constant=lambda _: None)
+        except ValueError:
+            record = None
+        if not _is_record(record):
+            raise UserError(f"{path}: line {number} is damaged; delete it, or the file")
+        records.append(record)
+    return records
+
+
+def _is_record(value: Any) -> bool:
+    if not isinstance(value, dict) or value.get("kind") not in ("train", "eval"):
+        return False
+    numbers = [number for name, number in value.items() if name != "kind"]
+    return type(value.get("step")) is int and all(type(n) in (int, float, type(None)) for n in numbers)
 
 
 class MetricsWriter:
@@ -20,7 +58,8 @@ class MetricsWriter:
 
     `metrics.jsonl` has one object a line: `step`, `kind` ("train" or "eval") and numbers that are a
     function of config and seed, so that two runs can be compared line by line; rates go to
-    TensorBoard only. A run that resumes drops the lines of steps that it is about to repeat.
+    TensorBoard only. A number that is not finite is null: JSON has none. A run that resumes drops the
+    lines of steps that it is about to repeat.
 
     Args:
       workdir: directory of the run.
@@ -35,17 +74,17 @@ class MetricsWriter:
         self._writes = writes
         if not writes:
             return
-        self._lines = [line for line in self._complete_lines() if json.loads(line)["step"] <= step]
-        self._evaluated = {r["step"] for r in map(json.loads, self._lines) if r["kind"] == "eval"}
-        paths.write_whole(self._path, "".join(self._lines))
-        self._file = None if paths.is_remote(self._path) else self._path.open("a")
+        # An evaluation whose loss was not finite is made again, and ends the run.
+        lost = ("eval", None)
+        kept = [r for r in read(self._path) if (r["kind"], r.get("loss", 0.0)) != lost]
+        self._records = [r for r in kept if r["step"] <= step]
+        self._evaluated = {r["step"] for r in self._records if r["kind"] == "eval"}
+        self._write_all()
         self._events = _Events(directory / "tensorboard", step)
+        self._file = None if paths.is_remote(self._path) else self._path.open("a")
 
-    def _complete_lines(self) -> list[str]:
-        if not self._path.exists():
-            return []
-        lines = self._path.read_text().splitlines(keepends=True)
-        return [line for line in lines if line.endswith("\n")]
+    def _write_all(self) -> None:
+        paths.write_whole(self._path, "".join(report.to_json(r) + "\n" for r in self._records))
 
     def was_evaluated(self, step: int) -> bool:
         """Whether the run holds the evaluation of a step."""
@@ -55,21 +94,21 @@ class MetricsWriter:
         """Writes metrics of a step; `rates` go to TensorBoard only."""
         if not self._writes:
             return
-        self._lines.append(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+        self._records.append({"step": step, "kind": kind, **values})
         if self._file:
-            self._file.write(self._lines[-1])
+            self._file.write(report.to_json(self._records[-1]) + "\n")
             self._file.flush()
         else:
-            paths.write_whole(self._path, "".join(self._lines))
+            self._write_all()
         if kind == "eval":
             self._evaluated.add(step)
         named = {f"{kind}/{name}": value for name, value in {**values, **rates}.items()}
         self._events.write(step, named)
 
     def values(self, kind: str, name: str) -> list[tuple[int, float]]:
-        """Returns (step, value) of a metric in the order it was written."""
-        records = [json.loads(line) for line in self._lines]
-        return [(r["step"], r[name]) for r in records if r["kind"] == kind]
+        """Returns (step, value) of a metric, where it is finite, in the order it was written."""
+        chosen = [(r["step"], r.get(name)) for r in self._records if r["kind"] == kind]
+        return [(step, value) for step, value in chosen if value is not None and math.isfinite(value)]
 
     def close(self) -> None:
         if not self._writes:

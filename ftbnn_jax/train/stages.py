@@ -1,5 +1,6 @@
 """Multi-step training: the stages of a config as runs, each starting from the one before."""
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Mapping
@@ -8,7 +9,7 @@ from typing import Any
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.report import console
-from ftbnn_jax.train import checkpoint, datasets, distillation, distributed, loop
+from ftbnn_jax.train import checkpoint, datasets, disk, distillation, distributed, lock, loop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,10 +90,15 @@ def train(config: TrainConfig, workdir: str) -> None:
     for stage in stages:
         if stage.config.teacher:
             split = datasets.open_split(stage.config, train=True)
-            distillation.load(stage.config, split.channels, split.class_names)
-    if config.stages and distributed.is_main():
-        loop.write_config(workdir, config)
-    for stage in stages:
-        if stage.name and distributed.is_main():
-            console.print(f"stage {stage.name}, in {stage.workdir}")
-        loop.train(stage.config, stage.workdir)
+            distillation.load(stage.config, split)
+    with contextlib.ExitStack() as stack:
+        if config.stages:
+            # Each stage holds its own directory as well.
+            stack.enter_context(disk.errors_are_told(workdir))
+            distributed.on_main(lambda: stack.enter_context(lock.held(workdir)))
+            if distributed.is_main():
+                loop.write_config(workdir, config)
+        for stage in stages:
+            if stage.name and distributed.is_main():
+                console.print(f"stage {stage.name}, in {stage.workdir}")
+            loop.train(stage.config, stage.workdir)

@@ -62,3 +62,14 @@ def init(config: TrainConfig, channels: int, optimizer: optax.GradientTransforma
         sums=jax.tree.map(jnp.asarray, zero_sums()),
         nonfinite_step=jnp.full((), -1, jnp.int32),
     )
+
+
+def all_finite(tree: Any) -> jax.Array:
+    """Whether every number is finite: whether sums over all but the last axis are, which cost little."""
+    sums = [jnp.sum(leaf, tuple(range(leaf.ndim - 1))) for leaf in jax.tree.leaves(tree)]
+    return jnp.stack([jnp.isfinite(s).all() for s in sums]).all()
+
+
+# Compiled once for all runs of a network.
+is_finite = jax.jit(all_finite)
+copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))

@@ -13,7 +13,7 @@ from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn import recording
 from ftbnn_jax.ops import image
 from ftbnn_jax.train import distillation
-from ftbnn_jax.train.state import TrainState, make_model, zero_sums
+from ftbnn_jax.train.state import TrainState, all_finite, make_model, zero_sums
 
 
 def make_mesh(config: TrainConfig) -> Mesh:
@@ -82,7 +82,7 @@ def make_train_step(
             state.params, state.batch_stats, images, labels, progress, teacher_variables
         )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        finite = jnp.isfinite(loss) & _all_finite(grads)
+        finite = jnp.isfinite(loss) & all_finite(grads)
         first_seen = ~finite & (state.nonfinite_step < 0)
         restart = state.step % config.log_every == 0
         kept = jax.tree.map(lambda old, zero: jnp.where(restart, zero, old), state.sums, zero_sums())
@@ -107,12 +107,6 @@ def make_train_step(
         out_shardings=(replicated(mesh), replicated(mesh)),
         donate_argnums=0,
     )
-
-
-def _all_finite(tree: Any) -> jax.Array:
-    """Whether every number is finite: whether sums over all but the last axis are, which cost little."""
-    sums = [jnp.sum(leaf, tuple(range(leaf.ndim - 1))) for leaf in jax.tree.leaves(tree)]
-    return jnp.stack([jnp.isfinite(s).all() for s in sums]).all()
 
 
 # Of params, batch statistics, images, labels, the share of the training that is done, and the teacher's

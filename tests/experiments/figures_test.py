@@ -121,7 +121,7 @@ def test_discrepancy_of_a_trained_network(tmp_path, monkeypatch, activation):
     stem["bn"]["bias"][:] = 1
     kernel = variables["params"]["block1_1"]["conv"]["kernel_0"]
     kernel[:] = np.where(kernel > 0, 1, -1)
-    experiment = {"config": config.to_dict(), "channels": 1}
+    experiment = {"config": config.to_dict(), "channels": 1, "class_names": list("0123456789")}
     monkeypatch.setattr(
         discrepancy.checkpoint, "load_variables", lambda workdir: (variables, experiment, 1)
     )

@@ -46,5 +46,16 @@ def test_what_is_not_a_run_is_named(tmp_path):
     with pytest.raises(UserError, match="has no evaluation yet"):
         results.read(str(tmp_path)).final_accuracy()
     (tmp_path / "metrics.jsonl").write_text("{broken\n")
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl: line 1 is damaged"):
         results.read(str(tmp_path))
+    for content in (b"{broken", b"[]", b"\xff"):
+        (tmp_path / "config.json").write_bytes(content)
+        with pytest.raises(UserError, match=r"config\.json: is damaged"):
+            results.read(str(tmp_path))
+
+
+def test_values_that_are_not_finite_are_no_part_of_a_curve(tmp_path):
+    runs.write(tmp_path, [0.5, 0.75], losses=[2.0, math.nan, 1.0, math.inf])
+    run = results.read(str(tmp_path))
+    assert run.curve("train", "loss") == ([10, 30], [2.0, 1.0])
+    assert run.final_accuracy() == 0.75

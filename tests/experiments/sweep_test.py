@@ -9,6 +9,7 @@ import runs
 
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.experiments import sweep, table3
+from ftbnn_jax.train import lock
 
 # In the place of a training: writes down that it was started and on how many cores, then does what the
 # config's argument says.
@@ -60,6 +61,34 @@ def test_shards_divide_the_runs(tmp_path, stub):
         sweep.run(wanted, str(tmp_path), shard=(part, 2))
         found.append(_starts(tmp_path))
     assert found == [3, 6]
+
+
+def test_of_two_sweeps_each_makes_what_the_other_does_not(tmp_path, stub, capsys):
+    wanted = _members("a", "b", "c")
+    with lock.held(wanted[0].directory(str(tmp_path)), "sweep"):
+        # The other one has finished this since the first look.
+        started = sweep._start
+
+        def meanwhile(member, workdir, cores):
+            if member.name == "b":
+                wanted[1].finish(workdir)
+            return started(member, workdir, cores)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sweep, "_start", meanwhile)
+            os.makedirs(wanted[1].directory(str(tmp_path)))
+            assert sweep.run(wanted, str(tmp_path)) == 0
+    output, errors = capsys.readouterr()
+    assert errors.startswith(f"warning: a seed 0: left out; --workdir={tmp_path}/a/seed0: is in use by ")
+    assert errors.count("\n") == 1
+    assert output.startswith("1/1  c seed 0  50.00%")
+    assert [p.parent.parent.name for p in tmp_path.rglob("started")] == ["c"]
+    # A user's file of the name that the mark had before it was whole.
+    (tmp_path / "a" / "seed0" / "finished.json.new").write_text("mine")
+    assert sweep.run(_members("a"), str(tmp_path)) == 0
+    assert (tmp_path / "a" / "seed0" / "finished.json.new").read_text() == "mine"
+    assert sweep.run(_members("a"), str(tmp_path)) == 0
+    assert _starts(tmp_path) == 2
 
 
 def test_jobs_share_the_cores(tmp_path, stub):

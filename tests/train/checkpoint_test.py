@@ -1,6 +1,7 @@
 """Checkpoints: what comes back, what is kept, and what happens to damaged or foreign ones."""
 
 import dataclasses
+import json
 import pathlib
 
 import jax
@@ -10,10 +11,14 @@ import pytest
 from ftbnn_jax import config as config_lib
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn import architectures
-from ftbnn_jax.train import checkpoint, optimizer, state
+from ftbnn_jax.train import checkpoint, datasets, optimizer, state
 
 CONFIG = config_lib.TrainConfig(
-    architectures.small((1, 1), 4, groups=3), image_size=8, num_classes=3, keep_checkpoints=2
+    architectures.small((1, 1), 4, groups=3),
+    dataset="fake",
+    image_size=8,
+    num_classes=3,
+    keep_checkpoints=2,
 )
 NAMES = ("a", "b", "c")
 
@@ -29,14 +34,20 @@ def at_step(initial, step):
     return moved.replace(step=jax.numpy.asarray(step, "int32"))
 
 
-def opened(workdir, config=CONFIG, channels=1):
-    return checkpoint.Checkpoints(str(workdir), config, channels, NAMES)
+SPLIT = datasets.ArraySplit(np.zeros((2, 8, 8, 1), np.uint8), np.zeros(2, np.int32), NAMES)
+
+
+def opened(workdir, config=CONFIG):
+    return checkpoint.Checkpoints(str(workdir), config, SPLIT)
 
 
 def save_steps(workdir, initial, accuracies):
     with opened(workdir) as checkpoints:
         for step, accuracy in accuracies.items():
-            checkpoints.save(at_step(initial, step), step, accuracy)
+            checkpoints.save(at_step(initial, step), step)
+            if accuracy is not None:
+                checkpoints.rate(step, accuracy)
+        return checkpoints.best()
 
 
 def steps_in(workdir) -> list[int]:
@@ -131,32 +142,92 @@ def test_no_readable_checkpoint_is_no_fresh_start(tmp_path, initial):
     assert steps_in(tmp_path) == [5, 6]
 
 
-@pytest.mark.parametrize(
-    ("config", "channels", "message"),
-    [
-        (
-            dataclasses.replace(CONFIG, model=architectures.small((1, 1), 4, groups=2)),
-            1,
-            r"config\.model\.groups=3 there, 2 here",
-        ),
-        (dataclasses.replace(CONFIG, num_classes=5), 1, r"config\.num_classes=3 there, 5 here"),
-        (CONFIG, 3, "channels of the images=1 there, 3 here"),
-    ],
-)
-def test_other_architecture_is_refused(tmp_path, initial, config, channels, message):
+def test_another_network_is_refused(tmp_path, initial):
+    """By its config, or, where that is equal, by its shapes; and neither is taken for damage."""
     save_steps(tmp_path, initial, {5: None})
-    with opened(tmp_path, config, channels) as checkpoints, pytest.raises(UserError, match=message):
+    other = dataclasses.replace(CONFIG, model=architectures.small((1, 1), 4, groups=2))
+    message = r"checkpoints/5: was trained with config\.model\.groups=3, here it is 2; use that value or"
+    with opened(tmp_path, other) as checkpoints, pytest.raises(UserError, match=message):
         checkpoints.restore_latest(initial)
+    bias = {**initial.params["head"], "bias": np.zeros(7, np.float32)}
+    other = initial.replace(params={**initial.params, "head": bias})
+    message = r"checkpoints/5: params/head/bias: \[3\] in the checkpoint, the network has \[7\]"
+    with opened(tmp_path) as checkpoints, pytest.raises(UserError, match=message):
+        checkpoints.restore_latest(other)
     assert steps_in(tmp_path) == [5]
 
 
-def test_changed_recipe_is_told(tmp_path, initial, capsys):
-    save_steps(tmp_path, initial, {5: None})
-    with opened(tmp_path, dataclasses.replace(CONFIG, batch_size=8)) as checkpoints:
+def test_of_equally_good_ones_the_newest_is_the_best_and_kept(tmp_path, initial):
+    assert save_steps(tmp_path, initial, {1: 0.9, 2: 0.9, 3: 0.5, 4: None, 5: None}) == (2, 0.9)
+    assert steps_in(tmp_path) == [2, 4, 5]
+    assert checkpoint.load_variables(str(tmp_path), "best")[2] == 2
+    # An evaluation that was interrupted comes after the next start.
+    with opened(tmp_path) as checkpoints:
+        checkpoints.rate(5, 0.95)
+        assert checkpoints.best() == (5, 0.95)
+    assert checkpoint.load_variables(str(tmp_path), "best")[2] == 5
+
+
+def test_a_damaged_rating_is_told_and_costs_no_weights(tmp_path, initial, capsys):
+    save_steps(tmp_path, initial, {1: 0.9, 2: 0.5})
+    rating = tmp_path / "checkpoints" / "1" / "metrics" / "metrics"
+    assert json.loads(rating.read_text()) == {"accuracy": 0.9}
+    rating.write_text('{"accu')
+    with pytest.raises(UserError, match=r"1/metrics/metrics: damaged; delete it"):
+        checkpoint.load_variables(str(tmp_path))
+    with opened(tmp_path) as checkpoints:
+        assert checkpoints.best() == (2, 0.5)
         assert checkpoints.restore_latest(initial) is not None
-    assert capsys.readouterr().err == (
-        "warning: config.batch_size is now 8; the checkpoint was made with 256\n"
+    assert capsys.readouterr().err == f"warning: {rating}: damaged; its step counts as not evaluated\n"
+    assert checkpoint.load_variables(str(tmp_path), "1")[2] == 1
+
+
+def test_numbers_that_are_not_finite_are_no_weights(tmp_path, initial, capsys):
+    """As earlier versions could save them; in the optimizer, which evaluation does not read, as well."""
+    bad = at_step(initial, 6)
+    bias = {**bad.params["head"], "bias": bad.params["head"]["bias"].at[0].set(np.inf)}
+    bad = bad.replace(params={**bad.params, "head": bias})
+    worse = at_step(initial, 7)
+    worse = worse.replace(opt_state=jax.tree.map(lambda x: x * np.nan if x.ndim else x, worse.opt_state))
+    with opened(tmp_path, dataclasses.replace(CONFIG, keep_checkpoints=3)) as checkpoints:
+        for step, value in ((5, at_step(initial, 5)), (6, bad), (7, worse)):
+            checkpoints.save(value, step)
+    message = (
+        r"checkpoints/6: params/head/bias holds numbers that are not finite; there are the steps 5, 6, 7"
     )
+    with pytest.raises(UserError, match=message):
+        checkpoint.load_variables(str(tmp_path), "6")
+    with opened(tmp_path, dataclasses.replace(CONFIG, keep_checkpoints=3)) as checkpoints:
+        assert int(checkpoints.restore_latest(initial).step) == 5
+    lines = capsys.readouterr().err.splitlines()
+    told = "holds numbers that are not finite; falling back to the checkpoint before it"
+    assert [line.partition(": ")[2].partition(": ")[2] for line in lines] == [told, told]
+    assert sorted(p.name for p in (tmp_path / "checkpoints_damaged").iterdir()) == ["6", "7"]
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"config": {}, "channels": "1", "class_names": []}'])
+def test_a_checkpoint_that_does_not_say_what_it_is_of_is_damaged(tmp_path, initial, content, capsys):
+    save_steps(tmp_path, initial, {5: None, 6: None})
+    (tmp_path / "checkpoints" / "6" / "experiment" / "metadata").write_text(content)
+    with pytest.raises(UserError, match=r"checkpoints/6: damaged \(no \w+ beside the weights\)"):
+        checkpoint.load_variables(str(tmp_path))
+    with opened(tmp_path) as checkpoints:
+        assert int(checkpoints.restore_latest(initial).step) == 5
+    assert "checkpoints/6: damaged" in capsys.readouterr().err
+
+
+def test_foreign_files_are_no_checkpoints(tmp_path, initial):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    (folder / "9").write_text("a file")
+    assert not checkpoint.exists(str(tmp_path))
+    save_steps(tmp_path, initial, {5: 0.5})
+    (folder / "notes.txt").write_text("mine")
+    (folder / "old").mkdir()
+    with opened(tmp_path) as checkpoints:
+        assert int(checkpoints.restore_latest(initial).step) == 5
+    assert checkpoint.load_variables(str(tmp_path))[2] == 5
+    assert (folder / "notes.txt").read_text() == "mine"
 
 
 def test_workdir_that_cannot_be_written(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from ftbnn_jax import config as config_lib
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn import architectures, recording
-from ftbnn_jax.train import checkpoint, distillation, loop, state
+from ftbnn_jax.train import checkpoint, datasets, distillation, loop, state
 
 _STUDENT = config_lib.TrainConfig(
     architectures.small((2, 2), 6),
@@ -40,6 +40,10 @@ _TEACHER = dataclasses.replace(
     pixel_std=(60.0,),
 )
 _NAMES = tuple("0123456789")
+
+
+def _split(names=_NAMES, channels=1):
+    return datasets.ArraySplit(np.zeros((1, 8, 8, channels), np.uint8), np.zeros(1, np.int32), names)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +110,7 @@ def test_attention_is_compared_at_equal_parts_of_each_stage(student, teacher, ex
 
 
 def test_the_teacher_gets_no_gradient_and_the_student_does(workdir):
-    teacher = distillation.load(dataclasses.replace(_STUDENT, teacher=workdir), 1, _NAMES)
+    teacher = distillation.load(dataclasses.replace(_STUDENT, teacher=workdir), _split())
     images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
     blocks = {f"block{s}_2": _normal(s, 3, 8 // s, 8 // s, 6 * s) for s in (1, 2)}
 
@@ -133,7 +137,11 @@ def test_the_teacher_gets_no_gradient_and_the_student_does(workdir):
     [
         ({"num_classes": 12}, _NAMES, "config.num_classes=10, here it is 12"),
         ({"image_size": 16}, _NAMES, "config.image_size=8, here it is 16"),
-        ({}, ("zero", *_NAMES[1:]), "other classes: number 0 is '0', here 'zero'"),
+        (
+            {},
+            ("zero", *_NAMES[1:]),
+            "other classes, or in another order: number 0 is '0' there, 'zero' here",
+        ),
         (
             {"model": architectures.small((2,), 6)},
             _NAMES,
@@ -150,7 +158,7 @@ def test_the_teacher_gets_no_gradient_and_the_student_does(workdir):
 def test_a_wrong_teacher_is_refused(workdir, fields, names, words):
     config = dataclasses.replace(_STUDENT, **{"teacher": workdir, **fields})
     with pytest.raises(UserError) as error:
-        distillation.load(config, 1, names)
+        distillation.load(config, _split(names))
     message = str(error.value)
     assert message.startswith(f"config.teacher={config.teacher}: ")
     assert words in message
@@ -159,19 +167,19 @@ def test_a_wrong_teacher_is_refused(workdir, fields, names, words):
 
 def test_a_teacher_of_other_channels_is_refused(workdir):
     with pytest.raises(UserError, match="channels of the images=1, here it is 3"):
-        distillation.load(dataclasses.replace(_STUDENT, teacher=workdir), 3, _NAMES)
+        distillation.load(dataclasses.replace(_STUDENT, teacher=workdir), _split(channels=3))
 
 
 def test_without_attention_any_structure_can_teach(workdir):
     config = dataclasses.replace(
         _STUDENT, model=architectures.small((2,), 6), teacher=workdir, attention_weight=0.0
     )
-    assert distillation.load(config, 1, _NAMES).config.model == _TEACHER.model
+    assert distillation.load(config, _split()).config.model == _TEACHER.model
 
 
 def test_a_checkpoint_must_hold_the_net_that_it_names(workdir, monkeypatch):
     whole = checkpoint.load_variables(workdir)
     whole[0]["params"]["head"]["bias"] = np.zeros(9, np.float32)
-    monkeypatch.setattr(checkpoint, "load_variables", lambda workdir: whole)
+    monkeypatch.setattr(checkpoint, "load_variables", lambda workdir, given: whole)
     with pytest.raises(UserError, match=r"params/head/bias: \[9\] in the checkpoint, .* \[10\]"):
-        distillation.load(dataclasses.replace(_STUDENT, teacher=workdir), 1, _NAMES)
+        distillation.load(dataclasses.replace(_STUDENT, teacher=workdir), _split())

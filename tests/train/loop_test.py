@@ -1,5 +1,6 @@
 """Whole runs: learning, resuming, stopping."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -15,7 +16,7 @@ import pytest
 from ftbnn_jax import config as config_lib
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn import architectures
-from ftbnn_jax.train import checkpoint, datasets, evaluation, input_pipeline, interrupt, loop
+from ftbnn_jax.train import checkpoint, datasets, evaluation, input_pipeline, interrupt, lock, loop
 
 CONFIG = config_lib.TrainConfig(
     # A gradient that depends on how far the training is.
@@ -133,8 +134,7 @@ def test_a_finished_run_stays_as_it_is(uninterrupted, capsys):
 
 
 def test_evaluation_of_a_checkpoint_is_that_of_the_run(uninterrupted):
-    variables, _, step = checkpoint.load_variables(str(uninterrupted))
-    values = evaluation.evaluate(CONFIG, variables, step)
+    values = evaluation.evaluate(CONFIG, str(uninterrupted))
     assert values["count"] == 450
     last = records(uninterrupted)[-1]
     for name in ("accuracy", "accuracy_top5"):
@@ -167,14 +167,189 @@ def test_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, repository):
     assert_same_run(runs["killed"], runs["whole"])
 
 
-def test_non_finite_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
-    config = dataclasses.replace(CONFIG, learning_rate=1e30, checkpoint_every=1, schedule="constant")
-    with pytest.raises(UserError, match=r"step (\d+): loss or gradient is not finite") as error:
+@pytest.mark.parametrize(
+    ("fields", "names", "message"),
+    [
+        ({"pixel_mean": (74.0,)}, None, r"pixel_mean=\(73\.0,\), here it is \(74\.0,\); use that value"),
+        ({"image_size": 16}, None, "config.image_size=8, here it is 16"),
+        ({}, tuple("1023456789"), "other classes, or in another order: number 0 is '0' there, '1' here"),
+    ],
+)
+def test_what_a_checkpoint_was_not_trained_for_is_not_evaluated(
+    uninterrupted, monkeypatch, fields, names, message
+):
+    whole = datasets.open_split(CONFIG, train=False)
+    other = dataclasses.replace(whole, class_names=names or whole.class_names)
+    monkeypatch.setattr(datasets, "open_split", lambda config, train: other)
+    with pytest.raises(UserError, match=rf"--workdir=.*: was trained with .*{message}"):
+        evaluation.evaluate(dataclasses.replace(CONFIG, **fields), str(uninterrupted))
+
+
+def test_classes_in_another_order_are_told_on_resuming_and_no_start(
+    uninterrupted, tmp_path, monkeypatch, capsys
+):
+    whole = datasets.open_split
+
+    def reordered(config, train):
+        split = whole(config, train=train)
+        return dataclasses.replace(split, class_names=split.class_names[::-1])
+
+    monkeypatch.setattr(datasets, "open_split", reordered)
+    with contextlib.suppress(interrupt.Interrupted), monkeypatch.context() as patch:
+        patch.setattr(interrupt.StopRequest, "reached", lambda self: True)
+        loop.train(CONFIG, str(uninterrupted))
+    assert capsys.readouterr().err == (
+        f"warning: {uninterrupted}/checkpoints/12: was trained with other classes, or in another order: "
+        "number 0 is '0' there, '9' here; the training goes on with the latter\n"
+    )
+    config = dataclasses.replace(CONFIG, start_from=str(uninterrupted))
+    with pytest.raises(UserError, match=r"config\.start_from=.*: was trained with other classes"):
         loop.train(config, str(tmp_path))
-    bad_step = int(str(error.value).split(":")[0].split()[1])
-    variables, _, step = checkpoint.load_variables(str(tmp_path))
-    assert 0 < step < bad_step
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables["batch_stats"]))
+
+
+def test_a_second_training_in_one_directory_ends_at_once(uninterrupted):
+    before = {p: p.read_bytes() for p in uninterrupted.rglob("*") if p.is_file()}
+    message = rf"--workdir={uninterrupted}: is in use by process {os.getpid()} on "
+    with lock.held(str(uninterrupted)), pytest.raises(UserError, match=message):
+        loop.train(CONFIG, str(uninterrupted))
+    assert {p: p.read_bytes() for p in uninterrupted.rglob("*") if p.is_file()} == before
+
+
+def strict_records(workdir) -> list[dict]:
+    """Without the NaN and Infinity that Python's own reader would let pass."""
+    return [
+        json.loads(line, parse_constant=pytest.fail)
+        for line in (workdir / "metrics.jsonl").read_text().splitlines()
+    ]
+
+
+def test_diverged_weights_are_not_saved(tmp_path):
+    """The first step makes weights of 1e30, all finite; with them no loss or gradient is."""
+    config = dataclasses.replace(CONFIG, learning_rate=1e30, checkpoint_every=1, schedule="constant")
+    message = "step 2: loss or gradient is not finite; stopped, there is no checkpoint yet"
+    with pytest.raises(UserError, match=message):
+        loop.train(config, str(tmp_path))
+    assert not checkpoint.exists(str(tmp_path))
+    strict_records(tmp_path)
+
+
+def test_a_directory_in_which_diverged_weights_were_saved_is_not_stuck(
+    uninterrupted, tmp_path, monkeypatch
+):
+    """As earlier versions left it: the checkpoint of step 8 is of weights that give no finite loss."""
+
+    def unasked(run, step):
+        scale = 1e30 if step == 8 else 1
+        params = jax.tree.map(lambda x: x * scale, run._state.params)
+        run.checkpoints.save(run._state.replace(params=params), step)
+        if step == 8:
+            raise Crash
+
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        patch.setattr(loop._Run, "_save", unasked)
+        loop.train(CONFIG, str(tmp_path))
+    with pytest.raises(UserError, match=r"step 8: the loss is nan, since the training has diverged"):
+        evaluation.evaluate(CONFIG, str(tmp_path))
+    message = "step 9: loss or gradient is not finite; stopped, rolled back to the one of step 5"
+    with pytest.raises(UserError, match=message):
+        loop.train(CONFIG, str(tmp_path))
+    assert (tmp_path / "checkpoints_damaged" / "8").is_dir()
+    loop.train(CONFIG, str(tmp_path))
+    assert_same_run(tmp_path, uninterrupted)
+
+
+@pytest.mark.parametrize("part", ["params", "batch_stats", "opt_state"])
+def test_what_is_saved_is_finite(uninterrupted, tmp_path, monkeypatch, part):
+    """Also what a training step does not read."""
+    whole = loop._Run._save
+
+    def overflown(run, step):
+        value = jax.tree.map(lambda x: x * np.inf if x.ndim else x, getattr(run._state, part))
+        run._state = run._state.replace(**({part: value} if step == 8 else {}))
+        whole(run, step)
+
+    monkeypatch.setattr(loop._Run, "_save", overflown)
+    message = r"step (8: weights or statistics are|9: loss or gradient is) not finite; .* step 5"
+    with pytest.raises(UserError, match=message):
+        loop.train(CONFIG, str(tmp_path))
+    assert checkpoint.load_variables(str(tmp_path))[2] == 5
+
+
+def test_an_evaluation_without_a_finite_loss_ends_the_run(tmp_path, monkeypatch):
+    whole = evaluation.run
+    calls = []
+
+    def overflowing(*args):
+        calls.append(None)
+        return {**whole(*args), **({"loss": np.inf} if len(calls) == 2 else {})}
+
+    monkeypatch.setattr(evaluation, "run", overflowing)
+    message = "step 10: the evaluation's loss is inf; stopped, rolled back to the one of step 8"
+    with pytest.raises(UserError, match=message):
+        loop.train(CONFIG, str(tmp_path))
+    assert checkpoint.load_variables(str(tmp_path))[2] == 8
+    assert [r["step"] for r in strict_records(tmp_path) if r["kind"] == "eval"] == [5]
+
+
+def test_an_evaluation_without_a_readable_image_costs_no_step(uninterrupted, tmp_path, monkeypatch):
+    whole = input_pipeline.eval_batches
+
+    def unreadable(*args, **kwargs):
+        for batch in whole(*args, **kwargs):
+            yield {**batch, "weight": 0 * batch["weight"]}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(input_pipeline, "eval_batches", unreadable)
+        with pytest.raises(
+            UserError, match=r"config\.eval_split='': none of the images is readable.* 450"
+        ):
+            loop.train(CONFIG, str(tmp_path))
+    assert checkpoint.load_variables(str(tmp_path))[2] == 5
+    loop.train(CONFIG, str(tmp_path))
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def test_the_best_step_named_is_the_one_that_is_kept(tmp_path, monkeypatch, capsys):
+    """Of equal ones, and of an evaluation that a stop interrupted: it comes after the next start."""
+    accuracies = iter([0.5, 0.5, 0.25])
+    values = {"loss": 1.0, "accuracy_top5": 1.0, "count": 450}
+    stops = []
+
+    def run(*args):
+        if len(stops) == 1:
+            stops.append(os.kill(os.getpid(), signal.SIGTERM))
+            return None
+        stops.append(None)
+        return {**values, "accuracy": next(accuracies)}
+
+    monkeypatch.setattr(evaluation, "run", run)
+    with pytest.raises(interrupt.Interrupted, match="at step 10 of 12"):
+        loop.train(CONFIG, str(tmp_path))
+    loop.train(CONFIG, str(tmp_path))
+    output = capsys.readouterr().out
+    assert "best test accuracy" in output and "50.00% at step 10" in output
+    assert checkpoint.load_variables(str(tmp_path), "best")[2] == 10
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("metrics.jsonl", '{"step": 3, "kind": "train"}\n{"st\n', r"metrics\.jsonl: line 2 is damaged"),
+        ("metrics.jsonl", None, r"metrics\.jsonl: Is a directory"),
+        (
+            "tensorboard",
+            "a file",
+            r"tensorboard: cannot be used \(File exists\); the checkpoints are",
+        ),
+        ("config.json", None, r"config\.json: cannot be used \(Is a directory\)"),
+    ],
+)
+def test_files_of_a_run_that_cannot_be_used_are_named(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.mkdir() if content is None else path.write_text(content)
+    with pytest.raises(UserError, match=message) as error:
+        loop.train(CONFIG, str(tmp_path))
+    assert "\n" not in str(error.value)
 
 
 def test_learns_a_few_images_by_heart(tmp_path):

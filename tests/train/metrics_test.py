@@ -6,6 +6,7 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from ftbnn_jax import paths
+from ftbnn_jax.errors import UserError
 from ftbnn_jax.train import metrics
 
 
@@ -32,6 +33,46 @@ def test_resuming_drops_the_lines_of_steps_to_come(tmp_path):
     writer = metrics.MetricsWriter(str(tmp_path), step=30)
     assert writer.was_evaluated(30)
     writer.close()
+
+
+def test_what_is_not_finite_is_null_and_left_out(tmp_path):
+    """Earlier versions wrote NaN and Infinity, which are no JSON; such an evaluation is made again."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(
+        '{"step": 1, "kind": "train", "loss": NaN}\n{"step": 2, "kind": "eval", "loss": Infinity}\n'
+        '{"step": 2, "kind": "train", "loss": 0.5}\n'
+    )
+    writer = metrics.MetricsWriter(str(tmp_path), step=2)
+    assert not writer.was_evaluated(2)
+    writer.write("train", 3, {"loss": float("inf"), "accuracy": 0.5})
+    writer.close()
+    assert path.read_text() == (
+        '{"step": 1, "kind": "train", "loss": null}\n{"step": 2, "kind": "train", "loss": 0.5}\n'
+        '{"step": 3, "kind": "train", "loss": null, "accuracy": 0.5}\n'
+    )
+    assert writer.values("train", "loss") == [(2, 0.5)]
+    assert metrics.MetricsWriter(str(tmp_path), step=3, writes=False).was_evaluated(2) is False
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"{broken",
+        b"[]",
+        b"3",
+        b"\xff\x00",
+        b"",
+        b'{"step": 3}',
+        b'{"step": "3", "kind": "eval"}',
+        b'{"step": 3, "kind": "test"}',
+        b'{"step": 3, "kind": "eval", "loss": "small"}',
+    ],
+)
+def test_a_damaged_line_is_named(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1, "kind": "eval"}\n' + line + b'\n{"step": 4, "kind": "eval"}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl: line 2 is damaged; delete it, or the file"):
+        metrics.MetricsWriter(str(tmp_path), step=9)
 
 
 def test_lines_in_a_pipe(capsys):

@@ -1,7 +1,6 @@
 """`--mode=verify --runtime=c`: builds an exported folder and compares its integers and logits."""
 
 import dataclasses
-import json
 import pathlib
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +13,7 @@ from ftbnn_jax.deploy import runtime as runtime_lib
 from ftbnn_jax.deploy.c import build, emulator, export, golden, lowering, rounding
 from ftbnn_jax.deploy.c import reference as reference_lib
 from ftbnn_jax.nn.spec import ResNetSpec
-from ftbnn_jax.report import console
+from ftbnn_jax.report import console, print_json
 
 # More are written to a file, and read, in parts.
 _IMAGES_AT_ONCE = 8
@@ -240,8 +239,7 @@ def run(
     result = compare(pathlib.Path(folder), runtime, batches)
     failures = list(result.failures())
     if as_json:
-        report = {**dataclasses.asdict(result), "passed": not failures}
-        print(json.dumps(report, allow_nan=False))
+        print_json({**dataclasses.asdict(result), "passed": not failures})
     else:
         _print(result)
     result.losses.warn(folder)

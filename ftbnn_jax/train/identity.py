@@ -1,0 +1,189 @@
+"""What a checkpoint's net was trained to see and to mean, compared with what it is used for."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import ftbnn_jax
+from ftbnn_jax import report
+from ftbnn_jax.config import TrainConfig
+from ftbnn_jax.errors import UserError
+from ftbnn_jax.nn.spec import ResNetSpec
+from ftbnn_jax.train import datasets, input_pipeline, optimizer
+
+# To go on training, to start another training, to teach, or to do what it was trained for.
+Use = Literal["resume", "start_from", "teacher", "use"]
+
+# Fields, the uses that refuse another value, and those that go on with a warning. A net that gives
+# weights or teaches may have another structure, as far as the shapes allow it, and a teacher another
+# scale. What changes of the config while a run goes on is told by `warn_of_changes`.
+_FIELDS: tuple[tuple[str, set[Use], set[Use]], ...] = (
+    ("channels of the images", {"resume", "start_from", "teacher", "use"}, set()),
+    ("config.num_classes", {"resume", "start_from", "teacher", "use"}, set()),
+    ("config.model", {"resume", "use"}, set()),
+    ("config.image_size", {"teacher", "use"}, {"start_from"}),
+    ("config.pixel_mean", {"use"}, {"start_from"}),
+    ("config.pixel_std", {"use"}, {"start_from"}),
+    ("config.augment", {"use"}, {"start_from"}),
+    ("classes", {"start_from", "teacher", "use"}, {"resume"}),
+)
+_ADVICE = {
+    "resume": "; use that value or another --workdir",
+    "start_from": "",
+    "teacher": "",
+    "use": "; use that value",
+}
+
+
+def describe(config: TrainConfig, split: datasets.Split) -> dict[str, Any]:
+    """Returns what is saved beside a run's weights.
+
+    Args:
+      config: of the run.
+      split: its training images.
+
+    Returns:
+      `config` (all fields), `channels`, `class_names` (one name a class, in the order of the labels),
+      `num_examples` and the package's `version`.
+    """
+    return {
+        "config": config.to_dict(),
+        "channels": split.channels,
+        "class_names": list(split.class_names),
+        "num_examples": split.num_examples,
+        "version": ftbnn_jax.__version__,
+    }
+
+
+def complete(saved: Any) -> dict[str, Any]:
+    """Returns `describe`'s result, as a checkpoint holds it; raises a ValueError for whatever else."""
+    for name, kind in (("config", dict), ("channels", int), ("class_names", list)):
+        if not isinstance(saved, dict) or not isinstance(saved.get(name), kind):
+            raise ValueError(f"no {name} beside the weights")
+    return saved
+
+
+def check(
+    where: str,
+    saved: dict[str, Any],
+    config: TrainConfig,
+    split: datasets.Split | None = None,
+    use: Use = "use",
+) -> None:
+    """Compares what a checkpoint's net was trained with and what it is used with.
+
+    Args:
+      where: the checkpoint, as the message names it.
+      saved: `describe`'s result, from the checkpoint.
+      config: of the use.
+      split: the images that the net is used on; None where there are none, or none yet.
+      use: decides what is refused and what is told.
+
+    Raises:
+      UserError: names the first field that must not differ, both values and what would be right.
+    """
+    here = {**saved, "config": config.to_dict()}
+    if split is not None:
+        here |= {"channels": split.channels, "class_names": list(split.class_names)}
+    # Such a classifier reads every position, of which another image size has others.
+    flattens = config.model.head == "flatten"
+    for name, refused, told in _FIELDS:
+        if not (difference := _difference(name, saved, here)):
+            continue
+        text = f"{where}: was trained with {difference}"
+        if use in refused or (name == "config.image_size" and flattens):
+            raise UserError(text + _ADVICE[use])
+        if use in told:
+            report.warn(f"{text}; the training goes on with the latter")
+
+
+def _difference(name: str, saved: dict[str, Any], here: dict[str, Any]) -> str:
+    """Both values of a field where they differ, else ""."""
+    if name == "classes":
+        return _other_classes(saved["class_names"], here["class_names"])
+    theirs, ours = _values(name, saved), _values(name, here)
+    for key in sorted(theirs.keys() | ours.keys()):
+        if theirs.get(key) != ours.get(key):
+            return f"{key}={theirs.get(key)!r}, here it is {ours.get(key)!r}"
+    return ""
+
+
+def _values(name: str, experiment: dict[str, Any]) -> dict[str, Any]:
+    """Values of a field in a form in which equal ones have the same meaning."""
+    config, field = experiment["config"], name.removeprefix("config.")
+    if name == "channels of the images":
+        return {name: experiment["channels"]}
+    if field == "model":
+        # A checkpoint may be older than some fields, which then have their defaults.
+        model = ResNetSpec.from_dict(config["model"]).to_dict()
+        return {f"config.model.{key}": value for key, value in model.items()}
+    value = config[field]
+    if field in ("pixel_mean", "pixel_std"):
+        value = tuple(value) * (experiment["channels"] if len(value) == 1 else 1)
+    if field == "augment":
+        # What evaluation sees: the centre of an image, or all of it.
+        value = value if value == "resized_crop" else "'pad_crop' or 'none'"
+    return {name: value}
+
+
+def _other_classes(theirs: Sequence[str], ours: Sequence[str]) -> str:
+    for number, (one, other) in enumerate(zip(theirs, ours, strict=False)):
+        if one != other:
+            return (
+                f"other classes, or in another order: number {number} is {one!r} there, {other!r} here"
+            )
+    if len(theirs) != len(ours):
+        return f"{len(theirs)} named classes, here there are {len(ours)}"
+    return ""
+
+
+def warn_of_changes(
+    saved: dict[str, Any], config: TrainConfig, split: datasets.Split, step: int
+) -> None:
+    """Says what goes on in another way after `step`: fields of the config, order of images, schedule."""
+    now = config.to_dict()
+    for name, value in now.items():
+        old = saved["config"].get(name, value)
+        old = tuple(old) if isinstance(old, list) else old
+        if name not in ("model", "num_classes") and old != value:
+            report.warn(f"config.{name} is now {value!r}; the checkpoint was made with {old!r}")
+    known = {field.name for field in dataclasses.fields(TrainConfig)}
+    before = TrainConfig.from_dict({k: v for k, v in saved["config"].items() if k in known})
+    # Older checkpoints do not say how many images there were.
+    count = saved.get("num_examples", split.num_examples)
+    moved = _other_order(before, count, config, split, step)
+    lengths = [
+        input_pipeline.num_train_steps(before, count),
+        input_pipeline.num_train_steps(config, split.num_examples),
+    ]
+    if lengths[0] != lengths[1]:
+        moved.append(f"the last step is {lengths[1]:,} instead of {lengths[0]:,}")
+    rates = [
+        float(optimizer.learning_rate(c, n)(step))
+        for c, n in zip((before, config), lengths, strict=True)
+    ]
+    if rates[0] != rates[1]:
+        moved.append(f"the learning rate is {rates[1]:.4g} instead of {rates[0]:.4g}")
+    if moved:
+        report.warn(f"from step {step:,} on " + "; ".join(moved))
+
+
+def _other_order(
+    before: TrainConfig, count: int, config: TrainConfig, split: datasets.Split, step: int
+) -> list[str]:
+    """What becomes of the order of the training images, counted from 0 over all epochs."""
+    old, new = step * before.batch_size, step * config.batch_size
+    found = []
+    if old != new:
+        found.append(f"images are taken from number {new:,} of the training on instead of {old:,}")
+    if (before.dataset, before.train_split) != (config.dataset, config.train_split):
+        found.append("they are those of another split")
+    elif count != split.num_examples:
+        found.append(
+            f"an epoch has {split.num_examples:,} images instead of {count:,}, in another order"
+        )
+    elif before.seed != config.seed:
+        found.append("images come in another order: of this epoch some come again and some never")
+    elif old != new:
+        found.append(f"{abs(new - old):,} {'come again' if new < old else 'are passed over'}")
+    return found
