@@ -10,8 +10,6 @@ from collections.abc import Callable, Sequence
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
-from absl import logging
-
 from ftbnn_jax.errors import UserError, one_line, summary
 
 MISTAKE = 2
@@ -83,6 +81,9 @@ def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = 
 
     A user's mistake becomes one line and status 2, Ctrl-C one word and 130.
     """
+    # Imported late: what loads an artifact needs no absl.
+    from absl import logging
+
     # Libraries log at length what they raise as well, and what is as it should be.
     logging.use_absl_handler()
     logging.set_verbosity(logging.FATAL)

@@ -110,7 +110,7 @@ def _data_dir(data_dir: str) -> str:
     """Returns the directory that the config or else the environment names; "" for TFDS's own.
 
     Raises:
-      UserError: it is no directory.
+      UserError: something else is there.
     """
     name, path = "config.data_dir", data_dir
     if not path:
@@ -119,8 +119,9 @@ def _data_dir(data_dir: str) -> str:
         root = paths.expand(path)
     except UserError as error:
         raise UserError(f"{name}={error}") from error
-    if root and not records.import_tensorflow().io.gfile.isdir(root):
-        raise UserError(f"{name}={path}: no such directory; TFDS's data sets lie in it")
+    gfile = records.import_tensorflow().io.gfile
+    if root and gfile.exists(root) and not gfile.isdir(root):
+        raise UserError(f"{name}={path}: is no directory; TFDS's data sets lie in one")
     return root
 
 

@@ -95,6 +95,9 @@ def run(
     for batch in input_pipeline.to_device(batches, sharding):
         if stopped():
             return None
+        # While the devices compute, the next batch is made ready, and no more than that one: batches
+        # would pile up in their memory, and XLA's CPU devices wait for each other for ever.
+        jax.block_until_ready(total)
         sums = eval_step(params, batch_stats, batch)
         total = sums if total is None else jax.tree.map(jnp.add, total, sums)
     total = jax.device_get(total)

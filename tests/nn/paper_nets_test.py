@@ -193,14 +193,17 @@ def test_a_real_net_refuses_what_only_a_binary_one_has(fields, would_do):
     assert would_do in str(error.value)
 
 
+_TUPLE = "a tuple of 1 to 10 whole numbers, each at least 1 and at most 1000"
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"width": 64.5}, "model.width=64.5: must be a whole number, at least 1"),
-        ({"width": "64"}, "model.width='64': must be a whole number, at least 1"),
-        ({"groups": True}, "model.groups=True: must be a whole number, at least 1"),
-        ({"blocks": (4, 2.5)}, "model.blocks=(4, 2.5): must be whole numbers, at least 1"),
-        ({"blocks": 4}, "model.blocks=4: must be a tuple, one number a stage"),
+        ({"width": 64.5}, "model.width=64.5: must be a whole number, at least 1 and at most 65536"),
+        ({"width": "64"}, "model.width='64': must be a whole number, at least 1 and at most 65536"),
+        ({"groups": True}, "model.groups=True: must be a whole number, at least 1 and at most 65536"),
+        ({"blocks": (4, 2.5)}, f"model.blocks=(4, 2.5): must be {_TUPLE}"),
+        ({"blocks": 4}, f"model.blocks=4: must be {_TUPLE}"),
         ({"block": "basic"}, "model.block='basic': must be one of binary, real, bottleneck"),
     ],
 )

@@ -55,7 +55,7 @@ def test_a_second_process_is_told_of_the_first_which_may_be_killed(tmp_path):
 
 
 def test_a_lease_is_renewed_and_given_back(tmp_path, bucket, monkeypatch):
-    monkeypatch.setattr(lock, "_LEASE_S", 0.3)
+    monkeypatch.setattr(lock, "_LEASE_S", 1.5)
     path = tmp_path / "running.json"
     with lock.held(str(tmp_path)) as mine:
         until = json.loads(path.read_text())["until"]

@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from ftbnn_jax import errors
+from ftbnn_jax import command, errors
 from ftbnn_jax.train import prepare_imagenet
 
 TRAIN, VALIDATION = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
@@ -161,8 +161,8 @@ def test_a_directory_that_must_not_be_read_is_named(tmp_path, monkeypatch, capsy
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(pathlib.Path, "is_file", denied)
-    monkeypatch.setattr(sys, "argv", ["prepare", str(tmp_path / "manual"), str(tmp_path / "data")])
-    assert prepare_imagenet.main() == 2
+    arguments = [str(tmp_path / "manual"), str(tmp_path / "data")]
+    assert command.run(prepare_imagenet.main, arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert "Permission denied" in line and TRAIN in line

@@ -184,7 +184,7 @@ def test_more_corrupt_records_than_allowed_end_the_run(tmp_path, write_split, da
 
 
 def test_the_limit_is_not_negative():
-    with pytest.raises(UserError, match=r"config\.max_corrupt_records=-1: must be at least 0"):
+    with pytest.raises(UserError, match=r"config\.max_corrupt_records=-1: must be .*at least 0"):
         dataclasses.replace(CONFIG, max_corrupt_records=-1)
 
 
