@@ -18,7 +18,7 @@ import rich.table
 from sklearn import discriminant_analysis
 
 from ftbnn_jax import command, machine, paths, plots, report
-from ftbnn_jax.experiments import discrepancy, figures, results, sweep
+from ftbnn_jax.experiments import discrepancy, figures, members, results, sweep
 
 # Test accuracy in percent and discrepancy, mean and standard deviation of five runs (Figure 2).
 PUBLISHED = {
@@ -41,7 +41,7 @@ _DISCREPANCY = "discrepancy.json"
 _FEATURES = "features.npz"
 
 
-def measure(member: sweep.Member, workdir: str) -> dict[str, float]:
+def measure(member: members.Member, workdir: str) -> dict[str, float]:
     """Returns the discrepancies of a finished run, and leaves them and its features with the run."""
     directory = member.directory(workdir)
     path = os.path.join(directory, _DISCREPANCY)
@@ -125,7 +125,7 @@ def draw(panels: dict[str, tuple[np.ndarray, np.ndarray, str]]) -> Any:
     return figure
 
 
-def _report(wanted: Sequence[sweep.Member], workdir: str) -> None:
+def _report(wanted: Sequence[members.Member], workdir: str) -> None:
     accuracies = sweep.accuracies(wanted, workdir)
     found: dict[str, list[dict[str, float]]] = {name: [] for name in accuracies}
     first: dict[str, str] = {}
@@ -177,9 +177,9 @@ def main(arguments: Sequence[str]) -> int:
         "--models", default=",".join(PUBLISHED), metavar="MODEL,MODEL", help="(default: all)"
     )
     options = parser.parse_args(arguments)
-    config = sweep.find_config("mnist_figure2.py")
+    config = members.find_config("mnist_figure2.py")
     models = sweep.chosen("models", options.models, PUBLISHED)
-    wanted = sweep.members({name: f"{config}:{name}" for name in models}, options.seeds)
+    wanted = members.make({name: f"{config}:{name}" for name in models}, options.seeds)
     machine.start_jax()
     status = 0 if options.report else sweep.run(wanted, options.workdir, options.shard, options.jobs)
     if status != sweep.INTERRUPTED:

@@ -10,8 +10,6 @@ together afterwards. The table is made of the runs that have finished.
 
 import argparse
 import contextlib
-import dataclasses
-import json
 import os
 import re
 import signal
@@ -24,107 +22,21 @@ from typing import NamedTuple
 import rich.table
 
 from ftbnn_jax import command, paths, report
-from ftbnn_jax import config as config_lib
 from ftbnn_jax.errors import UserError
-from ftbnn_jax.experiments import results
+from ftbnn_jax.experiments import members, results
 from ftbnn_jax.train import lock
 
 # What a run says when it was asked to stop, and what a sweep says then.
 INTERRUPTED = 75
-_FINISHED = "finished.json"
-_MAIN = [sys.executable, "-m", "ftbnn_jax.main"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Member:
-    """One run of a sweep.
-
-    Attributes:
-      name: of its config in the table, and of the directory of all its seeds.
-      config: file and argument, as in "configs/ablation.py:prelu,cifar10".
-      seed: of the run.
-      overrides: arguments for `ftbnn_jax.main`, "--config.KEY=VALUE".
-    """
-
-    name: str
-    config: str
-    seed: int
-    overrides: tuple[str, ...] = ()
-
-    @property
-    def label(self) -> str:
-        return f"{self.name} seed {self.seed}"
-
-    def directory(self, workdir: str) -> str:
-        """Returns the run's work directory."""
-        return os.path.join(workdir, self.name, f"seed{self.seed}")
-
-    def is_finished(self, workdir: str) -> bool:
-        """Whether the run has come to its end.
-
-        Raises:
-          UserError: it has, but with another config.
-        """
-        path = os.path.join(self.directory(workdir), _FINISHED)
-        try:
-            with open(path) as stream:
-                found = json.load(stream)
-        except FileNotFoundError:
-            return False
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: {error}; delete it, and the run is looked at again") from error
-        if found != self._identity():
-            raise UserError(f"{path}: the run was made with {found}; take another --workdir")
-        return True
-
-    def _identity(self) -> dict[str, object]:
-        argument = self.config.partition(":")[2]
-        return {"argument": argument, "seed": self.seed, "overrides": list(self.overrides)}
-
-    def start(self, workdir: str, cores: set[int] | None) -> subprocess.Popen[bytes]:
-        """Starts the run, on these cores; what it prints goes into `log.txt` of its directory."""
-        directory = self.directory(workdir)
-        os.makedirs(directory, exist_ok=True)
-        command = [*_MAIN, f"--config={self.config}", f"--workdir={directory}"]
-        command += [f"--config.seed={self.seed}", *self.overrides]
-        with open(os.path.join(directory, "log.txt"), "ab") as log, _on_cores(cores):
-            # In a group of its own: Ctrl-C reaches the sweep alone, which hands it on.
-            return subprocess.Popen(
-                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, process_group=0
-            )
-
-    def finish(self, workdir: str) -> None:
-        """Marks the run as one that has come to its end."""
-        path = os.path.join(self.directory(workdir), _FINISHED)
-        paths.write_whole(path, json.dumps(self._identity()))
-
-    def last_line(self, workdir: str) -> str:
-        """Returns the last line that the run printed."""
-        with open(os.path.join(self.directory(workdir), "log.txt"), errors="replace") as stream:
-            return ([line.strip() for line in stream if line.strip()] or ["no output"])[-1]
 
 
 class _Started(NamedTuple):
     """A run that is being made; `claim` keeps other sweeps from it."""
 
-    member: Member
+    member: members.Member
     process: subprocess.Popen[bytes]
     at: float
     claim: contextlib.ExitStack
-
-
-@contextlib.contextmanager
-def _on_cores(cores: set[int] | None) -> Iterator[None]:
-    """Has processes that are started inside run on these cores; all of them where that is unknown."""
-    if not cores:
-        yield
-        return
-    mine = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, mine)
 
 
 def add_arguments(parser: argparse.ArgumentParser, seeds: str) -> None:
@@ -187,32 +99,9 @@ def _shard(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def members(
-    configs: dict[str, str], seeds: Sequence[int], overrides: Sequence[str] = ()
-) -> list[Member]:
-    """Returns the runs of a sweep, one seed of all configs after the other.
-
-    Args:
-      configs: file and argument by name.
-      seeds: of each config.
-      overrides: arguments for each run.
-
-    Raises:
-      UserError: a config cannot be used, or an argument is not one that all runs can share.
-    """
-    values, others = config_lib.split_overrides(overrides)
-    for argument in (*others, *(f"--config.{v}" for v in values if v.startswith("seed="))):
-        raise UserError(f"-- {argument}: must be --config.KEY=VALUE, and no seed, which --seeds gives")
-    for config in configs.values():
-        config_lib.load(config, values)
-    return [
-        Member(name, config, seed, tuple(overrides))
-        for seed in seeds
-        for name, config in configs.items()
-    ]
-
-
-def run(wanted: Sequence[Member], workdir: str, shard: tuple[int, int] = (1, 1), jobs: int = 1) -> int:
+def run(
+    wanted: Sequence[members.Member], workdir: str, shard: tuple[int, int] = (1, 1), jobs: int = 1
+) -> int:
     """Makes the runs that have not finished.
 
     SIGINT and SIGTERM are handed to the runs, which save their state.
@@ -269,7 +158,7 @@ def run(wanted: Sequence[Member], workdir: str, shard: tuple[int, int] = (1, 1),
     return 1 if failed else 0
 
 
-def _start(member: Member, workdir: str, cores: set[int] | None) -> _Started | None:
+def _start(member: members.Member, workdir: str, cores: set[int] | None) -> _Started | None:
     """Starts a run, unless another sweep is making it, which is told, or has finished it meanwhile."""
     with contextlib.ExitStack() as stack:
         try:
@@ -305,7 +194,7 @@ def _stop_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def accuracies(wanted: Sequence[Member], workdir: str) -> dict[str, list[float]]:
+def accuracies(wanted: Sequence[members.Member], workdir: str) -> dict[str, list[float]]:
     """Returns the final test accuracies of the finished runs, by name of the config."""
     found: dict[str, list[float]] = {member.name: [] for member in wanted}
     for member in wanted:
@@ -327,23 +216,6 @@ def print_table(title: str, found: dict[str, list[float]], published: dict[str, 
     report.console.print("mean ± sample standard deviation over the seeds of the last evaluation")
 
 
-def find_config(name: str) -> str:
-    """Returns the path of a file in `configs/`, here or in the repository that this package lies in."""
-    repository = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    for folder in ("", repository):
-        path = os.path.join(folder, "configs", name)
-        if os.path.isfile(path):
-            return path
-    raise UserError(f"configs/{name}: no such file; run this from a clone of the repository")
-
-
-def _name(config: str) -> str:
-    """A directory's name for a config: "ablation-prelu" for "configs/ablation.py:prelu"."""
-    file, _, argument = config.partition(":")
-    stem = os.path.splitext(os.path.basename(file))[0]
-    return re.sub(r"[^\w.+]+", "-", f"{stem}-{argument}" if argument else stem)
-
-
 def main(arguments: Sequence[str]) -> int:
     """Does what the command line says and returns the exit status."""
     parser = command.ArgumentParser(
@@ -355,7 +227,7 @@ def main(arguments: Sequence[str]) -> int:
     add_arguments(parser, seeds="0,1,2")
     own, overrides = split_arguments(arguments)
     options = parser.parse_args(own)
-    wanted = members({_name(c): c for c in options.configs}, options.seeds, overrides)
+    wanted = members.make({members.name_of(c): c for c in options.configs}, options.seeds, overrides)
     status = 0 if options.report else run(wanted, options.workdir, options.shard, options.jobs)
     if status != INTERRUPTED:
         print_table("Sweep", accuracies(wanted, options.workdir), {})

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from ftbnn_jax import command
-from ftbnn_jax.experiments import sweep
+from ftbnn_jax.experiments import members, sweep
 
 # Top-1 and top-5 accuracy on ImageNet, in percent.
 PUBLISHED = {
@@ -41,10 +41,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--rows", default=",".join(PUBLISHED), metavar="ROW,ROW", help="(default: all)")
     own, overrides = sweep.split_arguments(arguments)
     options = parser.parse_args(own)
-    config = sweep.find_config("ablation.py")
+    config = members.find_config("ablation.py")
     rows = sweep.chosen("rows", options.rows, PUBLISHED)
     suffix = _DATASETS[options.dataset]
-    wanted = sweep.members({row: f"{config}:{row}{suffix}" for row in rows}, options.seeds, overrides)
+    wanted = members.make({row: f"{config}:{row}{suffix}" for row in rows}, options.seeds, overrides)
     status = 0 if options.report else sweep.run(wanted, options.workdir, options.shard, options.jobs)
     if status != sweep.INTERRUPTED:
         title = f"Table 3 on {options.dataset}"

@@ -34,6 +34,8 @@ class Checkpoints:
     def __init__(self, workdir: str, config: TrainConfig, split: datasets.Split):
         self._config = config
         self._split = split
+        # Whether the weights that the run goes on from were asked for a finite loss.
+        self.restored_is_proven = True
         self._directory = paths.absolute(workdir) / "checkpoints"
         disk.make_directory(self._directory, workdir)
         if distributed.is_main():
@@ -69,7 +71,7 @@ class Checkpoints:
         """Saves `state` under `step` in the background, unless that step is there already.
 
         Args:
-          state: copied to the host before this returns.
+          state: copied to the host before this returns; its loss and gradient are finite.
           step: equals `state.step`.
 
         Raises:
@@ -79,7 +81,9 @@ class Checkpoints:
             return
         items = {
             "state": ocp.args.StandardSave(state),
-            "experiment": ocp.args.JsonSave(identity.describe(self._config, self._split)),
+            "experiment": ocp.args.JsonSave(
+                {**identity.describe(self._config, self._split), "proven": True}
+            ),
         }
         with self._failures_told():
             self._manager.save(step, args=ocp.args.Composite(**items))
@@ -167,6 +171,8 @@ class Checkpoints:
                 reason = f"damaged ({summary(error)})"
             if not reason:
                 self.set_aside(damaged)
+                # Earlier versions asked the weights before.
+                self.restored_is_proven = experiment.get("proven", False)
                 identity.warn_of_changes(experiment, self._config, self._split, step)
                 return restored
             report.warn(f"{path}: {reason}; falling back to the checkpoint before it")

@@ -8,6 +8,7 @@ import contextlib
 import datetime
 import json
 import os
+import pathlib
 import socket
 import threading
 import time
@@ -29,6 +30,15 @@ _RENEWED_EVERY_S = 15.0
 _SETTLED_AFTER_S = 1.0
 
 
+def _machine() -> str:
+    """Where numbers of processes mean the same: one start of one kernel, one space of them; or ""."""
+    try:
+        boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
 class Held:
     """A work directory that is this process's own, as long as `check` does not say otherwise."""
 
@@ -40,6 +50,7 @@ class Held:
         self._owner = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
+            "machine": _machine(),
             "since": now.isoformat(sep=" ", timespec="seconds"),
             "id": uuid.uuid4().hex,
         }
@@ -114,7 +125,7 @@ def _locked(mine: Held) -> Iterator[None]:
 def _leased(mine: Held) -> Iterator[None]:
     for wait in (_SETTLED_AFTER_S, 0.0):
         other = mine.other()
-        if other.get("until", 0.0) > time.time():
+        if other.get("until", 0.0) > time.time() and not _has_ended(other):
             left = other["until"] - time.time()
             raise _refusal(mine, other, f" (if it is gone, its lease ends in {left:.0f} s)")
         if wait:
@@ -139,6 +150,19 @@ def _read(path: epath.Path) -> dict[str, Any]:
         return {}
     # What something else has left there is no owner.
     return owner if isinstance(owner, dict) and isinstance(owner.get("until"), float) else {}
+
+
+def _has_ended(owner: dict[str, Any]) -> bool:
+    """Whether the process is known to be gone, so that its lease need not be waited for."""
+    if not owner.get("machine") or owner["machine"] != _machine():
+        return False
+    try:
+        os.kill(owner["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def _named(owner: dict[str, Any]) -> str:

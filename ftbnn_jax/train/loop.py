@@ -218,10 +218,16 @@ class _Run:
         step = int(sums["nonfinite_step"])
         if step < 0:
             return
+        what = f"step {step}: loss or gradient is not finite"
         if self.first_step == step - 1 > 0:
-            # Another rate cannot help the step after it, whose loss is of these weights.
+            # No rate can help the step after a checkpoint, whose loss is of the weights in it.
+            if self.checkpoints.restored_is_proven:
+                raise UserError(
+                    f"{what} with the weights of {self.checkpoints.directory / str(self.first_step)}; "
+                    "undo what has changed, or remove that directory to go on from the one before it"
+                )
             self.checkpoints.set_aside([self.first_step])
-        raise self._diverged(f"step {step}: loss or gradient is not finite")
+        raise self._diverged(what)
 
     def _diverged(self, what: str) -> UserError:
         good = self.checkpoints.latest_step()

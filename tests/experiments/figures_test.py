@@ -8,7 +8,7 @@ import runs
 from ftbnn_jax import budget
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.errors import UserError
-from ftbnn_jax.experiments import discrepancy, figure2, figures, sweep
+from ftbnn_jax.experiments import discrepancy, figure2, figures, members
 from ftbnn_jax.nn import architectures
 from ftbnn_jax.nn.resnet import ResNet
 
@@ -137,10 +137,10 @@ def test_discrepancy_of_a_trained_network(tmp_path, monkeypatch, activation):
 
 
 def test_figure_2_is_made_of_what_has_finished(tmp_path, capsys):
-    config = sweep.find_config("mnist_figure2.py")
+    config = members.find_config("mnist_figure2.py")
     rng = np.random.default_rng(0)
     for name, accuracy in (("linear", 0.92), ("relu", 0.99)):
-        member = sweep.Member(name, f"{config}:{name}", 0)
+        member = members.Member(name, f"{config}:{name}", 0)
         folder = tmp_path / name / "seed0"
         runs.write(folder, [accuracy])
         member.finish(str(tmp_path))

@@ -8,7 +8,7 @@ import pytest
 import runs
 
 from ftbnn_jax.errors import UserError
-from ftbnn_jax.experiments import sweep, table3
+from ftbnn_jax.experiments import members, sweep, table3
 from ftbnn_jax.train import lock
 
 # In the place of a training: writes down that it was started and on how many cores, then does what the
@@ -34,11 +34,11 @@ result = {"step": 1, "kind": "eval", "accuracy": 0.5 + int(options["config.seed"
 
 @pytest.fixture
 def stub(monkeypatch):
-    monkeypatch.setattr(sweep, "_MAIN", [sys.executable, "-c", _STUB])
+    monkeypatch.setattr(members, "_MAIN", [sys.executable, "-c", _STUB])
 
 
 def _members(*actions, seeds=(0,)):
-    return [sweep.Member(a, f"x.py:{a}", seed) for seed in seeds for a in actions]
+    return [members.Member(a, f"x.py:{a}", seed) for seed in seeds for a in actions]
 
 
 def _starts(workdir):
@@ -126,7 +126,7 @@ def test_an_interrupt_is_handed_to_the_runs(tmp_path, stub, capsys):
 
 def test_a_finished_run_of_other_options_is_not_taken_for_this_one(tmp_path, stub):
     sweep.run(_members("a"), str(tmp_path))
-    other = sweep.Member("a", "x.py:a", 0, ("--config.num_epochs=2",))
+    other = members.Member("a", "x.py:a", 0, ("--config.num_epochs=2",))
     with pytest.raises(UserError, match=r"finished\.json.*take another --workdir"):
         sweep.run([other], str(tmp_path))
 
@@ -153,9 +153,9 @@ def test_wrong_arguments_are_named(tmp_path, arguments, message):
 
 
 def test_table_3_shows_finished_runs_beside_the_published_numbers(tmp_path, capsys):
-    config = sweep.find_config("ablation.py")
+    config = members.find_config("ablation.py")
     for seed, accuracy in ((0, 0.61), (1, 0.63)):
-        member = sweep.Member("prelu", f"{config}:prelu,cifar10", seed)
+        member = members.Member("prelu", f"{config}:prelu,cifar10", seed)
         runs.write(tmp_path / "prelu" / f"seed{seed}", [accuracy])
         member.finish(str(tmp_path))
     options = ["--dataset=cifar10", "--rows=prelu,none", "--seeds=0,1,2", "--report"]
@@ -171,6 +171,6 @@ def test_table_3_shows_finished_runs_beside_the_published_numbers(tmp_path, caps
 
 def test_a_sweep_trains(tmp_path, capsys):
     options = [f"--workdir={tmp_path}", "--seeds=3", "--", "--config.num_steps=2"]
-    assert sweep.main([sweep.find_config("quickstart.py"), *options]) == 0
+    assert sweep.main([members.find_config("quickstart.py"), *options]) == 0
     assert "quickstart" in capsys.readouterr().out
     assert (tmp_path / "quickstart" / "seed3" / "checkpoints" / "2").is_dir()

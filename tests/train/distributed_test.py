@@ -133,6 +133,24 @@ def test_a_lost_process_ends_the_other(tmp_path, repository, lost):
     assert "one of them was lost" in errors or "distributed service detected fatal errors" in errors
 
 
+@pytest.mark.parametrize("main", [True, False])
+@pytest.mark.parametrize("fails", [True, False])
+def test_what_process_0_cannot_do_ends_all(monkeypatch, main, fails):
+    monkeypatch.setattr(distributed, "is_main", lambda: main)
+    monkeypatch.setattr(distributed, "from_main", lambda _: fails)
+
+    def action():
+        if fails:
+            raise UserError("in use")
+        return "held"
+
+    if fails:
+        with pytest.raises(UserError, match="in use" if main else "process 0 cannot go on"):
+            distributed.on_main(action)
+    else:
+        assert distributed.on_main(action) == ("held" if main else None)
+
+
 @pytest.mark.parametrize(
     ("how", "numbers", "message"),
     [

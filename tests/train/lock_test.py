@@ -84,6 +84,21 @@ def test_a_lease_that_has_ended_is_taken_over_and_its_holder_stops(tmp_path, buc
     assert json.loads(path.read_text())["id"] == "x"
 
 
+def test_the_lease_of_a_process_that_was_killed_here_is_not_waited_for(tmp_path, bucket):
+    path = tmp_path / "running.json"
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+    with lock.held(str(tmp_path)):
+        mine = json.loads(path.read_text())
+    path.write_text(json.dumps({**mine, "id": "x", "pid": process.pid}))
+    with lock.held(str(tmp_path)):
+        pass
+    # Elsewhere the same number says nothing.
+    path.write_text(json.dumps({**mine, "id": "x", "pid": process.pid, "machine": "another"}))
+    with pytest.raises(UserError, match=f"in use by process {process.pid}"), lock.held(str(tmp_path)):
+        pytest.fail("entered")
+
+
 def test_of_two_that_come_at_the_same_time_the_later_one_stays(tmp_path, bucket, monkeypatch):
     path = tmp_path / "running.json"
     other = {"host": "a", "pid": 1, "since": "now", "id": "x", "until": time.time() + 60}

@@ -245,11 +245,21 @@ def test_a_directory_in_which_diverged_weights_were_saved_is_not_stuck(
         if step == 8:
             raise Crash
 
+    def mark_as_old():
+        (path,) = (tmp_path / "checkpoints" / "8" / "experiment").glob("metadata")
+        saved = json.loads(path.read_text())
+        assert saved.pop("proven") is True
+        path.write_text(json.dumps(saved))
+
     with monkeypatch.context() as patch, pytest.raises(Crash):
         patch.setattr(loop._Run, "_save", unasked)
         loop.train(CONFIG, str(tmp_path))
     with pytest.raises(UserError, match=r"step 8: the loss is nan, since the training has diverged"):
         evaluation.evaluate(CONFIG, str(tmp_path))
+    # One that gave a finite loss when it was saved is not given up for what has changed since.
+    with pytest.raises(UserError, match=r"step 9: .* finite with the weights of .*/8; undo what"):
+        loop.train(CONFIG, str(tmp_path))
+    mark_as_old()
     message = "step 9: loss or gradient is not finite; stopped, rolled back to the one of step 5"
     with pytest.raises(UserError, match=message):
         loop.train(CONFIG, str(tmp_path))
