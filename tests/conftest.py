@@ -8,10 +8,18 @@ import tempfile
 
 # Read when JAX starts its backend, so they must be there before any test module imports it. A platform
 # or a device count that the caller chose stays.
-_DEVICE_COUNT_FLAG = "--xla_force_host_platform_device_count"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-if _DEVICE_COUNT_FLAG not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICE_COUNT_FLAG}=4".strip()
+_XLA_FLAGS = os.environ.get("XLA_FLAGS", "")
+if "--xla_force_host_platform_device_count" not in _XLA_FLAGS:
+    os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")
+
+# Nearly every program here is small and runs a few times, so that compiling it takes far longer than
+# running it. A level of optimisation that the caller chose stays: the one of users is 3.
+if "--xla_backend_optimization_level" not in _XLA_FLAGS:
+    os.environ["XLA_FLAGS"] = (
+        f"{_XLA_FLAGS} --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+        "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    ).strip()
 
 # Compiling takes most of the tests' time: one cache for this process and those that it starts, the
 # workers of pytest-xdist among them.
@@ -19,7 +27,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     _CACHE = tempfile.mkdtemp(prefix="ftbnn_jax_tests_")
     atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import pytest  # noqa: E402
