@@ -72,7 +72,8 @@ def run(path: str, config: TrainConfig, variables: dict[str, Any], as_json: bool
       UserError: the artifact is missing, damaged, or of another network.
     """
     runtime = runtime_lib.Runtime.load(path)
-    runtime_lib.check_same_network(path, runtime.artifact, config.model, config.num_classes)
+    rule = config.preprocessing(runtime.artifact.channels)
+    runtime_lib.check_same_network(path, runtime.artifact, config.model, config.num_classes, rule)
     found = rows(config, variables, runtime)
     packed_bytes = os.path.getsize(path)
     float_bytes = sum(4 * leaf.size for leaf in jax.tree.leaves(variables))

@@ -14,6 +14,7 @@ from ftbnn_jax.deploy import layout
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn.spec import BinaryConvPlan, ResNetSpec
 from ftbnn_jax.ops import activations, batch_norm, binary, convolution, image, pooling, popcount, scaling
+from ftbnn_jax.ops.preprocessing import Preprocessing
 
 Tensors = dict[str, Any]
 # What a binary convolution reads, float32 `[N, H, W, I]`, and gives, int32 `[N, H', W', O]`.
@@ -165,11 +166,28 @@ def packed_conv(spec: ResNetSpec, plan: BinaryConvPlan) -> popcount.PackedConv:
 
 
 def check_same_network(
-    path: str, artifact: artifact_lib.Artifact, spec: ResNetSpec, num_classes: int
+    path: str,
+    artifact: artifact_lib.Artifact,
+    spec: ResNetSpec,
+    num_classes: int,
+    preprocessing: Preprocessing | None = None,
 ) -> None:
-    """Raises a UserError unless the artifact at `path` was packed from the network of a config."""
+    """Raises a UserError unless the artifact at `path` was packed from the network of a config.
+
+    Args:
+      path: of the artifact.
+      artifact: what was read there.
+      spec: of the config.
+      num_classes: likewise.
+      preprocessing: likewise; None where it does not matter.
+    """
     if artifact.spec != spec or artifact.num_classes != num_classes:
         raise UserError(f"{path}: packed from another network than the config's; --mode=export anew")
+    if preprocessing and artifact.preprocessing != preprocessing:
+        raise UserError(
+            f"{path}: packed for {artifact.preprocessing}, the config says {preprocessing}; "
+            "--mode=export anew"
+        )
 
 
 def input_sizes(artifact: artifact_lib.Artifact) -> list[int]:

@@ -182,7 +182,8 @@ def run(
       UserError: the artifact is missing, damaged, or of another network.
     """
     runtime = runtime_lib.Runtime.load(path)
-    runtime_lib.check_same_network(path, runtime.artifact, config.model, config.num_classes)
+    rule = config.preprocessing(runtime.artifact.channels)
+    runtime_lib.check_same_network(path, runtime.artifact, config.model, config.num_classes, rule)
     result = compare(config, variables, runtime, batches)
     if as_json:
         print_json(result.to_dict())

@@ -219,6 +219,9 @@ def test_an_artifact_of_another_network_is_refused(exported):
     other = dataclasses.replace(config, num_classes=6)
     with pytest.raises(UserError, match="another network"):
         verify.run(path, other, variables, [_batch(8)])
+    other = dataclasses.replace(config, pixel_mean=(121.0,))
+    with pytest.raises(UserError, match=r"packed for .*mean=\(120\.0,\).* says .*mean=\(121\.0,\)"):
+        verify.run(path, other, variables, [_batch(8)])
 
 
 def test_predictions_for_a_batch_of_any_size_are_the_same(exported):
