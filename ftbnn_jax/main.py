@@ -23,20 +23,14 @@ _DEFAULTS = {
     "runtime": "jax",
     "json": False,
 }
-# The modes that an option means something in.
+# The modes that an option goes with which would ask for something else in any other. The rest may be
+# given in all modes: a script can run one after the other with the same options.
 _GOES_WITH = {
-    "checkpoint": MODES[1:],
-    "num_images": ("verify", "audit", "export --format=c"),
     "against": ("audit",),
-    "stablehlo": ("export",),
-    "distributed": ("train", "evaluate"),
-    "num_processes": ("train", "evaluate"),
-    "process_id": ("train", "evaluate"),
     "format": ("export",),
     "fixed_point": ("export --format=c",),
     "prefix": ("export --format=c",),
     "runtime": ("verify",),
-    "json": ("verify", "benchmark", "audit"),
 }
 
 
@@ -139,10 +133,11 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, config_lib.Tra
     options = _parser().parse_args(others)
     mode = {options.mode, f"{options.mode} --format={options.format}"}
     for name, modes in _GOES_WITH.items():
-        if getattr(options, name) is None:
-            setattr(options, name, _DEFAULTS.get(name))
-        elif not mode.intersection(modes):
+        if getattr(options, name) is not None and not mode.intersection(modes):
             raise UserError(f"--{name}: goes with {' or '.join(f'--mode={m}' for m in modes)}")
+    for name, value in _DEFAULTS.items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
     prefixes.check(options.prefix)
     return options, config_lib.load(options.config, overrides)
 
