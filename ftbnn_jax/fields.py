@@ -32,7 +32,7 @@ class Range:
 
     def holds(self, value: float) -> bool:
         """Whether a number is one of these."""
-        finite = math.isfinite(value)
+        finite = -math.inf < value < math.inf
         return finite and self.least <= value <= self.most and value not in self.without
 
     def __str__(self) -> str:

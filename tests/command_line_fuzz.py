@@ -137,8 +137,11 @@ class Case(NamedTuple):
         return any(name.startswith("JAX_") for name in self.environment)
 
 
-def draw(rng: random.Random) -> Case:
+def draw(rng: random.Random, deep: float) -> Case:
+    """Draws a case; a share `deep` of them has nothing wrong that the arguments' parser could tell."""
     environment = dict(rng.choice(_ENVIRONMENTS)) if rng.random() < 0.25 else {}
+    if rng.random() < deep:
+        return Case("main", _deep(rng), environment)
     if rng.random() < 0.7:
         return Case("main", _main(rng), environment)
     module = rng.choice(list(_OTHERS))
@@ -174,6 +177,14 @@ def _main(rng: random.Random) -> tuple[str, ...]:
     return tuple(arguments)
 
 
+def _deep(rng: random.Random) -> tuple[str, ...]:
+    config = "--config=tiny.py"
+    if rng.random() < 0.4:
+        return (config, "--workdir=trained", *rng.choice(_LATER))
+    values = [f"--config.{key}={rng.choice(values)}" for key, values in rng.sample(_POSSIBLE, 2)]
+    return (config, f"--workdir={rng.choice(('run', 'trained', *_PATHS))}", *values)
+
+
 def _keys() -> list[str]:
     config = config_lib.load(str(pathlib.Path(__file__).parents[1] / "configs" / "quickstart.py"))
     model = [f"model.{name}" for name in config.to_dict()["model"]]
@@ -198,6 +209,65 @@ _OPTIONS = (
 )
 
 
+# What can be done with a trained run.
+_LATER = (
+    *(("--mode=evaluate", f"--checkpoint={c}") for c in ("latest", "best", "1", "7")),
+    *(("--mode=export", *more) for more in ((), ("--stablehlo",), ("--format=c",))),
+    ("--mode=export", "--format=c", "--fixed_point", "--num_images=0"),
+    *(("--mode=verify", f"--runtime={r}", f"--num_images={n}") for r in ("jax", "c") for n in (1, 9)),
+    *(("--mode=audit", "--num_images=9", *more) for more in ((), ("--json",), ("--against=1",))),
+    *(("--mode=evaluate", f"--config.{kv}") for kv in ("num_classes=11", "image_size=9", "flip=false")),
+    *(("--mode=evaluate", f"--config.{kv}") for kv in ("dataset=fake", "pixel_mean=(1,2,3)")),
+)
+_POSSIBLE = [
+    ("seed", (2**31, 2**32 - 1)),
+    (
+        "dataset",
+        ("fake", "digits", "mnist", "no", "cifar10", "imagenet2012", "[/red]", "a/b", "a:1", "/"),
+    ),
+    ("data_dir", ("", "none", "~", ".", "/dev/null")),
+    ("train_split", ("train", "test", "train[:5%]", "[", "no")),
+    ("eval_split", ("", "test", "train", "no")),
+    ("image_size", (1, 2, 7, 9)),
+    ("num_classes", (1, 2, 9, 11)),
+    ("batch_size", (1, 7, 500, 5000)),
+    ("num_epochs", (1, 2**31 - 1)),
+    ("num_steps", (0, 1, 2, 2**31)),
+    ("eval_every", (1, 2**31 - 1)),
+    ("checkpoint_every", (0, 1)),
+    ("keep_checkpoints", (1, 2**31 - 1)),
+    ("log_every", (1, 1000)),
+    ("learning_rate", ("0", "1e30", "3e38")),
+    ("schedule", ("multistep", "constant")),
+    ("schedule_boundaries", ("(0.1,0.11)", "(0.5,0.5)", "(0.9,0.1)")),
+    ("warmup_steps", (1, 2**31 - 1)),
+    ("weight_decay", ("1e-9", "1e30")),
+    ("label_smoothing", (0.5, 0.99999999999)),
+    ("start_from", ("trained", "run", "~", "none", "[/red]", "foo://x")),
+    ("teacher", ("trained", "none", "~/trained", "~nobody123", "foo://x")),
+    ("compute_dtype", ("auto", "bfloat16", "float16")),
+    ("batch_norm", ("per_device",)),
+    ("accumulation_steps", (2, 8, 16)),
+    ("remat", ("outputs", "stages")),
+    ("augment", ("none", "resized_crop")),
+    ("crop_padding", (0, 100)),
+    ("pixel_std", ("(1e-38,)", "(1,)", "(1,2,3)")),
+    ("model.blocks", ("(2,)", "(1,1,1,1,1,1)")),
+    ("model.groups", (2, 4, 5)),
+    ("model.bridge", ("True",)),
+    ("model.stem_kernel", (1, 9, 99)),
+    ("model.stem_stride", (3, 99)),
+    ("model.stem_pool", ("true",)),
+    ("model.head", ("flatten",)),
+    ("model.block", ("real", "bottleneck")),
+    ("model.downsample", ("duplicate",)),
+    ("model.scaling", ("real_to_bin", "xnor_net", "xnor_net++")),
+    ("model.activation_gradient", ("evolving",)),
+    ("model.binary_weights", ("False",)),
+    ("model.binary_activations", ("False",)),
+    ("model.ste_bound", ("1e-30", "1e30")),
+    ("model.batch_norm_epsilon", ("1e-30", "1e30")),
+]
 _JUNK = (
     *(
         "--help",
@@ -375,12 +445,12 @@ class _Fork:
         os.kill(self._pid, signal.SIGKILL)
 
 
-def cases(seed: int, count: int, interrupted: int) -> list[Case]:
+def cases(seed: int, count: int, interrupted: int, deep: float) -> list[Case]:
     """Returns the cases of a seed, the last `interrupted` of them with Ctrl-C at some moment."""
     rng = random.Random(seed)
     drawn = []
     while len(drawn) < count - interrupted:
-        case = draw(rng)
+        case = draw(rng, deep)
         if case.module not in _NEED_ONE or any(
             a.startswith(("--config=", "--batch=")) or a[:1].isdecimal() for a in case.arguments
         ):
@@ -399,9 +469,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--interrupted", type=int, default=3)
+    parser.add_argument("--deep", type=float, default=0.05, help="share that gets past the parser")
     parser.add_argument("--only", type=int, help="the number of the one case to run")
     options = parser.parse_args()
-    numbered = list(enumerate(cases(options.seed, options.count, options.interrupted)))
+    numbered = list(enumerate(cases(options.seed, options.count, options.interrupted, options.deep)))
     failures, statuses = 0, dict.fromkeys(_STATUSES, 0)
     with tempfile.TemporaryDirectory() as root:
         folder = Folder(pathlib.Path(root))

@@ -39,7 +39,7 @@ def options(repository, workdir, **overrides) -> list[str]:
 
 
 def environment(devices: int) -> dict[str, str]:
-    return {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    return {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)}
 
 
 @contextlib.contextmanager

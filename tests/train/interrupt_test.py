@@ -23,7 +23,8 @@ def test_a_signal_during_compilation_ends_the_run_at_once(tmp_path, repository):
         *(f"--workdir={tmp_path}", "--config.dataset=fake", "--config.batch_size=8"),
         "--config.num_steps=1",
     ]
-    environment = {**os.environ, "XLA_FLAGS": "", "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    one_device = {"JAX_NUM_CPU_DEVICES": "1", "XLA_FLAGS": ""}
+    environment = {**os.environ, **one_device, "JAX_ENABLE_COMPILATION_CACHE": "false"}
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
         # Written just before the steps are compiled.
         wait_for(tmp_path / "metrics.jsonl", process)
