@@ -110,9 +110,11 @@ def configure_jax(platforms: str = "", keep_programs: bool = False) -> None:
         if keep_programs and (cache := _default_cache()) is not None:
             jax.config.update("jax_compilation_cache_dir", cache)
             jax.config.update("jax_compilation_cache_max_size", _CACHE_BYTES)
-    elif not paths.is_remote(cache):
+    else:
         try:
-            jax.config.update("jax_compilation_cache_dir", _writable(paths.expand(cache)))
+            cache = paths.expand(cache)
+            if not paths.is_remote(cache):
+                jax.config.update("jax_compilation_cache_dir", _writable(cache))
         except (OSError, UserError) as error:
             raise UserError(
                 f"JAX_COMPILATION_CACHE_DIR={cache}: must be a directory that can be written "

@@ -7,4 +7,4 @@ cd "$repository"
 # Every core runs whole modules: what a module trains for its tests is trained once. A worker that dies
 # fails the run: with another in its place it would wait for ever.
 exec python -m pytest --numprocesses=auto --maxprocesses=8 --max-worker-restart=0 \
-  --dist=loadscope "$@"
+  --dist=loadscope --no-loadscope-reorder "$@"

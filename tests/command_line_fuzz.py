@@ -416,6 +416,8 @@ class _Fork:
             sys.stderr = open(2, "w", encoding=encoding, errors="backslashreplace", closefd=False)  # noqa: SIM115
             command.begin()
             sys.argv = arguments[2:]
+            # Another library of the parent's may have imported it, which runpy would warn of.
+            sys.modules.pop(arguments[2], None)
             runpy.run_module(arguments[2], run_name="__main__", alter_sys=True)
             status = 0
         except SystemExit as error:

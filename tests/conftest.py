@@ -35,6 +35,23 @@ import pytest  # noqa: E402
 _REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 
 
+# Modules that take longest, the longest first: a worker that begins one last has the others wait.
+_LONGEST = (
+    *("loop_test", "step_test", "main_test", "distributed_test", "stages_test", "verify_test"),
+    *("c_program_test", "command_line_fuzz_test", "disk_test", "input_pipeline_test", "report_test"),
+    *("benchmark_test", "encoded_images_test", "c_verify_test", "distillation_test", "sweep_test"),
+    *("interrupt_test", "budget_paper_test", "popcount_test", "artifact_test", "figures_test"),
+)
+
+
+def pytest_collection_modifyitems(items):
+    def rank(item):
+        name = item.path.stem
+        return _LONGEST.index(name) if name in _LONGEST else len(_LONGEST)
+
+    items.sort(key=rank)
+
+
 @pytest.fixture(scope="session")
 def repository() -> pathlib.Path:
     """Root of the source tree."""

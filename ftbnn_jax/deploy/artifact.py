@@ -4,7 +4,6 @@
 which tensors it holds. Reading runs no code from the file. The same checkpoint gives the same bytes.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ftbnn_jax import paths
 from ftbnn_jax.deploy import container, layout, schema
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn.spec import ResNetSpec
@@ -74,13 +74,9 @@ def save(path: str, artifact: Artifact) -> int:
         "sha256": digests,
         "network_sha256": network_digest(fields, digests),
     }
-    temporary = pathlib.Path(f"{path}.tmp")
     try:
-        temporary.write_bytes(container.to_bytes(artifact.tensors, metadata))
-        os.replace(temporary, path)
+        paths.write_whole(pathlib.Path(path), container.to_bytes(artifact.tensors, metadata))
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written: {error.strerror}") from error
     return os.path.getsize(path)
 
