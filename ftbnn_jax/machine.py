@@ -12,7 +12,7 @@ from typing import TypeVar
 from ftbnn_jax import paths
 from ftbnn_jax.errors import UserError, summary
 
-# Of compiled programs; a network's training step takes some 10 MB.
+# Size of the cache of compiled programs; a network's training step takes some 10 MB.
 _CACHE_BYTES = 2 * 2**30
 
 # What JAX has by default, and what this package is written for.

@@ -13,25 +13,21 @@ from typing import Any
 
 from ftbnn_jax.errors import UserError
 
-# Least and largest; other integers only need to fit into 32 bits. Limits keep what follows from a
-# number, such as the shapes of tensors, small enough to be compared with what a file really holds.
+# Least and largest; other integers only need to fit into 32 bits, and the specification of a network
+# checks its own. Limits keep what follows from a number, such as the shapes of tensors, small enough to
+# be compared with what a file really holds.
 _LIMITS = {
     "num_classes": (1, 2**20),
     "step": (0, 2**31 - 1),
     "preprocessing.size": (1, 4096),
     "preprocessing.channels": (1, 256),
     "preprocessing.crop": (0, 256),
-    "spec.width": (1, 2**16),
-    "spec.groups": (1, 2**16),
-    "spec.stem_features": (1, 2**16),
-    "spec.stem_kernel": (1, 255),
-    "spec.stem_stride": (1, 255),
-    "spec.blocks": (1, 2**10),
 }
 _INTEGERS = (-(2**31), 2**31 - 1)
-# Of lists, and of strings.
-_LONGEST_LIST = {"spec.blocks": 16}
-_LONGEST_STRING = {"class_names": 2**16}
+# Elements of a list, and characters of a string, but for the names of classes.
+_LONGEST_LIST = 2**20
+_LONGEST_STRING = 64
+_LONGEST_NAME = 2**16
 
 
 def read(kind: type, value: Any, path: str = "", without: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -64,10 +60,9 @@ def _read(annotation: Any, value: Any, path: str) -> Any:
         return annotation(**read(annotation, value, path))
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is tuple:
-        longest = _LONGEST_LIST.get(path, 2**20)
-        if not isinstance(value, list) or len(value) > longest:
+        if not isinstance(value, list) or len(value) > _LONGEST_LIST:
             raise UserError(
-                f"metadata {path}: a list of at most {longest} expected, found {shown(value)}"
+                f"metadata {path}: a list of at most {_LONGEST_LIST:,} expected, found {shown(value)}"
             )
         return tuple(_read(arguments[0], item, path) for item in value)
     if origin is dict:
@@ -85,7 +80,7 @@ def _read(annotation: Any, value: Any, path: str) -> Any:
     if annotation is float and not math.isfinite(value):
         raise UserError(f"metadata {path}: a finite number expected, found {value}")
     if annotation is str:
-        longest = _LONGEST_STRING.get(path, 64)
+        longest = _LONGEST_NAME if path == "class_names" else _LONGEST_STRING
         if len(value) > longest:
             raise UserError(
                 f"metadata {path}: at most {longest} characters expected, found {len(value):,}"

@@ -74,7 +74,7 @@ class Preprocessing:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of the pixels of an image."""
+        """Shape of an image's pixels."""
         return self.size, self.size, self.channels
 
 

@@ -162,7 +162,7 @@ def _tfds_split(config: TrainConfig, field: str) -> Split:
     features = dict(_flat(info.features))
     class_names = tuple(features[label_key].names or ())
     shape, dtype = features[image_key].shape, np.dtype(features[image_key].np_dtype)
-    # Of 16 bits or floats, `pixel_mean` and `pixel_std` would mean something else.
+    # Pixels of 16 bits or floats would give `pixel_mean` and `pixel_std` another meaning.
     if dtype != np.uint8 or len(shape) != 3 or shape[-1] not in (1, 3, None):
         raise UserError(
             f"config.dataset={config.dataset!r}: {image_key!r} is {dtype} of shape {shape}; must be "
@@ -216,7 +216,7 @@ def _keys(dataset: str, info: Any) -> tuple[str, str]:
     tf = records.import_tensorflow()
     import tensorflow_datasets as tfds
 
-    # Of three parts, the last is a weight.
+    # The last of three parts is a weight.
     parts = (info.supervised_keys or (list(info.features),) * 2)[:2]
     found = []
     for part, kind in zip(parts, (tfds.features.Image, tfds.features.ClassLabel), strict=True):

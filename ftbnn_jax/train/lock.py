@@ -23,10 +23,10 @@ from ftbnn_jax import paths
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.train import disk
 
-# Of a lease. A holder that could not renew for so long is taken for dead.
+# Length of a lease. A holder that could not renew for so long is taken for dead.
 _LEASE_S = 60.0
 _RENEWED_EVERY_S = 15.0
-# Of two that find an object free at the same time, the one whose name is there after this has it.
+# Two may find an object free at the same time: the one whose name is there after this has it.
 _SETTLED_AFTER_S = 1.0
 
 

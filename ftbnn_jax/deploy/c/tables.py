@@ -19,7 +19,7 @@ _TYPES = {
     np.dtype(np.int16): "int16_t",
     np.dtype(np.float32): "float",
 }
-# Of bytes: what every compiler takes in one string, and in one line.
+# Bytes that every compiler takes in one string, and in one line.
 _LONGEST_LITERAL = 4095
 
 
