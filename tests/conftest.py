@@ -52,6 +52,30 @@ def pytest_collection_modifyitems(items):
     items.sort(key=rank)
 
 
+# pytest-xdist alone lets the other workers go on for minutes, runs the test that killed a worker once
+# more, and forgets a worker that died between its tests: then all have passed.
+_DIED = pytest.StashKey[list]()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_handlecrashitem(report):
+    """Ends the run where a worker has died in a test."""
+    pytest.exit(report.longrepr, returncode=pytest.ExitCode.TESTS_FAILED)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    """Remembers a worker that died, whatever it was doing."""
+    if error:
+        node.config.stash.setdefault(_DIED, []).append(node.gateway.id)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session):
+    if session.config.stash.get(_DIED, []):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 @pytest.fixture(scope="session")
 def repository() -> pathlib.Path:
     """Root of the source tree."""

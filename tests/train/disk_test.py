@@ -31,6 +31,7 @@ def start(repository, workdir, **overrides) -> subprocess.Popen:
         "checkpoint_every": 2,
         "keep_checkpoints": 1000,
         "log_every": 1,
+        "model.blocks": "(1,1)",
         "model.width": 8,
         "model.stem_features": 8,
         **overrides,

@@ -146,15 +146,16 @@ def test_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, repository):
     command = [
         sys.executable,
         *("-m", "ftbnn_jax.main", f"--config={repository / 'configs' / 'quickstart.py'}"),
-        *("--config.num_steps=240", "--config.eval_every=60", "--config.checkpoint_every=20"),
-        *("--config.log_every=10", "--config.model.width=8", "--config.model.stem_features=8"),
+        *("--config.num_steps=60", "--config.eval_every=20", "--config.checkpoint_every=6"),
+        *("--config.log_every=2", "--config.model.width=8", "--config.model.stem_features=8"),
+        *("--config.model.blocks=(1,1)", "--config.batch_size=16"),
     ]
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
     runs = {name: tmp_path / name for name in ("whole", "killed")}
     whole = [*command, f"--workdir={runs['whole']}"]
     subprocess.run(whole, env=environment, check=True, capture_output=True, timeout=300)
     killed = [*command, f"--workdir={runs['killed']}"]
-    for reach in (50, 130):
+    for reach in (14, 34):
         with subprocess.Popen(killed, env=environment, stdout=subprocess.DEVNULL) as process:
             deadline = time.time() + 120
             while process.poll() is None and time.time() < deadline:
@@ -366,16 +367,18 @@ def test_learns_a_few_images_by_heart(tmp_path):
     """One batch over and over: the straight-through gradients lead somewhere."""
     config = dataclasses.replace(
         CONFIG,
-        model=architectures.small((2, 2), 16, groups=3, downsample="duplicate"),
+        model=architectures.small((1, 1), 16, groups=3, downsample="duplicate"),
         train_split="train",
+        batch_size=16,
         num_steps=120,
         eval_every=120,
+        checkpoint_every=0,
         log_every=20,
         augment="none",
         flip=False,
     )
     few = datasets.open_split(config, train=True)
-    few = datasets.ArraySplit(few.images[:32], few.labels[:32], few.class_names)
+    few = datasets.ArraySplit(few.images[:16], few.labels[:16], few.class_names)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets, "open_split", lambda config, train: few)
         loop.train(config, str(tmp_path))

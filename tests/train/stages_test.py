@@ -17,7 +17,7 @@ _REAL = {"binary_activations": True, "binary_weights": False}
 _BINARY = {"binary_activations": True, "binary_weights": True}
 
 _CONFIG = config_lib.TrainConfig(
-    architectures.small((2, 2), 6),
+    architectures.small((1, 1), 6),
     dataset="digits",
     image_size=8,
     num_classes=10,

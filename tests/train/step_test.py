@@ -16,7 +16,7 @@ from ftbnn_jax.train import optimizer, state
 from ftbnn_jax.train import step as step_lib
 
 CONFIG = config_lib.TrainConfig(
-    architectures.small((2, 2), 10, groups=3, downsample="duplicate"),
+    architectures.small((1, 1), 10, groups=3, downsample="duplicate"),
     image_size=8,
     num_classes=10,
     batch_size=16,
