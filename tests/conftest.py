@@ -18,7 +18,8 @@ if "--xla_force_host_platform_device_count" not in _XLA_FLAGS:
 if "--xla_backend_optimization_level" not in _XLA_FLAGS:
     os.environ["XLA_FLAGS"] = (
         f"{_XLA_FLAGS} --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-        "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+        "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 "
+        "--xla_cpu_multi_thread_eigen=false"
     ).strip()
 
 # Compiling takes most of the tests' time: one cache for this process and those that it starts, the
@@ -37,10 +38,10 @@ _REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 
 # Modules that take longest, the longest first: a worker that begins one last has the others wait.
 _LONGEST = (
-    *("loop_test", "step_test", "main_test", "distributed_test", "stages_test", "verify_test"),
-    *("c_program_test", "command_line_fuzz_test", "disk_test", "input_pipeline_test", "report_test"),
-    *("benchmark_test", "encoded_images_test", "c_verify_test", "distillation_test", "sweep_test"),
-    *("interrupt_test", "budget_paper_test", "popcount_test", "artifact_test", "figures_test"),
+    *("loop_test", "main_test", "budget_paper_test", "distributed_test", "c_verify_test", "step_test"),
+    *("command_line_fuzz_test", "stages_test", "c_program_test", "verify_test", "disk_test"),
+    *("run_tests_test", "resnet_test", "records_test", "popcount_test", "convolution_test"),
+    *("encoded_images_test", "interrupt_test", "sweep_test", "checkpoint_test", "report_test"),
 )
 
 

@@ -96,7 +96,7 @@ def test_mistake_is_one_line(run, tmp_path, config, arguments, words):
 def test_from_training_to_a_verified_packed_net(run, tmp_path):
     """Every mode, on the groups and reductions of the derived nets, from another directory."""
     arguments = (*SMALL, "--config.dataset=fake", "--config.image_size=32", "--workdir=run")
-    arguments += ("--config.model.blocks=(1,2,1,1)", "--config.model.groups=3", "--config.num_classes=7")
+    arguments += ("--config.model.blocks=(1,2)", "--config.model.groups=3", "--config.num_classes=7")
     status, output, errors = run("derived44_g5.py", *arguments)
     assert (status, errors) == (0, "")
     assert "Trained" in output

@@ -1,8 +1,26 @@
 """Small TFRecord splits, and sets of them with TFDS's metadata."""
 
+import dataclasses
+
 import pytest
 
-from ftbnn_jax.train import records
+from ftbnn_jax.train import datasets, records
+
+
+@pytest.fixture(scope="module")
+def few_test_images():
+    """The first 66 of a set's test images are all there are: they are evaluated again and again."""
+    whole = datasets.open_split
+
+    def few(config, *, train):
+        split = whole(config, train=train)
+        if train or not isinstance(split, datasets.ArraySplit):
+            return split
+        return dataclasses.replace(split, images=split.images[:66], labels=split.labels[:66])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets, "open_split", few)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -51,8 +51,12 @@ def assert_same_run(one, other):
     assert (one / "metrics.jsonl").read_text() == (other / "metrics.jsonl").read_text()
 
 
+# Two batches of 32, and a rest of two.
+pytestmark = pytest.mark.usefixtures("few_test_images")
+
+
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
+def uninterrupted(tmp_path_factory, few_test_images):
     workdir = tmp_path_factory.mktemp("uninterrupted")
     loop.train(CONFIG, str(workdir))
     return workdir
@@ -135,7 +139,7 @@ def test_a_finished_run_stays_as_it_is(uninterrupted, capsys):
 
 def test_evaluation_of_a_checkpoint_is_that_of_the_run(uninterrupted):
     values = evaluation.evaluate(CONFIG, str(uninterrupted))
-    assert values["count"] == 450
+    assert values["count"] == 66
     last = records(uninterrupted)[-1]
     for name in ("accuracy", "accuracy_top5"):
         assert values[name] == last[name]
@@ -146,7 +150,7 @@ def test_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, repository):
     command = [
         sys.executable,
         *("-m", "ftbnn_jax.main", f"--config={repository / 'configs' / 'quickstart.py'}"),
-        *("--config.num_steps=60", "--config.eval_every=20", "--config.checkpoint_every=6"),
+        *("--config.num_steps=60", "--config.eval_every=30", "--config.checkpoint_every=6"),
         *("--config.log_every=2", "--config.model.width=8", "--config.model.stem_features=8"),
         *("--config.model.blocks=(1,1)", "--config.batch_size=16"),
     ]
@@ -312,7 +316,7 @@ def test_an_evaluation_without_a_readable_image_costs_no_step(uninterrupted, tmp
     with monkeypatch.context() as patch:
         patch.setattr(input_pipeline, "eval_batches", unreadable)
         with pytest.raises(
-            UserError, match=r"config\.eval_split='': none of the images is readable.* 450"
+            UserError, match=r"config\.eval_split='': none of the images is readable.* 66"
         ):
             loop.train(CONFIG, str(tmp_path))
     assert checkpoint.load_variables(str(tmp_path))[2] == 5
@@ -323,7 +327,7 @@ def test_an_evaluation_without_a_readable_image_costs_no_step(uninterrupted, tmp
 def test_the_best_step_named_is_the_one_that_is_kept(tmp_path, monkeypatch, capsys):
     """Of equal ones, and of an evaluation that a stop interrupted: it comes after the next start."""
     accuracies = iter([0.5, 0.5, 0.25])
-    values = {"loss": 1.0, "accuracy_top5": 1.0, "count": 450}
+    values = {"loss": 1.0, "accuracy_top5": 1.0, "count": 66}
     stops = []
 
     def run(*args):
@@ -399,6 +403,7 @@ def test_real_images_train_and_resume(tfds_data_dir, tmp_path):
         eval_split="test[:40]",
         augment="resized_crop",
         image_size=32,
+        batch_size=8,
         pixel_mean=config_lib.IMAGENET_MEAN,
         pixel_std=config_lib.IMAGENET_STD,
         num_steps=4,

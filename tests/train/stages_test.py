@@ -38,8 +38,11 @@ _CONFIG = config_lib.TrainConfig(
 )
 
 
+pytestmark = pytest.mark.usefixtures("few_test_images")
+
+
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
+def teacher(tmp_path_factory, few_test_images):
     """Work directory of a teacher, one real block beside two binary ones."""
     directory = str(tmp_path_factory.mktemp("teacher"))
     net = architectures.small((1, 1), 4, block="real", activation="relu")
