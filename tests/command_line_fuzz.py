@@ -255,7 +255,7 @@ _POSSIBLE = [
     ("model.blocks", ("(2,)", "(1,1,1,1,1,1)")),
     ("model.groups", (2, 4, 5)),
     ("model.bridge", ("True",)),
-    ("model.stem_kernel", (1, 9, 99)),
+    ("model.stem_kernel", (1, 9, 31)),
     ("model.stem_stride", (3, 99)),
     ("model.stem_pool", ("true",)),
     ("model.head", ("flatten",)),

@@ -1,8 +1,12 @@
 """Where the files of a run lie."""
 
+import argparse
+import pwd
+
 import pytest
 
 from ftbnn_jax import paths
+from ftbnn_jax.errors import UserError
 
 
 @pytest.mark.parametrize(("path", "remote"), [("gs://bucket/run", True), ("runs/one", False)])
@@ -32,3 +36,46 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     # As any file that the user makes.
     (tmp_path / "another").touch()
     assert path.stat().mode & 0o777 == (tmp_path / "another").stat().st_mode & 0o777
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("run", "run"),
+        ("a[1]/x:y", "a[1]/x:y"),
+        ("~", "/home/me"),
+        ("~/run", "/home/me/run"),
+        ("./~/run", "./~/run"),
+        ("run~", "run~"),
+        ("file:///a%20b/c", "/a b/c"),
+        ("gs://bucket/~", "gs://bucket/~"),
+    ],
+)
+def test_what_a_path_stands_for(monkeypatch, path, expected):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert paths.expand(path) == paths.argument(path) == expected
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["~nobody123/run", "foo://x/run", "gs://", "gs:///x", "gs:/x", "file://host/x", "file:/x", "a\0b"],
+)
+def test_a_path_that_stands_for_nothing_is_refused(path):
+    with pytest.raises(UserError) as error:
+        paths.absolute(path)
+    assert path.partition("\0")[0] in str(error.value)
+    with pytest.raises(argparse.ArgumentTypeError):
+        paths.local_argument(path)
+
+
+def test_no_home_at_all(monkeypatch):
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", lambda _: (_ for _ in ()).throw(KeyError))
+    with pytest.raises(UserError, match=r"^~/run: there is no home directory ~"):
+        paths.expand("~/run")
+
+
+@pytest.mark.parametrize("path", ["", "gs://bucket/run"])
+def test_what_is_not_on_this_machine_is_no_local_argument(path):
+    with pytest.raises(argparse.ArgumentTypeError, match="must"):
+        paths.local_argument(path)
