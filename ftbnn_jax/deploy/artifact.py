@@ -8,7 +8,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import pathlib
 from typing import Any
 
 import numpy as np
@@ -74,8 +73,9 @@ def save(path: str, artifact: Artifact) -> int:
         "sha256": digests,
         "network_sha256": network_digest(fields, digests),
     }
+    path = paths.expand(os.fspath(path))
     try:
-        paths.write_whole(pathlib.Path(path), container.to_bytes(artifact.tensors, metadata))
+        paths.write_whole(path, container.to_bytes(artifact.tensors, metadata))
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from error
     return os.path.getsize(path)
@@ -87,6 +87,7 @@ def load(path: str) -> Artifact:
     Raises:
       UserError: there is no such file, it is no artifact, of an unknown schema, or damaged.
     """
+    path = paths.expand(os.fspath(path))
     if not os.path.isfile(path):
         raise UserError(f"{path}: no such file; --mode=export writes it")
     tensors, metadata, intact = container.read(path)

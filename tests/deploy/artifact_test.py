@@ -370,6 +370,15 @@ def test_tensors_that_are_not_the_networks_are_refused(built, path, change, mess
         artifact_lib.load(path)
 
 
+def test_the_home_directory_is_that_of_a_path(built, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    artifact_lib.save("~/model.safetensors", built[2])
+    assert (tmp_path / "model.safetensors").is_file()
+    assert artifact_lib.load("~/model.safetensors").spec == built[2].spec
+    with pytest.raises(UserError, match=r"^~nobody123/x: there is no home directory"):
+        artifact_lib.load("~nobody123/x")
+
+
 def test_a_missing_file_and_a_path_that_cannot_be_written(built, tmp_path):
     with pytest.raises(UserError, match="no such file; --mode=export writes it"):
         artifact_lib.load(str(tmp_path / "none.safetensors"))

@@ -233,6 +233,13 @@ def test_predictions_for_a_batch_of_any_size_are_the_same(exported):
     for count in (1, 2, 5):
         np.testing.assert_array_equal(runtime.predict(images[:count]), predicted[:count])
     assert runtime.predict(images[:0]).shape == (0,)
+    # In a program of 64-bit types as well.
+    with jax.enable_x64(True):
+        again = runtime_lib.Runtime.load(exported[0])
+        np.testing.assert_array_equal(np.asarray(again.logits(images)), logits)
+        classes = again.predict(images)
+    np.testing.assert_array_equal(classes, predicted)
+    assert classes.dtype == predicted.dtype == np.int32
 
 
 @pytest.mark.parametrize(

@@ -140,6 +140,23 @@ def test_a_config_that_does_not_load_ends_a_sweep_before_it_begins(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["x"], "-- x: must be --config.KEY=VALUE"),
+        (["--workdir=x"], "-- --workdir=x: must be --config.KEY=VALUE"),
+        (["--config.seed=1"], "-- --config.seed=1: must be --config.KEY=VALUE, and no seed"),
+        (["--config.no=1"], r"config\.no: no such key"),
+        (["--config.batch_size=x"], "config.batch_size='x'"),
+    ],
+)
+def test_what_is_handed_to_all_runs_is_looked_at_before_the_first(tmp_path, arguments, message):
+    command = [str(runs.CONFIGS / "quickstart.py"), f"--workdir={tmp_path}/sweep", "--", *arguments]
+    with pytest.raises(UserError, match=message):
+        sweep.main(command)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
         (["--seeds=1,x"], "1,x"),
         (["--jobs=0"], "'0' is not a whole number of at least 1"),
         (["--shard=3/2"], "'3/2': I/N expected"),

@@ -53,6 +53,21 @@ def refusal(config, train=False):
     return str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("~nobody123", "~nobody123: there is no home directory"),
+        ("foo://x", "foo://x: must be file:///PATH"),
+        ("/dev/null", "/dev/null: is no directory"),
+    ],
+)
+@pytest.mark.parametrize("name", ["config.data_dir", "TFDS_DATA_DIR"])
+def test_a_directory_that_is_none_is_named(monkeypatch, name, path, told):
+    monkeypatch.setenv("TFDS_DATA_DIR", path)
+    config = dataclasses.replace(CONFIG, data_dir=path if name == "config.data_dir" else "")
+    assert refusal(config).startswith(f"{name}={told}")
+
+
 @pytest.mark.parametrize("augment", AUGMENTS)
 @pytest.mark.parametrize(
     ("labels", "told"),

@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from ftbnn_jax.errors import UserError
 from ftbnn_jax.train import interrupt
 
 
@@ -115,6 +116,13 @@ def test_a_cloud_machines_notice_is_a_request_to_stop(monkeypatch, capsys, name,
             time.sleep(0.02)
         assert stop.reached()
     assert f"{name}: {alarm}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("host", ["a b", "[", "http://a", "a:b", "a:999999", "a\n"])
+def test_a_server_that_cannot_be_asked_is_named(monkeypatch, host):
+    monkeypatch.setenv("GCE_METADATA_HOST", host)
+    with pytest.raises(UserError, match=r"^GCE_METADATA_HOST=(?s:.*)must be HOST or HOST:PORT"):
+        interrupt.PreemptionNotice()
 
 
 def test_nothing_is_asked_outside_the_cloud(monkeypatch):

@@ -79,6 +79,12 @@ def test_what_a_run_leaves(uninterrupted):
     assert list((uninterrupted / "tensorboard").glob("events.out.tfevents.*"))
 
 
+def test_a_program_of_64_bit_types_trains_the_same(uninterrupted, tmp_path):
+    with jax.enable_x64(True):
+        loop.train(CONFIG, str(tmp_path))
+    assert_same_run(tmp_path, uninterrupted)
+
+
 class Crash(Exception):
     pass
 

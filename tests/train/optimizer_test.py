@@ -28,6 +28,8 @@ CONFIG = config_lib.TrainConfig(
         ({"schedule": "multistep"}, 450, 0.01 * 0.1),
         ({"schedule": "multistep"}, 549, 0.01 * 0.1),
         ({"schedule": "multistep"}, 550, 0.01 * 0.1 * 0.1),
+        # Two boundaries that fall on one step.
+        ({"schedule": "multistep", "schedule_boundaries": (0.5, 0.5001)}, 300, 0.01 * 0.1 * 0.1),
         ({"schedule": "constant"}, 599, 0.01),
         ({"schedule": "constant", "warmup_steps": 100}, 25, 0.01 / 4),
         ({"schedule": "cosine", "warmup_steps": 100}, 100, 0.01),
