@@ -1,6 +1,7 @@
 """How every command reads its arguments and ends: one line for a mistake, one word for Ctrl-C."""
 
 import argparse
+import contextlib
 import difflib
 import os
 import re
@@ -99,11 +100,13 @@ def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = 
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:
+        if outer is _leave:
+            # At once: where it came through code that was text, Python would end by the signal.
+            _leave()
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # Whoever read the output has gone, and wants no more of it; nor may Python try again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read the output has gone, and wants no more of it.
         return 128 + signal.SIGPIPE
     except Exception as error:
         message = _explanation(error)
@@ -112,6 +115,11 @@ def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = 
         print(message, file=sys.stderr)
         return MISTAKE
     finally:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            # What cannot be written has been told; Python would tell it again at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if outer is _leave:
             signal.signal(signal.SIGINT, _leave)
 
@@ -122,12 +130,24 @@ def begin() -> None:
     `run` begins when everything is imported, which takes seconds, and ends before the interpreter does.
     """
     signal.signal(signal.SIGINT, _leave)
-    sys.excepthook = _excepthook
+    sys.excepthook, sys.unraisablehook = _excepthook, _unraisablehook
+    # Figures are written to files: whether there is a window system makes no difference.
+    os.environ["MPLBACKEND"] = "agg"
 
 
-def _leave(number: int, frame: FrameType | None) -> NoReturn:
+def _leave(number: int = signal.SIGINT, frame: FrameType | None = None) -> NoReturn:
+    # It may be in the middle of a write.
+    with contextlib.suppress(OSError, RuntimeError):
+        sys.stdout.flush()
     os.write(2, b"interrupted\n")
     os._exit(INTERRUPTED)
+
+
+def _unraisablehook(unraisable: Any) -> None:
+    # Ctrl-C may meet Python in a callback of the garbage collector, out of which no exception comes.
+    if unraisable.exc_type is KeyboardInterrupt:
+        _leave()
+    sys.__unraisablehook__(unraisable)
 
 
 def _excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -232,7 +232,7 @@ _POSSIBLE = [
     ("num_classes", (1, 2, 9, 11)),
     ("batch_size", (1, 7, 500, 5000)),
     ("num_epochs", (1, 2**31 - 1)),
-    ("num_steps", (0, 1, 2, 2**31)),
+    ("num_steps", (1, 2, 2**31)),
     ("eval_every", (1, 2**31 - 1)),
     ("checkpoint_every", (0, 1)),
     ("keep_checkpoints", (1, 2**31 - 1)),

@@ -117,7 +117,15 @@ def _python(code: str, **arguments) -> subprocess.Popen:
     [
         # As in the imports before `run`, and in the interpreter's end after it.
         ("os.kill(os.getpid(), signal.SIGINT)", 130, "interrupted\n"),
-        ("command.run(lambda _: os.kill(os.getpid(), signal.SIGINT))", 0, "interrupted\n"),
+        ("command.run(lambda _: os.kill(os.getpid(), signal.SIGINT))", 130, "interrupted\n"),
+        # Through a text, after which Python ends by the signal, and where exceptions are ignored.
+        ("command.run(lambda _: exec('os.kill(os.getpid(), signal.SIGINT); 1'))", 130, "interrupted\n"),
+        (
+            "import gc; gc.callbacks.append(lambda *_: os.kill(os.getpid(), signal.SIGINT)); "
+            "command.run(lambda _: gc.collect())",
+            130,
+            "interrupted\n",
+        ),
         ("command.run(lambda _: 0); os.kill(os.getpid(), signal.SIGINT)", 130, "interrupted\n"),
         (
             "raise ValueError('invalid truth value for environment JAX_ENABLE_X64')",
@@ -129,6 +137,14 @@ def _python(code: str, **arguments) -> subprocess.Popen:
 def test_a_command_is_never_without_an_end_of_its_own(code, status, line):
     process = _python(code, env={**os.environ, "JAX_ENABLE_X64": "maybe"})
     assert (process.communicate()[1], process.returncode) == (line, status)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device that is full")
+def test_output_that_cannot_be_written_is_one_line():
+    with open("/dev/full", "w") as full:
+        process = _python("sys.exit(command.run(lambda _: print('x')))", stdout=full)
+        assert process.communicate()[1] == "error: No space left on device\n"
+    assert process.returncode == 2
 
 
 def test_a_reader_that_has_gone_is_no_mistake():

@@ -113,7 +113,9 @@ def measure(found: Iterable[Shape], compute_dtype: jnp.dtype) -> list[dict[str, 
     rows = []
     # On standard error, so that the result can be piped.
     console = report.make_console(stderr=True)
-    for shape in rich.progress.track(sorted(found), "convolving", console=console, transient=True):
+    for shape in rich.progress.track(
+        sorted(found), "convolving", console=console, transient=True, disable=not console.is_terminal
+    ):
         different, count = count_differences(shape, compute_dtype)
         fields = dataclasses.asdict(shape) | {"largest_sum": shape.largest_sum}
         rows.append(fields | {"sums": count, "different": different})
