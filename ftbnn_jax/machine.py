@@ -165,7 +165,11 @@ def _check_xla_flags(flags: str) -> None:
     if not flags:
         return
     read = [sys.executable, "-c", "from jaxlib import _jax; _jax.CompileOptions()"]
-    result = subprocess.run(read, capture_output=True, text=True, errors="replace", check=False)
+    # TensorFlow is told to be silent by the same variable, and the reason is what is asked for.
+    loud = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "0"}
+    result = subprocess.run(
+        read, env=loud, capture_output=True, text=True, errors="replace", check=False
+    )
     if result.returncode:
         # "F0000 00:00:00.000000 1 file.cc:1] Unknown flag in XLA_FLAGS: --name"
         reasons = [line.partition("] ")[2] for line in result.stderr.splitlines() if "] " in line]

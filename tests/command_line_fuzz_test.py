@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 _SEED = os.environ.get("FUZZ_SEED", "0")
-_COUNT = os.environ.get("FUZZ_COUNT", "60")
+_COUNT = os.environ.get("FUZZ_COUNT", "30")
 
 
 def test_no_command_line_ends_in_a_traceback(repository):

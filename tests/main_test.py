@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from ftbnn_jax import command, main
+
 SMALL = (
     "--config.num_steps=4",
     "--config.batch_size=8",
@@ -19,7 +21,7 @@ SMALL = (
 def run(repository, tmp_path):
     """Runs the program on one device from a directory of its own; returns status, output, errors."""
 
-    def run_command(config, *arguments, **environment):
+    def run_command(config, *arguments):
         path = config if os.path.isabs(config) else str(repository / "configs" / config)
         result = subprocess.run(
             [sys.executable, "-m", "ftbnn_jax.main", f"--config={path}", *arguments],
@@ -28,7 +30,6 @@ def run(repository, tmp_path):
                 "JAX_NUM_CPU_DEVICES": "1",
                 "CC": "cc",
                 "PYTHONPATH": str(repository),
-                **environment,
             },
             cwd=tmp_path,
             capture_output=True,
@@ -81,16 +82,35 @@ def run(repository, tmp_path):
         ("derived44_g5.py:90", [], ["derived44_g5.py:90", "44 layers at 135"]),
     ],
 )
-def test_mistake_is_one_line(run, tmp_path, config, arguments, words):
+def test_mistake_is_one_line(repository, tmp_path, monkeypatch, capfd, config, arguments, words):
+    monkeypatch.chdir(tmp_path)
     workdir = [] if any(a.startswith("--workdir") for a in arguments) else ["--workdir=run"]
-    status, output, errors = run(config, *workdir, *arguments)
+    file = f"--config={repository / 'configs' / config}"
+    assert command.run(main.main, [file, *workdir, *arguments]) == 2
+    _is_one_line(tmp_path, *capfd.readouterr(), words)
+
+
+@pytest.mark.parametrize(
+    ("config", "arguments", "words"),
+    [
+        ("quickstart.py", ["--config.lerning_rate=1"], ["config.lerning_rate", "config.learning_rate"]),
+        ("quickstart.py", ["--config.dataset=digitz"], ["config.dataset='digitz'", "'digits'"]),
+        ("quickstart.py", ["--mode=export"], ["--workdir=run", "no checkpoints"]),
+    ],
+)
+def test_a_shell_sees_one_line_as_well(run, tmp_path, config, arguments, words):
+    status, output, errors = run(config, "--workdir=run", *arguments)
     assert status == 2
+    _is_one_line(tmp_path, output, errors, words)
+
+
+def _is_one_line(directory, output, errors, words):
     assert output == ""
     assert errors.startswith("error: ")
     assert errors.count("\n") == 1
     for word in words:
         assert word in errors
-    assert list(tmp_path.iterdir()) == []
+    assert list(directory.iterdir()) == []
 
 
 def test_from_training_to_a_verified_packed_net(run, tmp_path):
@@ -119,9 +139,7 @@ def test_from_training_to_a_verified_packed_net(run, tmp_path):
     ):
         if "--runtime=c" in flags and not shutil.which("cc"):
             continue
-        # What is proved is what users run, so it is compiled as theirs.
-        optimised = {"XLA_FLAGS": ""} if flags == ("--mode=verify",) else {}
-        status, output, errors = run("derived44_g5.py", *arguments, *flags, **optimised)
+        status, output, errors = run("derived44_g5.py", *arguments, *flags)
         assert (status, errors) == (0, "")
         for word in words:
             assert word in output

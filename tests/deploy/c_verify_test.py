@@ -48,17 +48,16 @@ def test_an_export_is_verified(exported, capsys):
     assert [layer["differing"] for layer in report["layers"]] == [0, 0, 0]
 
 
-def test_pixels_are_compared_from_the_stored_images_on(exported, capsys):
-    artifact = c_programs.runtime("two-valued").artifact
+def test_pixels_are_compared_from_the_stored_images_on(exported):
+    net = c_programs.runtime("two-valued")
     rng = np.random.default_rng(3)
     decoded = [rng.integers(0, 256, (*size, 3), np.uint8) for size in ((10, 10), (30, 50), (255, 255))]
-    batch = {"image": artifact.preprocessing.stack(decoded), "decoded": decoded, "weight": np.ones(3)}
-    network = artifact.spec, artifact.num_classes
-    assert verify.run(exported[0], str(exported[1]), *network, [batch]) == 0
-    assert "0 of 900 pixel values differ from evaluation's" in capsys.readouterr().out
+    batch = {"image": net.pixels(decoded), "decoded": decoded, "weight": np.ones(3)}
+    result = verify.compare(exported[1], net, [batch], c_programs.STRICT)
+    assert (result.pixels, result.pixels_differing, list(result.failures())) == (900, 0, [])
     batch["image"][1, 4, 4, 0] ^= 1
-    assert verify.run(exported[0], str(exported[1]), *network, [batch]) == 1
-    assert "1 of 900 pixel values" in capsys.readouterr().err
+    (failure,) = verify.compare(exported[1], net, [batch], c_programs.STRICT).failures()
+    assert "1 of 900 pixel values" in failure
 
 
 def test_a_difference_is_exit_status_1(exported, monkeypatch, capsys):
