@@ -4,10 +4,13 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 _SEED = os.environ.get("FUZZ_SEED", "0")
 _COUNT = os.environ.get("FUZZ_COUNT", "30")
 
 
+@pytest.mark.slow
 def test_no_command_line_ends_in_a_traceback(repository):
     fuzzer = repository / "tests" / "command_line_fuzz.py"
     command = [sys.executable, fuzzer, f"--seed={_SEED}", f"--count={_COUNT}", "--interrupted=1"]

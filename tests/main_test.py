@@ -113,7 +113,7 @@ def _is_one_line(directory, output, errors, words):
     assert list(directory.iterdir()) == []
 
 
-def test_from_training_to_a_verified_packed_net(run, tmp_path):
+def test_from_training_to_a_verified_packed_net(run, repository, tmp_path, monkeypatch, capfd):
     """Every mode, on the groups and reductions of the derived nets, from another directory."""
     arguments = (*SMALL, "--config.dataset=fake", "--config.image_size=32", "--workdir=run")
     arguments += ("--config.model.blocks=(1,2)", "--config.model.groups=3", "--config.num_classes=7")
@@ -146,8 +146,9 @@ def test_from_training_to_a_verified_packed_net(run, tmp_path):
     assert (tmp_path / "run" / "model.safetensors").is_file()
     assert (tmp_path / "run" / "model.stablehlo").is_file()
     # The config of another network is refused in every mode.
+    monkeypatch.chdir(tmp_path)
+    other = [a.replace("groups=3", "groups=2") for a in arguments]
+    config = f"--config={repository / 'configs' / 'derived44_g5.py'}"
     for mode in ("train", "evaluate", "verify"):
-        other = [a.replace("groups=3", "groups=2") for a in arguments]
-        status, _, errors = run("derived44_g5.py", *other, f"--mode={mode}")
-        assert status == 2
-        assert "config.model.groups=3, here it is 2" in errors
+        assert command.run(main.main, [config, *other, f"--mode={mode}"]) == 2
+        assert "config.model.groups=3, here it is 2" in capfd.readouterr().err

@@ -8,6 +8,8 @@ import time
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 # The workers that DIES names do so at the place PLACE; the others take SECONDS for each test.
 _CONFTEST = """
 import os, signal, time, pytest
