@@ -11,6 +11,7 @@ from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.deploy import artifact, layout, runtime
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn import folding
+from ftbnn_jax.nn import variables as nn_variables
 from ftbnn_jax.ops import binary, bitpack
 from ftbnn_jax.report import print_table
 
@@ -43,7 +44,7 @@ def to_artifact(
                 "both binary"
             )
     # Before signs are taken: that of a NaN would be a bit like any other.
-    _check_finite(step, _by_name(variables))
+    _check_finite(step, variables)
     tensors: dict[str, np.ndarray] = {}
     _pack(variables["params"], folding.fold_batch_norms(variables, config.model), "", tensors)
     _check_finite(step, tensors)
@@ -59,17 +60,11 @@ def to_artifact(
     )
 
 
-def _by_name(tree: Any) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def _check_finite(step: int, tensors: dict[str, Any]) -> None:
-    for name, tensor in tensors.items():
-        if not np.isfinite(tensor).all():
-            raise UserError(
-                f"step {step}: {name} holds a number that is not finite; --checkpoint names another step"
-            )
+def _check_finite(step: int, arrays: dict[str, Any]) -> None:
+    if names := nn_variables.not_finite(arrays):
+        raise UserError(
+            f"step {step}: {names[0]} holds a number that is not finite; --checkpoint names another step"
+        )
 
 
 def _pack(params: Any, folded: Any, prefix: str, tensors: dict[str, np.ndarray]) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
@@ -15,6 +14,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from ftbnn_jax import paths, report
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.errors import UserError, summary
+from ftbnn_jax.nn import variables as nn_variables
 from ftbnn_jax.train import datasets, disk, distributed, identity
 from ftbnn_jax.train.state import TrainState, is_finite
 
@@ -235,7 +235,7 @@ def load_variables(
             restored = manager.restore(step, args=ocp.args.Composite(**items))
             experiment = identity.complete(restored["experiment"])
             variables = jax.device_get(_variables(restored["state"]))
-            bad = [name for name, leaf in _leaves(variables).items() if not np.isfinite(leaf).all()]
+            bad = nn_variables.not_finite(variables)
             reason = f"{bad[0]} holds numbers that are not finite" if bad else ""
         except Exception as error:
             reason = f"damaged ({summary(error)})"
@@ -264,16 +264,10 @@ def _variables(state: Mapping[str, Any]) -> dict[str, Any]:
     return {name: state[name] for name in ("params", "batch_stats")}
 
 
-def _leaves(variables: dict[str, Any]) -> dict[str, Any]:
-    """Leaves by their names, "params/head/bias"."""
-    leaves = jax.tree_util.tree_leaves_with_path(variables)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
 def check_same_shapes(expected: dict[str, Any], variables: dict[str, Any], where: str = "") -> None:
     """Raises a UserError naming the first array of `variables` that is not of the expected shape."""
     ours, theirs = (
-        {name: list(leaf.shape) for name, leaf in _leaves(tree).items()}
+        {name: list(leaf.shape) for name, leaf in nn_variables.by_name(tree).items()}
         for tree in (expected, variables)
     )
     for name in sorted(ours.keys() | theirs.keys()):

@@ -50,6 +50,7 @@ class Stream:
         self._indices_of = indices_of
         self._batch_size = batch_size
         self._train = train
+        self._rule = config.preprocessing(split.channels)
         # Traced once, not once for each image of a group.
         self._decode = self._tf.function(self._decode_image)
 
@@ -138,8 +139,7 @@ class Stream:
                 reason = str(error)
             split.report_corrupt(candidate, reason, config.max_corrupt_records)
             if not self._train:
-                shape = (config.image_size, config.image_size, split.channels)
-                blank = {"image": np.zeros(shape, np.uint8), "label": np.int32(0)}
+                blank = {"image": np.zeros(self._rule.shape, np.uint8), "label": np.int32(0)}
                 return blank | {"weight": np.float32(0)}, 1
 
     def _examples(self, images: Any, labels: Any, positions: Any) -> dict[str, Any]:
@@ -148,15 +148,14 @@ class Stream:
         parts = [self._decode(images[i], positions[i]) for i in range(images.shape[0])]
         if self._train:
             windows, mirrored = zip(*parts, strict=True)
-            size = self._config.image_size
+            size = self._rule.size
             resized = tf.numpy_function(
                 lambda mirrored, *windows: decode.resize(windows, mirrored, size),
                 [tf.stack(mirrored), *windows],
                 tf.uint8,
             )
         else:
-            rule = self._config.preprocessing(self._split.channels)
-            resized = tf.numpy_function(lambda *images: rule.stack(images), parts, tf.uint8)
+            resized = tf.numpy_function(lambda *images: self._rule.stack(images), parts, tf.uint8)
         return {"image": resized, "label": labels}
 
     def _decode_image(self, image: Any, position: Any) -> Any:
@@ -173,8 +172,8 @@ def decode_whole(split: datasets.Split, index: int) -> np.ndarray:
     """
     if isinstance(split, datasets.ArraySplit):
         return split.images[index]
-    encoded, _ = split.read_many(np.array([index]))
-    return decode.from_bytes(encoded[0], split.channels)
+    encoded, _ = split.example(index)
+    return decode.from_bytes(encoded, split.channels)
 
 
 def tf_data_options(cores: int) -> Any:

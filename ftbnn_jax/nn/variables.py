@@ -1,0 +1,17 @@
+"""The variables of a network by their names, "params/head/bias"."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def by_name(tree: Any) -> dict[str, Any]:
+    """Returns the arrays of a nested dictionary, the keys on the way to each joined with slashes."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def not_finite(tree: Any) -> list[str]:
+    """Returns the names of the arrays that hold a number that is not finite."""
+    return [name for name, leaf in by_name(tree).items() if not np.isfinite(leaf).all()]
