@@ -101,9 +101,11 @@ def _number(kind: type, value: object, allowed: Range) -> float | None:
 
 
 def shown(value: object) -> str:
-    """Returns a value as it is written in Python, cut where it is long."""
+    """Returns a value as it is written in Python, in one line, cut where it is long."""
     try:
         text = repr(value)
     except ValueError:  # Python does not write out the longest of numbers.
         return "(a number of very many digits)"
+    except RecursionError:
+        return "(a value of very many levels)"
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ftbnn_jax import fields as field_checks
 from ftbnn_jax import paths
 from ftbnn_jax.deploy import container, layout, schema
 from ftbnn_jax.errors import UserError
@@ -94,7 +95,7 @@ def load(path: str) -> Artifact:
     version = metadata.pop("schema_version", None)
     if type(version) is not int or version != SCHEMA_VERSION:
         raise UserError(
-            f"{path}: schema version {schema.shown(version)}; this version of ftbnn_jax reads "
+            f"{path}: schema version {field_checks.shown(version)}; this version of ftbnn_jax reads "
             f"{SCHEMA_VERSION}; --mode=export writes the file anew from its checkpoint"
         )
     digests, whole = metadata.pop("sha256", None), metadata.pop("network_sha256", None)

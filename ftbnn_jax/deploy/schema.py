@@ -7,10 +7,10 @@ exactly its type, and every number finite and within its limits.
 import dataclasses
 import math
 import re
-import reprlib
 import typing
 from typing import Any
 
+from ftbnn_jax import fields
 from ftbnn_jax.errors import UserError
 
 # Least and largest; other integers only need to fit into 32 bits, and the specification of a network
@@ -43,11 +43,13 @@ def read(kind: type, value: Any, path: str = "", without: tuple[str, ...] = ()) 
       UserError: a field is missing or unknown, or not of its type, finite and within its limits.
     """
     if not isinstance(value, dict):
-        raise UserError(f"metadata {path or 'of the file'}: an object expected, found {shown(value)}")
+        raise UserError(
+            f"metadata {path or 'of the file'}: an object expected, found {fields.shown(value)}"
+        )
     annotations = {f.name: f.type for f in dataclasses.fields(kind) if f.name not in without}
     for name in sorted(annotations.keys() ^ value.keys()):
         found = "no such field is known" if name in value else "is missing"
-        raise UserError(f"metadata {shown(_below(path, name))}: {found}")
+        raise UserError(f"metadata {fields.shown(_below(path, name))}: {found}")
     return {name: _read(a, value[name], _below(path, name)) for name, a in annotations.items()}
 
 
@@ -62,7 +64,7 @@ def _read(annotation: Any, value: Any, path: str) -> Any:
     if origin is tuple:
         if not isinstance(value, list) or len(value) > _LONGEST_LIST:
             raise UserError(
-                f"metadata {path}: a list of at most {_LONGEST_LIST:,} expected, found {shown(value)}"
+                f"metadata {path}: a list of at most {_LONGEST_LIST:,} expected, found {fields.shown(value)}"
             )
         return tuple(_read(arguments[0], item, path) for item in value)
     if origin is dict:
@@ -72,11 +74,11 @@ def _read(annotation: Any, value: Any, path: str) -> Any:
     if annotation is float and found is int and abs(value) <= 2**53:
         value, found = float(value), float
     if found is not annotation:
-        raise UserError(f"metadata {path}: {annotation.__name__} expected, found {shown(value)}")
+        raise UserError(f"metadata {path}: {annotation.__name__} expected, found {fields.shown(value)}")
     if annotation is int:
         least, most = _LIMITS.get(path, _INTEGERS)
         if not least <= value <= most:
-            raise UserError(f"metadata {path}: {least} to {most} expected, found {shown(value)}")
+            raise UserError(f"metadata {path}: {least} to {most} expected, found {fields.shown(value)}")
     if annotation is float and not math.isfinite(value):
         raise UserError(f"metadata {path}: a finite number expected, found {value}")
     if annotation is str:
@@ -86,7 +88,7 @@ def _read(annotation: Any, value: Any, path: str) -> Any:
                 f"metadata {path}: at most {longest} characters expected, found {len(value):,}"
             )
         if any("\ud800" <= character <= "\udfff" for character in value):
-            raise UserError(f"metadata {path}: holds half of a surrogate pair: {shown(value)}")
+            raise UserError(f"metadata {path}: holds half of a surrogate pair: {fields.shown(value)}")
     return value
 
 
@@ -94,14 +96,10 @@ def _read_strings(value: Any, path: str) -> dict[str, str]:
     """Reads an object of short words: names and versions."""
     word = re.compile(r"[\w.+-]{1,64}", re.ASCII)
     if not isinstance(value, dict):
-        raise UserError(f"metadata {path}: an object expected, found {shown(value)}")
+        raise UserError(f"metadata {path}: an object expected, found {fields.shown(value)}")
     for name, text in value.items():
         if not isinstance(text, str) or not word.fullmatch(text) or not word.fullmatch(name):
-            raise UserError(f"metadata {path}: names and versions expected, found {shown({name: text})}")
+            raise UserError(
+                f"metadata {path}: names and versions expected, found {fields.shown({name: text})}"
+            )
     return dict(value)
-
-
-def shown(value: Any) -> str:
-    """Returns a value as it may stand in one line of a message, however long or deep it is."""
-    text = reprlib.repr(value).encode("ascii", "backslashreplace").decode()
-    return text if len(text) <= 80 else f"{text[:77]}..."
