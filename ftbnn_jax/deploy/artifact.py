@@ -63,10 +63,14 @@ def save(path: str, artifact: Artifact) -> int:
     """Writes an artifact, replacing the file at once, and returns its size in bytes.
 
     Raises:
-      UserError: the file cannot be written.
+      UserError: the file cannot be written, or could not be read again: see `schema`.
     """
     fields = dataclasses.asdict(dataclasses.replace(artifact, tensors={}))
     del fields["tensors"]
+    try:
+        _parse(json.loads(json.dumps(fields)), artifact.tensors)
+    except UserError as error:
+        raise UserError(f"{path}: not written, it could not be read again: {error}") from error
     digests = {name: _digest(tensor) for name, tensor in sorted(artifact.tensors.items())}
     metadata = {
         **fields,

@@ -64,7 +64,8 @@ def _read(annotation: Any, value: Any, path: str) -> Any:
     if origin is tuple:
         if not isinstance(value, list) or len(value) > _LONGEST_LIST:
             raise UserError(
-                f"metadata {path}: a list of at most {_LONGEST_LIST:,} expected, found {fields.shown(value)}"
+                f"metadata {path}: a list of at most {_LONGEST_LIST:,} expected, found "
+                f"{fields.shown(value)}"
             )
         return tuple(_read(arguments[0], item, path) for item in value)
     if origin is dict:

@@ -379,6 +379,23 @@ def test_the_home_directory_is_that_of_a_path(built, tmp_path, monkeypatch):
         artifact_lib.load("~nobody123/x")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"preprocessing": {"size": 5000}}, "metadata preprocessing.size: 1 to 4096 expected"),
+        ({"class_names": ("\udcff",)}, "metadata class_names: holds half of a surrogate pair"),
+    ],
+)
+def test_what_could_not_be_read_is_not_written(built, tmp_path, change, message):
+    (field, value), artifact = *change.items(), built[2]
+    if isinstance(value, dict):
+        value = dataclasses.replace(getattr(artifact, field), **value)
+    path = tmp_path / "model.safetensors"
+    with pytest.raises(UserError, match=rf"not written, it could not be read again: {message}"):
+        artifact_lib.save(str(path), dataclasses.replace(artifact, **{field: value}))
+    assert not path.exists()
+
+
 def test_a_missing_file_and_a_path_that_cannot_be_written(built, tmp_path):
     with pytest.raises(UserError, match="no such file; --mode=export writes it"):
         artifact_lib.load(str(tmp_path / "none.safetensors"))
