@@ -101,3 +101,48 @@ def imagenet_manual_dir() -> pathlib.Path:
     """Directory with ImageNet's two archives; skips the test where there is none."""
     default = _REPOSITORY.parent / "shared" / "imagenet_manual"
     return _real_data("FTBNN_IMAGENET_MANUAL_DIR", default, "ILSVRC2012_img_val.tar")
+
+
+@pytest.fixture(scope="session")
+def serialize():
+    """Returns a function that makes the `tf.train.Example` of features, bytes or whole numbers."""
+    from ftbnn_jax.train import records
+
+    train = records.import_tensorflow().train
+
+    def example(**features):
+        values = {
+            key: train.Feature(bytes_list=train.BytesList(value=[value]))
+            if isinstance(value, bytes)
+            else train.Feature(int64_list=train.Int64List(value=[value]))
+            for key, value in features.items()
+        }
+        return train.Example(features=train.Features(feature=values)).SerializeToString()
+
+    return example
+
+
+@pytest.fixture(scope="session")
+def write_split(serialize):
+    """Returns a function that writes images (bytes each) as records and returns their split.
+
+    Labels are numbers, counted over all files; `per_file` records go into each.
+    """
+    from ftbnn_jax.train import records
+
+    tf = records.import_tensorflow()
+
+    def write(directory, images, per_file=5):
+        files = []
+        for start in range(0, len(images), per_file):
+            part = images[start : start + per_file]
+            files.append(records.RecordFile(f"{directory}/train-{start // per_file}", 0, len(part)))
+            with tf.io.TFRecordWriter(files[-1].path) as writer:
+                for label, image in enumerate(part, start):
+                    writer.write(serialize(image=image, label=label))
+        names = tuple(map(str, range(len(images))))
+        return records.RecordSplit(
+            tuple(files), *records.index_files(files), "image", "label", names, channels=3
+        )
+
+    return write

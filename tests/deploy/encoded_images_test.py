@@ -14,7 +14,7 @@ from ftbnn_jax.deploy import verify
 from ftbnn_jax.deploy.c import build, export, generate
 from ftbnn_jax.deploy.c import verify as c_verify
 from ftbnn_jax.nn import architectures
-from ftbnn_jax.train import datasets, input_pipeline, records
+from ftbnn_jax.train import datasets, input_pipeline
 
 c_programs.need_compiler()
 
@@ -35,23 +35,6 @@ def _encoded(mode):
     return encoded
 
 
-def _split(directory, encoded, channels):
-    tf = records.import_tensorflow()
-    path = f"{directory}/test-0"
-    with tf.io.TFRecordWriter(path) as writer:
-        for image in encoded:
-            features = {
-                "image": tf.train.Feature(bytes_list=tf.train.BytesList(value=[image])),
-                "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[0])),
-            }
-            example = tf.train.Example(features=tf.train.Features(feature=features))
-            writer.write(example.SerializeToString())
-    files = (records.RecordFile(path, 0, len(encoded)),)
-    return records.RecordSplit(
-        files, *records.index_files(files), "image", "label", ("only",), channels=channels
-    )
-
-
 def _batches(augment, split, config):
     """What evaluation sees, beside the images as they are stored."""
     if augment == "resized_crop":
@@ -70,11 +53,12 @@ def _batches(augment, split, config):
 
 @pytest.mark.parametrize("channels", [1, 3], ids=["gray", "colour"])
 @pytest.mark.parametrize("augment", ["resized_crop", "none"])
-def test_evaluation_runtime_and_c_see_the_same(tmp_path, augment, channels):
+def test_evaluation_runtime_and_c_see_the_same(tmp_path, write_split, augment, channels):
     spec = architectures.small((1, 1), 8)
     config, variables, artifact = networks.build(spec, 24, channels=channels, augment=augment)
     config = dataclasses.replace(config, batch_size=20 if augment == "resized_crop" else 1)
-    split = _split(tmp_path, _encoded("L" if channels == 1 else "RGB"), channels)
+    split = write_split(tmp_path, _encoded("L" if channels == 1 else "RGB"))
+    split = dataclasses.replace(split, channels=channels)
     batches = list(_batches(augment, split, config))
     assert len({x.shape for batch in batches for x in batch["decoded"]}) == 20
     values = 40 * 24 * 24 * channels

@@ -1,4 +1,4 @@
-"""Small TFRecord splits, and sets of them with TFDS's metadata."""
+"""Few test images, and small sets of TFRecord splits with TFDS's metadata."""
 
 import dataclasses
 
@@ -21,23 +21,6 @@ def few_test_images():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets, "open_split", few)
         yield
-
-
-@pytest.fixture(scope="session")
-def serialize():
-    """Returns a function that makes the `tf.train.Example` of features, bytes or whole numbers."""
-    train = records.import_tensorflow().train
-
-    def example(**features):
-        values = {
-            key: train.Feature(bytes_list=train.BytesList(value=[value]))
-            if isinstance(value, bytes)
-            else train.Feature(int64_list=train.Int64List(value=[value]))
-            for key, value in features.items()
-        }
-        return train.Example(features=train.Features(feature=values)).SerializeToString()
-
-    return example
 
 
 @pytest.fixture(scope="session")
@@ -69,29 +52,5 @@ def write_set(serialize):
             check_data=False,
         )
         return place
-
-    return write
-
-
-@pytest.fixture(scope="session")
-def write_split(serialize):
-    """Returns a function that writes images (bytes each) as records and returns their split.
-
-    Labels are numbers, counted over all files; `per_file` records go into each.
-    """
-    tf = records.import_tensorflow()
-
-    def write(directory, images, per_file=5):
-        files = []
-        for start in range(0, len(images), per_file):
-            part = images[start : start + per_file]
-            files.append(records.RecordFile(f"{directory}/train-{start // per_file}", 0, len(part)))
-            with tf.io.TFRecordWriter(files[-1].path) as writer:
-                for label, image in enumerate(part, start):
-                    writer.write(serialize(image=image, label=label))
-        names = tuple(map(str, range(len(images))))
-        return records.RecordSplit(
-            tuple(files), *records.index_files(files), "image", "label", names, channels=3
-        )
 
     return write
