@@ -1,6 +1,6 @@
 """ResNet-50 in full precision on ImageNet, a control for the speed of training.
 
-    python -m ftbnn_jax.train.benchmark --config=configs/resnet50_fp.py
+    python -m ftbnn_jax.bench.train_step --config=configs/resnet50_fp.py
 
 The paper has no such net. The recipe is that of configs/resnet18_fp.py.
 """

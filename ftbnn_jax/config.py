@@ -19,9 +19,10 @@ from typing import Any
 
 import ml_collections
 
-from ftbnn_jax import fields, paths
+from ftbnn_jax import fields
 from ftbnn_jax.errors import UserError, summary
 from ftbnn_jax.fields import Range
+from ftbnn_jax.host import paths
 from ftbnn_jax.nn.spec import ResNetSpec
 from ftbnn_jax.ops.preprocessing import Preprocessing
 

@@ -6,10 +6,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ftbnn_jax import command, machine, paths
+from ftbnn_jax import command
 from ftbnn_jax import config as config_lib
 from ftbnn_jax.deploy.c import prefixes
 from ftbnn_jax.errors import UserError
+from ftbnn_jax.host import machine, paths
 
 MODES = ("train", "evaluate", "export", "verify", "benchmark", "audit")
 _DEFAULTS = {
@@ -148,7 +149,8 @@ def main(arguments: Sequence[str]) -> int:
     workdir = options.workdir
 
     # Imported late: a mistake in the command line is told without waiting for these.
-    from ftbnn_jax.train import checkpoint, distributed, identity, stages
+    from ftbnn_jax.host import distributed
+    from ftbnn_jax.train import checkpoint, identity, stages
 
     # What multi-step training ends with is its last stage.
     last = stages.resolve(config, workdir)[-1]
@@ -169,10 +171,12 @@ def main(arguments: Sequence[str]) -> int:
     where = f"--workdir={workdir}"
     identity.check(where, experiment, config)
 
-    from ftbnn_jax.deploy import audit, benchmark_network, export, verify
+    from ftbnn_jax.bench import packed_network
+    from ftbnn_jax.data import batches as batches_lib
+    from ftbnn_jax.data import sets
+    from ftbnn_jax.deploy import audit, export, verify
     from ftbnn_jax.deploy.c import export as c_export
     from ftbnn_jax.deploy.c import verify as c_verify
-    from ftbnn_jax.train import datasets, input_pipeline
 
     path = os.path.join(workdir, "model.safetensors")
     c_folder = os.path.join(workdir, "c")
@@ -181,12 +185,12 @@ def main(arguments: Sequence[str]) -> int:
         if status or options.format != "c":
             return status
     if options.mode == "benchmark":
-        return benchmark_network.run(path, config, variables, options.json)
-    split = datasets.open_split(config, train=False)
+        return packed_network.run(path, config, variables, options.json)
+    split = sets.open_split(config, train=False)
     identity.check(where, experiment, config, split)
     # The activations of every layer are kept for comparison: as many images at a time as fit anywhere.
     small = dataclasses.replace(config, batch_size=max(1, 128 * 32**2 // config.image_size**2))
-    batches = input_pipeline.eval_batches(split, small, num_examples=options.num_images)
+    batches = batches_lib.eval_batches(split, small, num_examples=options.num_images)
     if options.mode == "export":
         return c_export.run(path, c_folder, batches, options.fixed_point, options.prefix)
     if options.mode == "audit":
@@ -196,7 +200,7 @@ def main(arguments: Sequence[str]) -> int:
             else None
         )
         return audit.run(config, variables, experiment["channels"], batches, other, options.json)
-    batches = input_pipeline.with_decoded(split, batches)
+    batches = batches_lib.with_decoded(split, batches)
     if options.runtime == "c":
         network = config.model, config.num_classes
         return c_verify.run(path, c_folder, *network, batches, options.json)
@@ -204,7 +208,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _train_or_evaluate(options: argparse.Namespace, config: config_lib.TrainConfig, workdir: str) -> int:
-    from ftbnn_jax.train import disk, evaluation, interrupt, stages
+    from ftbnn_jax.host import disk, interrupt
+    from ftbnn_jax.train import evaluation, stages
 
     if options.mode == "evaluate":
         evaluation.evaluate(config, workdir, options.checkpoint)

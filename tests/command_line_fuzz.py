@@ -302,16 +302,16 @@ _OTHERS = {
         "--json",
         "--layers",
     ],
-    "train.benchmark": lambda rng: [f"--config={rng.choice(list(_CONFIGS))}", "--rounds=1"],
-    "train.input_pipeline": lambda rng: [
-        *("--benchmark", f"--config={rng.choice(('tiny.py', *_CONFIGS))}"),
+    "bench.train_step": lambda rng: [f"--config={rng.choice(list(_CONFIGS))}", "--rounds=1"],
+    "bench.input": lambda rng: [
+        f"--config={rng.choice(('tiny.py', *_CONFIGS))}",
         f"--data_dir={rng.choice(_PATHS)}",
         f"--seconds={rng.choice(('0.1', 'nan', 'inf', '0', 'x'))}",
     ],
-    "train.prepare_imagenet": lambda rng: [rng.choice(_PATHS), rng.choice(_PATHS), "--dry_run"],
-    "deploy.benchmark": lambda rng: [rng.choice(("0:1:1", "1:1", "x", "8:4:5", "-1:1:1")), "--json"],
-    "ops.tune_convolution": lambda rng: [f"--batch={rng.choice(('0', 'x', '9' * 30))}", "--rounds=1"],
-    "experiments.exactness": lambda rng: [
+    "data.prepare_imagenet": lambda rng: [rng.choice(_PATHS), rng.choice(_PATHS), "--dry_run"],
+    "bench.packed_layer": lambda rng: [rng.choice(("0:1:1", "1:1", "x", "8:4:5", "-1:1:1")), "--json"],
+    "bench.tune_convolution": lambda rng: [f"--batch={rng.choice(('0', 'x', '9' * 30))}", "--rounds=1"],
+    "bench.exactness": lambda rng: [
         f"--config={rng.choice(('tiny.py', *_CONFIGS))}",
         f"--compute_dtype={rng.choice(('auto', 'float32', 'x', ''))}",
     ],
@@ -325,7 +325,7 @@ _OTHERS = {
     "experiments.figure2": lambda rng: [f"--models={rng.choice(('relu', 'x', ''))}", *_sweep(rng)],
 }
 # Without an argument of theirs these would run for minutes.
-_NEED_ONE = {"train.benchmark", "deploy.benchmark", "ops.tune_convolution", "experiments.exactness"}
+_NEED_ONE = {"bench.train_step", "bench.packed_layer", "bench.tune_convolution", "bench.exactness"}
 
 
 def broken_rule(status: int, output: str, errors: str) -> str | None:

@@ -106,9 +106,9 @@ def imagenet_manual_dir() -> pathlib.Path:
 @pytest.fixture(scope="session")
 def serialize():
     """Returns a function that makes the `tf.train.Example` of features, bytes or whole numbers."""
-    from ftbnn_jax.train import records
+    from ftbnn_jax.data import tfrecords
 
-    train = records.import_tensorflow().train
+    train = tfrecords.import_tensorflow().train
 
     def example(**features):
         values = {
@@ -128,21 +128,21 @@ def write_split(serialize):
 
     Labels are numbers, counted over all files; `per_file` records go into each.
     """
-    from ftbnn_jax.train import records
+    from ftbnn_jax.data import tfrecords
 
-    tf = records.import_tensorflow()
+    tf = tfrecords.import_tensorflow()
 
     def write(directory, images, per_file=5):
         files = []
         for start in range(0, len(images), per_file):
             part = images[start : start + per_file]
-            files.append(records.RecordFile(f"{directory}/train-{start // per_file}", 0, len(part)))
+            files.append(tfrecords.RecordFile(f"{directory}/train-{start // per_file}", 0, len(part)))
             with tf.io.TFRecordWriter(files[-1].path) as writer:
                 for label, image in enumerate(part, start):
                     writer.write(serialize(image=image, label=label))
         names = tuple(map(str, range(len(images))))
-        return records.RecordSplit(
-            tuple(files), *records.index_files(files), "image", "label", names, channels=3
+        return tfrecords.RecordSplit(
+            tuple(files), *tfrecords.index_files(files), "image", "label", names, channels=3
         )
 
     return write

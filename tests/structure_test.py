@@ -15,20 +15,30 @@ _ROOT = pathlib.Path(ftbnn_jax.__file__).parent
 # or for a package with all that is in it. `nn.spec` and the plan it returns are below `nn`, since the
 # packed runtime needs them.
 _LAYERS = (
-    ("", "command", "errors", "fields", "machine", "paths", "plots", "report"),
+    ("", "command", "errors", "fields", "moved", "plots", "report"),
+    ("host",),
     ("ops",),
     ("nn.plan", "nn.strategies"),
     ("nn.spec",),
     ("nn.architectures",),
     ("nn",),
+    ("published",),
     ("config",),
+    ("graph",),
     ("budget",),
+    ("data",),
     ("train", "deploy"),
-    ("experiments",),
+    ("experiments", "bench"),
     ("main",),
 )
 # Neighbours in a layer that must not know each other.
-_APART = (("train", "deploy"), ("deploy", "train"))
+_APART = (
+    ("train", "deploy"),
+    ("deploy", "train"),
+    ("experiments", "bench"),
+    ("bench", "experiments"),
+    ("graph", "config"),
+)
 
 _FRAMEWORKS = {"flax", "optax", "orbax", "tensorflow", "tensorflow_datasets", "ml_collections"}
 # Module, and the third-party packages that neither it nor anything it imports here may need.
@@ -37,6 +47,7 @@ _WITHOUT = {
     "errors": _FRAMEWORKS | {"jax"},
     "command": _FRAMEWORKS | {"jax"},
     "fields": _FRAMEWORKS | {"jax"},
+    "moved": _FRAMEWORKS | {"jax"},
     "ops": _FRAMEWORKS,
     "nn.plan": _FRAMEWORKS | {"jax"},
     "nn.strategies": _FRAMEWORKS | {"jax"},
@@ -45,7 +56,7 @@ _WITHOUT = {
     "nn": _FRAMEWORKS - {"flax"},
     # What a device or a server loads an artifact with.
     "deploy.runtime": _FRAMEWORKS,
-    "deploy.onnx_network": _FRAMEWORKS,
+    "deploy.onnx": _FRAMEWORKS,
 }
 _MAY_MENTION_CONFIG_DICT = {"main", "config", "train.loop"}
 

@@ -4,9 +4,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ftbnn_jax import command, config, machine, paths, report
-from ftbnn_jax.budget import figure3, published, records, tables
+from ftbnn_jax import command, config, published, report
+from ftbnn_jax.budget import figure3, tables
+from ftbnn_jax.budget import report as budget_report
 from ftbnn_jax.errors import UserError
+from ftbnn_jax.host import machine, paths
 from ftbnn_jax.nn import architectures
 
 
@@ -76,9 +78,11 @@ def _main(arguments: Sequence[str]) -> int:
     # Only shapes are traced: accelerators are left to those who need them.
     machine.start_jax("cpu")
     # The whole of Table 4 in seconds: tracing for activation memory takes as long as all the rest.
-    counted = records.count_configs(configs, flags.image_size, flags.channels, memory=not flags.table4)
+    counted = budget_report.count_configs(
+        configs, flags.image_size, flags.channels, memory=not flags.table4
+    )
     if flags.json:
-        report.print_json([records.to_json(r, flags.layers) for r in counted], indent=2)
+        report.print_json([budget_report.to_json(r, flags.layers) for r in counted], indent=2)
         return 0
     for table in (
         *([] if flags.table4 else [tables.budgets(counted)]),

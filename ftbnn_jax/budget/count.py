@@ -8,9 +8,9 @@ import jax
 from flax import linen as nn
 
 from ftbnn_jax.budget.memory import activation_bytes
-from ftbnn_jax.budget.program import Input, Program
-from ftbnn_jax.budget.values import Value
-from ftbnn_jax.budget.walk import Cost, Walk
+from ftbnn_jax.graph.trace import Input, Program
+from ftbnn_jax.graph.values import Value
+from ftbnn_jax.graph.walk import Cost, Walk
 
 # A processor word holds 64 binary operations (Fig. 3), and a 32-bit parameter 32 binary ones.
 BOPS_PER_FLOP = 64
@@ -26,7 +26,7 @@ class Layer:
     Attributes:
       name: path of the module ("block2_1/conv"), "" for the outermost.
       macs: multiply-adds of real convolutions and matrix products, for one image.
-      flops: all real operations, `macs` included; `budget.walk` has the rules.
+      flops: all real operations, `macs` included; `graph.walk` has the rules.
       binary_macs: multiply-adds of binary convolutions.
       bops: binary operations: `binary_macs`, twice if the input is a ReLU's output.
       real_params: parameters that stay real numbers in deployment.

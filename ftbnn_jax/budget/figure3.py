@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from ftbnn_jax import plots
-from ftbnn_jax.budget import published
+from ftbnn_jax import plots, published
 from ftbnn_jax.budget.count import BOPS_PER_FLOP, Budget, count
 from ftbnn_jax.nn import architectures
 from ftbnn_jax.nn.resnet import ResNet

@@ -11,9 +11,9 @@ import math
 import jax
 from jax.extend import core
 
-from ftbnn_jax.budget import walk
-from ftbnn_jax.budget.program import Program
-from ftbnn_jax.budget.values import Value
+from ftbnn_jax.graph import walk
+from ftbnn_jax.graph.trace import Program
+from ftbnn_jax.graph.values import Value
 
 # A batch of a large prime: an array holds one part per image exactly if its size is a multiple of it.
 _BATCH = 100_003

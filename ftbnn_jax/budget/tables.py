@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from ftbnn_jax.budget.records import Record
+from ftbnn_jax.budget.report import Record
 
 
 def budgets(records: Sequence[Record]) -> Table:

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from ftbnn_jax import fields as field_checks
-from ftbnn_jax import paths
 from ftbnn_jax.deploy import container, layout, schema
 from ftbnn_jax.errors import UserError
+from ftbnn_jax.host import paths
 from ftbnn_jax.nn.spec import ResNetSpec
 from ftbnn_jax.ops.preprocessing import Preprocessing
 
@@ -36,7 +36,7 @@ class Artifact:
       tensors: float32 arrays under the names of the training graph (`block1_1/act/negative_slope`),
         with batch norm folded (`bn/multiplier`, `bn/offset`), and for every binary convolution
         `conv/bits`, uint32: group after group, each kernel's signs in the order [row, column, input,
-        output], packed without a gap by `ops.bitpack.pack_stream`. The classifier is as
+        output], packed without a gap by `ops.packed.bits.pack_stream`. The classifier is as
         `layout.quantize_classifier` gives it.
     """
 

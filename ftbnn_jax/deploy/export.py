@@ -12,7 +12,8 @@ from ftbnn_jax.deploy import artifact, layout, runtime
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn import folding
 from ftbnn_jax.nn import variables as nn_variables
-from ftbnn_jax.ops import binary, bitpack
+from ftbnn_jax.ops import binary
+from ftbnn_jax.ops.packed import bits as bitpack
 from ftbnn_jax.report import print_table
 
 

@@ -7,7 +7,8 @@ import numpy as np
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn import strategies
 from ftbnn_jax.nn.spec import BinaryConvPlan, ResNetSpec
-from ftbnn_jax.ops import binary, bitpack
+from ftbnn_jax.ops import binary
+from ftbnn_jax.ops.packed import bits as bitpack
 
 FLOAT = np.dtype("<f4")
 BITS = np.dtype("<u4")

@@ -8,12 +8,14 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-from ftbnn_jax import machine
 from ftbnn_jax.deploy import artifact as artifact_lib
 from ftbnn_jax.deploy import layout
 from ftbnn_jax.errors import UserError
+from ftbnn_jax.host import machine
 from ftbnn_jax.nn.spec import BinaryConvPlan, ResNetSpec
-from ftbnn_jax.ops import activations, batch_norm, binary, convolution, image, pooling, popcount, scaling
+from ftbnn_jax.ops import activations, batch_norm, binary, image, pooling, scaling
+from ftbnn_jax.ops.conv import convolution
+from ftbnn_jax.ops.packed import convolution as packed
 from ftbnn_jax.ops.preprocessing import Preprocessing
 
 Tensors = dict[str, Any]
@@ -150,14 +152,14 @@ def _prepare(artifact: artifact_lib.Artifact) -> Tensors:
     return jax.tree.map(jnp.asarray, nested)
 
 
-def packed_conv(spec: ResNetSpec, plan: BinaryConvPlan) -> popcount.PackedConv:
+def packed_conv(spec: ResNetSpec, plan: BinaryConvPlan) -> packed.PackedConv:
     """Returns the binary convolution of `plan` in the form that what reaches its input allows.
 
     A ReLU before it leaves no negative input. A two-valued sign leaves no 0. Anything else can be
     exactly 0 now and then, behind an FPReLU as well.
     """
     form = "xnor" if spec.two_valued_sign(plan) else "and" if plan.after_relu else "ternary"
-    return popcount.PackedConv(
+    return packed.PackedConv(
         binary.group_sizes(plan.conv_in_features, plan.groups),
         binary.group_sizes(plan.features, plan.groups),
         form,

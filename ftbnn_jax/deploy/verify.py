@@ -32,7 +32,7 @@ class LayerResult:
 
     Attributes:
       name: of the layer.
-      form: of the packed convolution, one of `ops.popcount.FORMS`.
+      form: of the packed convolution, one of `ops.packed.convolution.FORMS`.
       compared: integers compared.
       differing: integers that differ.
       inputs: activations that entered the convolution.

@@ -12,9 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ftbnn_jax.config import TrainConfig
+from ftbnn_jax.data import batches as batches_lib
+from ftbnn_jax.data import sets
 from ftbnn_jax.nn import folding, recording, resnet
-from ftbnn_jax.ops import binary, convolution, image
-from ftbnn_jax.train import checkpoint, datasets, identity, input_pipeline
+from ftbnn_jax.ops import binary, image
+from ftbnn_jax.ops.conv import convolution
+from ftbnn_jax.train import checkpoint, identity
 
 # Name, and what is averaged over images, positions and channels. `b` and `r` are the outputs of the
 # binary and of the real convolution, `c` that of the binary one with the sign of Eq. 2, which makes 0 to
@@ -65,9 +68,9 @@ def measure(workdir: str, num_images: int) -> tuple[dict[str, float], np.ndarray
             for plan in plans
         }
 
-    split = datasets.open_split(config, train=False)
+    split = sets.open_split(config, train=False)
     identity.check(workdir, experiment, config, split)
-    batches = input_pipeline.eval_batches(split, config, num_examples=num_images)
+    batches = batches_lib.eval_batches(split, config, num_examples=num_images)
     features, labels, outputs = [], [], []
     for batch in batches:
         there = batch["weight"] > 0

@@ -17,8 +17,9 @@ import numpy as np
 import rich.table
 from sklearn import discriminant_analysis
 
-from ftbnn_jax import command, machine, paths, plots, report
+from ftbnn_jax import command, plots, report
 from ftbnn_jax.experiments import discrepancy, figures, members, results, sweep
+from ftbnn_jax.host import machine, paths
 
 # Test accuracy in percent and discrepancy, mean and standard deviation of five runs (Figure 2).
 PUBLISHED = {

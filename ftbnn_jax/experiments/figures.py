@@ -20,12 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from ftbnn_jax import budget, command, machine, paths, plots
+from ftbnn_jax import budget, command, plots
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.deploy import audit
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.experiments import results
 from ftbnn_jax.experiments.results import Run
+from ftbnn_jax.host import machine, paths
 from ftbnn_jax.nn.resnet import ResNet
 from ftbnn_jax.train import checkpoint
 

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from ftbnn_jax import config as config_lib
-from ftbnn_jax import paths
 from ftbnn_jax.errors import UserError
+from ftbnn_jax.host import paths
 
 _FINISHED = "finished.json"
 _MAIN = [sys.executable, "-m", "ftbnn_jax.main"]

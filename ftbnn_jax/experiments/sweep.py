@@ -21,10 +21,10 @@ from typing import NamedTuple
 
 import rich.table
 
-from ftbnn_jax import command, paths, report
+from ftbnn_jax import command, report
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.experiments import members, results
-from ftbnn_jax.train import lock
+from ftbnn_jax.host import lock, paths
 
 # What a run says when it was asked to stop, and what a sweep says then.
 INTERRUPTED = 75

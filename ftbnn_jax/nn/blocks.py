@@ -14,7 +14,8 @@ from flax import linen as nn
 from ftbnn_jax.nn import activations, strategies
 from ftbnn_jax.nn.plan import BinaryConvPlan, RealBlockPlan
 from ftbnn_jax.nn.spec import ResNetSpec
-from ftbnn_jax.ops import batch_norm, binary, convolution, pooling, scaling
+from ftbnn_jax.ops import batch_norm, binary, pooling, scaling
+from ftbnn_jax.ops.conv import convolution
 from ftbnn_jax.ops.recompute import narrowed, recomputed
 
 

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from ftbnn_jax.ops import convolution
+from ftbnn_jax.ops.conv import convolution
 from ftbnn_jax.ops.recompute import recomputed
 
 STE_BOUND = 1.2

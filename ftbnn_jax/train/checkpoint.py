@@ -11,11 +11,13 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from ftbnn_jax import paths, report
+from ftbnn_jax import report
 from ftbnn_jax.config import TrainConfig
+from ftbnn_jax.data import sets
 from ftbnn_jax.errors import UserError, summary
+from ftbnn_jax.host import disk, distributed, paths
 from ftbnn_jax.nn import variables as nn_variables
-from ftbnn_jax.train import datasets, disk, distributed, identity
+from ftbnn_jax.train import identity
 from ftbnn_jax.train.state import TrainState, is_finite
 
 
@@ -31,7 +33,7 @@ class Checkpoints:
       UserError: `workdir` cannot be written.
     """
 
-    def __init__(self, workdir: str, config: TrainConfig, split: datasets.Split):
+    def __init__(self, workdir: str, config: TrainConfig, split: sets.Split):
         self._config = config
         self._split = split
         # Whether the weights that the run goes on from were asked for a finite loss.

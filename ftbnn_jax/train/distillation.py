@@ -13,12 +13,13 @@ import jax
 import jax.numpy as jnp
 
 from ftbnn_jax.config import TrainConfig
+from ftbnn_jax.data import sets
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn import recording
 from ftbnn_jax.nn.resnet import ResNet
 from ftbnn_jax.nn.spec import ResNetSpec
 from ftbnn_jax.ops import image
-from ftbnn_jax.train import checkpoint, datasets, identity, state
+from ftbnn_jax.train import checkpoint, identity, state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +125,7 @@ def loss(
     return total
 
 
-def load(config: TrainConfig, split: datasets.Split) -> Teacher | None:
+def load(config: TrainConfig, split: sets.Split) -> Teacher | None:
     """Reads the teacher of a config; None where it has none.
 
     Args:

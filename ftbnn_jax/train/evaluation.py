@@ -9,8 +9,10 @@ import jax.numpy as jnp
 
 from ftbnn_jax import report
 from ftbnn_jax.config import TrainConfig
+from ftbnn_jax.data import batches as batches_lib
+from ftbnn_jax.data import sets
 from ftbnn_jax.errors import UserError
-from ftbnn_jax.train import checkpoint, datasets, identity, input_pipeline
+from ftbnn_jax.train import checkpoint, identity
 from ftbnn_jax.train import step as step_lib
 
 
@@ -33,7 +35,7 @@ def evaluate(config: TrainConfig, workdir: str, which: str = "latest") -> dict[s
     where = f"--workdir={workdir}"
     identity.check(where, experiment, config)
     mesh = step_lib.make_mesh(config)
-    split = datasets.open_split(config, train=False)
+    split = sets.open_split(config, train=False)
     identity.check(where, experiment, config, split)
     variables = jax.device_put(variables, step_lib.replicated(mesh))
     values = run(
@@ -67,7 +69,7 @@ def run(
     eval_step: Callable[..., dict[str, jax.Array]],
     params: Any,
     batch_stats: Any,
-    split: datasets.Split,
+    split: sets.Split,
     sharding: jax.sharding.Sharding,
     stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, float] | None:
@@ -88,11 +90,11 @@ def run(
     Raises:
       UserError: there is no image that can be read.
     """
-    batches = input_pipeline.eval_batches(
+    batches = batches_lib.eval_batches(
         split, config, process_index=jax.process_index(), process_count=jax.process_count()
     )
     total = None
-    for batch in input_pipeline.to_device(batches, sharding):
+    for batch in batches_lib.to_device(batches, sharding):
         if stopped():
             return None
         # While the devices compute, the next batch is made ready, and no more than that one: batches

@@ -7,9 +7,10 @@ from typing import Any, Literal
 import ftbnn_jax
 from ftbnn_jax import report
 from ftbnn_jax.config import TrainConfig
+from ftbnn_jax.data import batches, sets
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn.spec import ResNetSpec
-from ftbnn_jax.train import datasets, input_pipeline, optimizer
+from ftbnn_jax.train import optimizer
 
 # To go on training, to start another training, to teach, or to do what it was trained for.
 Use = Literal["resume", "start_from", "teacher", "use"]
@@ -35,7 +36,7 @@ _ADVICE = {
 }
 
 
-def describe(config: TrainConfig, split: datasets.Split) -> dict[str, Any]:
+def describe(config: TrainConfig, split: sets.Split) -> dict[str, Any]:
     """Returns what is saved beside a run's weights.
 
     Args:
@@ -67,7 +68,7 @@ def check(
     where: str,
     saved: dict[str, Any],
     config: TrainConfig,
-    split: datasets.Split | None = None,
+    split: sets.Split | None = None,
     use: Use = "use",
 ) -> None:
     """Compares what a checkpoint's net was trained with and what it is used with.
@@ -137,9 +138,7 @@ def _other_classes(theirs: Sequence[str], ours: Sequence[str]) -> str:
     return ""
 
 
-def warn_of_changes(
-    saved: dict[str, Any], config: TrainConfig, split: datasets.Split, step: int
-) -> None:
+def warn_of_changes(saved: dict[str, Any], config: TrainConfig, split: sets.Split, step: int) -> None:
     """Says what goes on in another way after `step`: fields of the config, order of images, schedule."""
     now = config.to_dict()
     for name, value in now.items():
@@ -153,8 +152,8 @@ def warn_of_changes(
     count = saved.get("num_examples", split.num_examples)
     moved = _other_order(before, count, config, split, step)
     lengths = [
-        input_pipeline.num_train_steps(before, count),
-        input_pipeline.num_train_steps(config, split.num_examples),
+        batches.num_train_steps(before, count),
+        batches.num_train_steps(config, split.num_examples),
     ]
     if lengths[0] != lengths[1]:
         moved.append(f"the last step is {lengths[1]:,} instead of {lengths[0]:,}")
@@ -169,7 +168,7 @@ def warn_of_changes(
 
 
 def _other_order(
-    before: TrainConfig, count: int, config: TrainConfig, split: datasets.Split, step: int
+    before: TrainConfig, count: int, config: TrainConfig, split: sets.Split, step: int
 ) -> list[str]:
     """What becomes of the order of the training images, counted from 0 over all epochs."""
     old, new = step * before.batch_size, step * config.batch_size

@@ -10,24 +10,13 @@ from typing import Any
 
 import jax
 
-from ftbnn_jax import machine, paths, report
+from ftbnn_jax import report
 from ftbnn_jax.config import TrainConfig
+from ftbnn_jax.data import batches as batches_lib
+from ftbnn_jax.data import sets
 from ftbnn_jax.errors import UserError
-from ftbnn_jax.train import (
-    checkpoint,
-    datasets,
-    disk,
-    distillation,
-    distributed,
-    evaluation,
-    identity,
-    input_pipeline,
-    interrupt,
-    lock,
-    metrics,
-    optimizer,
-    state,
-)
+from ftbnn_jax.host import disk, distributed, interrupt, lock, machine, paths
+from ftbnn_jax.train import checkpoint, distillation, evaluation, identity, metrics, optimizer, state
 from ftbnn_jax.train import step as step_lib
 
 # Steps that may be dispatched before the oldest has finished: enough to keep the device busy, few
@@ -99,11 +88,11 @@ class _Run:
         self._stop = stop
         mesh = step_lib.make_mesh(config)
         self._sharding = step_lib.batch_sharding(mesh)
-        self._train_split = datasets.open_split(config, train=True)
-        self.eval_split = datasets.open_split(config, train=False)
+        self._train_split = sets.open_split(config, train=True)
+        self.eval_split = sets.open_split(config, train=False)
         num_examples = self._train_split.num_examples
-        self.num_steps = input_pipeline.num_train_steps(config, num_examples)
-        self._eval_every = config.eval_every or input_pipeline.steps_per_epoch(config, num_examples)
+        self.num_steps = batches_lib.num_train_steps(config, num_examples)
+        self._eval_every = config.eval_every or batches_lib.steps_per_epoch(config, num_examples)
 
         tx = optimizer.make(config, self.num_steps)
         self._hold = distributed.on_main(lambda: stack.enter_context(lock.held(workdir)))
@@ -137,18 +126,18 @@ class _Run:
         """Compiles both steps beforehand, as long as there is nothing that a signal could lose."""
         current = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self._state)
         train_step = step_lib.make_train_step(self._config, tx, mesh, self.num_steps, teacher)
-        batch = input_pipeline.train_batch_shapes(self._train_split, self._config)
+        batch = batches_lib.train_batch_shapes(self._train_split, self._config)
         if self.first_step < self.num_steps:
             train_step = train_step.lower(current, batch, *self._constants).compile()
         eval_step = step_lib.make_eval_step(self._config, mesh)
-        batch = input_pipeline.eval_batch_shapes(self.eval_split, self._config)
+        batch = batches_lib.eval_batch_shapes(self.eval_split, self._config)
         return train_step, eval_step.lower(current.params, current.batch_stats, batch).compile()
 
     def train(self) -> dict[str, float]:
         """Makes the steps that are missing; returns the training metrics last logged."""
         config = self._config
-        batches = input_pipeline.to_device(
-            input_pipeline.train_batches(
+        batches = batches_lib.to_device(
+            batches_lib.train_batches(
                 self._train_split,
                 config,
                 first_step=self.first_step,
@@ -285,7 +274,7 @@ def _restore_or_init(config, split, tx, mesh, checkpoints) -> state.TrainState:
 
 def _start_from(
     config: TrainConfig,
-    split: datasets.Split,
+    split: sets.Split,
     fresh: state.TrainState,
     sharding: jax.sharding.Sharding,
 ) -> state.TrainState:

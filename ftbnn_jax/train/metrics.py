@@ -12,8 +12,9 @@ from etils import epath
 from tensorboardX import record_writer
 from tensorboardX.proto import event_pb2, summary_pb2
 
-from ftbnn_jax import paths, report
+from ftbnn_jax import report
 from ftbnn_jax.errors import UserError
+from ftbnn_jax.host import paths
 from ftbnn_jax.report import console
 
 

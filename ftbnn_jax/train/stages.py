@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from ftbnn_jax.config import TrainConfig
+from ftbnn_jax.data import sets
 from ftbnn_jax.errors import UserError
+from ftbnn_jax.host import disk, distributed, lock
 from ftbnn_jax.report import console
-from ftbnn_jax.train import checkpoint, datasets, disk, distillation, distributed, lock, loop
+from ftbnn_jax.train import checkpoint, distillation, loop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +91,7 @@ def train(config: TrainConfig, workdir: str) -> None:
     stages = stages[max(begun, default=0) :]
     for stage in stages:
         if stage.config.teacher:
-            split = datasets.open_split(stage.config, train=True)
+            split = sets.open_split(stage.config, train=True)
             distillation.load(stage.config, split)
     with contextlib.ExitStack() as stack:
         if config.stages:

@@ -9,8 +9,8 @@ import sys
 import jax
 import pytest
 
-from ftbnn_jax import budget, config
-from ftbnn_jax.budget import figure3, published
+from ftbnn_jax import budget, config, published
+from ftbnn_jax.budget import figure3
 from ftbnn_jax.nn import architectures
 from ftbnn_jax.nn.resnet import ResNet
 

@@ -17,7 +17,7 @@ from ftbnn_jax.deploy import artifact as artifact_lib
 from ftbnn_jax.deploy import container, export, layout
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn import architectures
-from ftbnn_jax.ops import bitpack
+from ftbnn_jax.ops.packed import bits as bitpack
 
 _MUTATIONS = 10_000 if os.environ.get("HYPOTHESIS_PROFILE") == "nightly" else 300
 _METADATA_MUTATIONS = 5_000 if os.environ.get("HYPOTHESIS_PROFILE") == "nightly" else 500

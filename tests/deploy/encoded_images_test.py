@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ftbnn_jax.data import batches as batches_lib
+from ftbnn_jax.data import sets
 from ftbnn_jax.deploy import runtime as runtime_lib
 from ftbnn_jax.deploy import verify
 from ftbnn_jax.deploy.c import build, export, generate
 from ftbnn_jax.deploy.c import verify as c_verify
 from ftbnn_jax.nn import architectures
-from ftbnn_jax.train import datasets, input_pipeline
 
 c_programs.need_compiler()
 
@@ -38,16 +39,16 @@ def _encoded(mode):
 def _batches(augment, split, config):
     """What evaluation sees, beside the images as they are stored."""
     if augment == "resized_crop":
-        return input_pipeline.with_decoded(split, input_pipeline.eval_batches(split, config))
+        return batches_lib.with_decoded(split, batches_lib.eval_batches(split, config))
     # Sets of images of one size are held in memory.
     whole = [
-        datasets.ArraySplit(batch["decoded"][0][None], np.zeros(1, np.int32), ("only",))
+        sets.ArraySplit(batch["decoded"][0][None], np.zeros(1, np.int32), ("only",))
         for batch in _batches("resized_crop", split, dataclasses.replace(config, batch_size=1))
     ]
     return (
         batch
         for one in whole
-        for batch in input_pipeline.with_decoded(one, input_pipeline.eval_batches(one, config))
+        for batch in batches_lib.with_decoded(one, batches_lib.eval_batches(one, config))
     )
 
 

@@ -9,11 +9,12 @@ import networks
 import numpy as np
 import pytest
 
+from ftbnn_jax.bench import packed_layer, packed_network
 from ftbnn_jax.deploy import artifact as artifact_lib
-from ftbnn_jax.deploy import audit, benchmark, benchmark_network
+from ftbnn_jax.deploy import audit
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn import architectures
-from ftbnn_jax.ops import popcount
+from ftbnn_jax.ops.packed import convolution as packed
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +23,8 @@ def built():
 
 
 def test_operations_are_two_for_each_pair_of_signs():
-    conv = popcount.PackedConv((30, 34), (20, 24), stride=2)
-    assert benchmark.operations(conv, 14) == 2 * 9 * 7 * 7 * (30 * 20 + 34 * 24)
+    conv = packed.PackedConv((30, 34), (20, 24), stride=2)
+    assert packed_layer.operations(conv, 14) == 2 * 9 * 7 * 7 * (30 * 20 + 34 * 24)
 
 
 def test_medians_call_each_in_turn(monkeypatch):
@@ -34,9 +35,9 @@ def test_medians_call_each_in_turn(monkeypatch):
         called.append(name)
         clock[0] += seconds
 
-    monkeypatch.setattr(benchmark, "_TURN_MS", 1.0)
-    monkeypatch.setattr(benchmark, "time", types.SimpleNamespace(perf_counter=lambda: clock[0]))
-    times = benchmark.medians([lambda: call("a", 0.01), lambda: call("b", 0.00025)], rounds=3)
+    monkeypatch.setattr(packed_layer, "_TURN_MS", 1.0)
+    monkeypatch.setattr(packed_layer, "time", types.SimpleNamespace(perf_counter=lambda: clock[0]))
+    times = packed_layer.medians([lambda: call("a", 0.01), lambda: call("b", 0.00025)], rounds=3)
     assert "".join(called) == "aabb" + "abbbb" * 3
     np.testing.assert_allclose(times, [10, 0.25])
 
@@ -44,38 +45,38 @@ def test_medians_call_each_in_turn(monkeypatch):
 @pytest.mark.parametrize("text", ["", "56", "56:64", "56:64:x", "0:64:1", "56:4:5"])
 def test_a_layer_that_makes_no_sense_is_named(text):
     with pytest.raises(UserError, match="SIZE:CHANNELS:GROUPS expected"):
-        benchmark.parse_layer(text)
+        packed_layer.parse_layer(text)
 
 
 def test_the_micro_benchmark_times_every_form_at_each_batch(capsys):
-    assert benchmark.main(["5:12:5", "--json"]) == 0
+    assert packed_layer.main(["5:12:5", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     found = [(row["batch"], row["form"]) for row in rows]
-    assert found == [(b, f) for b in benchmark.BATCHES for f in popcount.FORMS]
+    assert found == [(b, f) for b in packed_layer.BATCHES for f in packed.FORMS]
     for row in rows:
         assert row["ratio"] == pytest.approx(row["float_ms"] / row["packed_ms"])
         assert row["gops"] > 0
 
 
 def test_without_onnxruntime_a_line_says_what_would_add_it(built, tmp_path, capsys, monkeypatch):
-    row = benchmark.Row("a", "and", 1, 4.0, 2.0, 10)
-    monkeypatch.setattr(benchmark, "onnx_network", None)
-    monkeypatch.setattr(benchmark, "layer", lambda *args: row)
-    monkeypatch.setattr(benchmark_network, "rows", lambda *args: [row])
-    assert benchmark.onnx_calls(lambda form: None, np.zeros(1)) == []
-    assert benchmark.main(["5:12:5"]) == 0
+    row = packed_layer.Row("a", "and", 1, 4.0, 2.0, 10)
+    monkeypatch.setattr(packed_layer, "onnx_network", None)
+    monkeypatch.setattr(packed_layer, "layer", lambda *args: row)
+    monkeypatch.setattr(packed_network, "rows", lambda *args: [row])
+    assert packed_layer.onnx_calls(lambda form: None, np.zeros(1)) == []
+    assert packed_layer.main(["5:12:5"]) == 0
     text = capsys.readouterr().out
-    assert text.splitlines()[-1] == benchmark.NO_ONNX
+    assert text.splitlines()[-1] == packed_layer.NO_ONNX
     assert text.count("onnxruntime") == 1
 
     config, variables, artifact = built
     path = str(tmp_path / "model.safetensors")
     artifact_lib.save(path, artifact)
-    assert benchmark_network.run(path, config, variables) == 0
+    assert packed_network.run(path, config, variables) == 0
     text = capsys.readouterr().out
-    assert benchmark.NO_ONNX in text
+    assert packed_layer.NO_ONNX in text
     assert text.count("onnxruntime") == 1
-    assert benchmark_network.run(path, config, variables, as_json=True) == 0
+    assert packed_network.run(path, config, variables, as_json=True) == 0
     (found,) = json.loads(capsys.readouterr().out)["rows"]
     assert found["onnx_float32_ms"] is found["onnx_int8_ms"] is None
 
@@ -84,7 +85,7 @@ def test_a_network_is_timed_layer_by_layer_and_whole(built, tmp_path, capsys):
     config, variables, artifact = built
     path = str(tmp_path / "model.safetensors")
     artifact_lib.save(path, artifact)
-    assert benchmark_network.run(path, config, variables, as_json=True) == 0
+    assert packed_network.run(path, config, variables, as_json=True) == 0
     report = json.loads(capsys.readouterr().out)
     names = [row["name"] for row in report["rows"] if row["batch"] == 1]
     assert names == ["block1_1", "block2_1", "whole network"]

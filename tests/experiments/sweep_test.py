@@ -9,7 +9,7 @@ import runs
 
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.experiments import members, sweep, table3
-from ftbnn_jax.train import lock
+from ftbnn_jax.host import lock
 
 # In the place of a training: writes down that it was started and on how many cores, then does what the
 # config's argument says.

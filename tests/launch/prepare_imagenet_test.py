@@ -21,7 +21,7 @@ def test_directories(shell, tmp_path, arguments, environment, manual_dir, data_d
     for dry_run in ((), ("--dry_run",)):
         assert shell.run("prepare_imagenet.sh", *arguments, *dry_run, **environment) == (0, "", "")
         expected = [str(tmp_path / manual_dir), str(tmp_path / data_dir)]
-        module = ["python", "-m", "ftbnn_jax.train.prepare_imagenet"]
+        module = ["python", "-m", "ftbnn_jax.data.prepare_imagenet"]
         assert shell.recorded() == [[*module, *dry_run, *expected]]
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from ftbnn_jax.ops import binary, convolution
+from ftbnn_jax.ops import binary
+from ftbnn_jax.ops.conv import convolution
 
 _DTYPES = [np.float32, ml_dtypes.bfloat16, np.float16]
 

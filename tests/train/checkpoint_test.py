@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from ftbnn_jax import config as config_lib
+from ftbnn_jax.data import sets
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn import architectures
-from ftbnn_jax.train import checkpoint, datasets, optimizer, state
+from ftbnn_jax.train import checkpoint, optimizer, state
 
 CONFIG = config_lib.TrainConfig(
     architectures.small((1, 1), 4, groups=3),
@@ -34,7 +35,7 @@ def at_step(initial, step):
     return moved.replace(step=jax.numpy.asarray(step, "int32"))
 
 
-SPLIT = datasets.ArraySplit(np.zeros((2, 8, 8, 1), np.uint8), np.zeros(2, np.int32), NAMES)
+SPLIT = sets.ArraySplit(np.zeros((2, 8, 8, 1), np.uint8), np.zeros(2, np.int32), NAMES)
 
 
 def opened(workdir, config=CONFIG):

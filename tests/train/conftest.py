@@ -4,22 +4,22 @@ import dataclasses
 
 import pytest
 
-from ftbnn_jax.train import datasets, records
+from ftbnn_jax.data import sets, tfrecords
 
 
 @pytest.fixture(scope="module")
 def few_test_images():
     """The first 66 of a set's test images are all there are: they are evaluated again and again."""
-    whole = datasets.open_split
+    whole = sets.open_split
 
     def few(config, *, train):
         split = whole(config, train=train)
-        if train or not isinstance(split, datasets.ArraySplit):
+        if train or not isinstance(split, sets.ArraySplit):
             return split
         return dataclasses.replace(split, images=split.images[:66], labels=split.labels[:66])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets, "open_split", few)
+        patch.setattr(sets, "open_split", few)
         yield
 
 
@@ -29,7 +29,7 @@ def write_set(serialize):
 
     `splits` holds for each split its examples, each a dictionary of what `serialize` takes.
     """
-    tf = records.import_tensorflow()
+    tf = tfrecords.import_tensorflow()
     import tensorflow_datasets as tfds
 
     def write(directory, splits, features=None, keys=("image", "label")):

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from ftbnn_jax import config as config_lib
+from ftbnn_jax.data import sets
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn import architectures, recording
-from ftbnn_jax.train import checkpoint, datasets, distillation, loop, state
+from ftbnn_jax.train import checkpoint, distillation, loop, state
 
 _STUDENT = config_lib.TrainConfig(
     architectures.small((2, 2), 6),
@@ -43,7 +44,7 @@ _NAMES = tuple("0123456789")
 
 
 def _split(names=_NAMES, channels=1):
-    return datasets.ArraySplit(np.zeros((1, 8, 8, channels), np.uint8), np.zeros(1, np.int32), names)
+    return sets.ArraySplit(np.zeros((1, 8, 8, channels), np.uint8), np.zeros(1, np.int32), names)
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from ftbnn_jax import config as config_lib
+from ftbnn_jax.data import sets
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn import architectures
-from ftbnn_jax.train import datasets, identity
+from ftbnn_jax.train import identity
 
 NAMES = ("cat", "dog", "bird")
 CONFIG = config_lib.TrainConfig(
@@ -28,7 +29,7 @@ OTHERS = ("cat", "bird", "dog")
 
 def split(names=NAMES, channels=3, count=80):
     images = np.broadcast_to(np.zeros((), np.uint8), (count, 8, 8, channels))
-    return datasets.ArraySplit(images, np.zeros(count, np.int32), names)
+    return sets.ArraySplit(images, np.zeros(count, np.int32), names)
 
 
 def change(config=CONFIG, **fields):

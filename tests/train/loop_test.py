@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 
 from ftbnn_jax import config as config_lib
+from ftbnn_jax.data import batches, sets
 from ftbnn_jax.errors import UserError
+from ftbnn_jax.host import interrupt, lock
 from ftbnn_jax.nn import architectures
-from ftbnn_jax.train import checkpoint, datasets, evaluation, input_pipeline, interrupt, lock, loop
+from ftbnn_jax.train import checkpoint, evaluation, loop
 
 CONFIG = config_lib.TrainConfig(
     # A gradient that depends on how far the training is.
@@ -91,7 +93,7 @@ class Crash(Exception):
 
 @pytest.mark.parametrize("step", [2, 7, 8, 11])
 def test_a_crashed_run_goes_on_as_if_nothing_had_happened(uninterrupted, tmp_path, monkeypatch, step):
-    whole = input_pipeline.train_batches
+    whole = batches.train_batches
 
     def crashing(*args, first_step, **kwargs):
         for number, batch in enumerate(whole(*args, first_step=first_step, **kwargs), first_step):
@@ -100,7 +102,7 @@ def test_a_crashed_run_goes_on_as_if_nothing_had_happened(uninterrupted, tmp_pat
             yield batch
 
     with monkeypatch.context() as patch:
-        patch.setattr(input_pipeline, "train_batches", crashing)
+        patch.setattr(batches, "train_batches", crashing)
         with pytest.raises(Crash):
             loop.train(CONFIG, str(tmp_path))
     loop.train(CONFIG, str(tmp_path))
@@ -112,7 +114,7 @@ def test_a_crashed_run_goes_on_as_if_nothing_had_happened(uninterrupted, tmp_pat
 def test_a_signal_saves_that_very_step(uninterrupted, tmp_path, monkeypatch, number, evaluating):
     """In training at step 7, or in the evaluation after step 10, which the next start makes up for."""
     name = "eval_batches" if evaluating else "train_batches"
-    whole = getattr(input_pipeline, name)
+    whole = getattr(batches, name)
     calls = []
 
     def signalling(*args, **kwargs):
@@ -125,7 +127,7 @@ def test_a_signal_saves_that_very_step(uninterrupted, tmp_path, monkeypatch, num
             yield batch
 
     with monkeypatch.context() as patch:
-        patch.setattr(input_pipeline, name, signalling)
+        patch.setattr(batches, name, signalling)
         with pytest.raises(interrupt.Interrupted, match=f"at step {10 if evaluating else 7} of 12"):
             loop.train(CONFIG, str(tmp_path))
     assert signal.getsignal(number) is not None
@@ -189,9 +191,9 @@ def test_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, repository):
 def test_what_a_checkpoint_was_not_trained_for_is_not_evaluated(
     uninterrupted, monkeypatch, fields, names, message
 ):
-    whole = datasets.open_split(CONFIG, train=False)
+    whole = sets.open_split(CONFIG, train=False)
     other = dataclasses.replace(whole, class_names=names or whole.class_names)
-    monkeypatch.setattr(datasets, "open_split", lambda config, train: other)
+    monkeypatch.setattr(sets, "open_split", lambda config, train: other)
     with pytest.raises(UserError, match=rf"--workdir=.*: was trained with .*{message}"):
         evaluation.evaluate(dataclasses.replace(CONFIG, **fields), str(uninterrupted))
 
@@ -199,13 +201,13 @@ def test_what_a_checkpoint_was_not_trained_for_is_not_evaluated(
 def test_classes_in_another_order_are_told_on_resuming_and_no_start(
     uninterrupted, tmp_path, monkeypatch, capsys
 ):
-    whole = datasets.open_split
+    whole = sets.open_split
 
     def reordered(config, train):
         split = whole(config, train=train)
         return dataclasses.replace(split, class_names=split.class_names[::-1])
 
-    monkeypatch.setattr(datasets, "open_split", reordered)
+    monkeypatch.setattr(sets, "open_split", reordered)
     with contextlib.suppress(interrupt.Interrupted), monkeypatch.context() as patch:
         patch.setattr(interrupt.StopRequest, "reached", lambda self: True)
         loop.train(CONFIG, str(uninterrupted))
@@ -313,14 +315,14 @@ def test_an_evaluation_without_a_finite_loss_ends_the_run(tmp_path, monkeypatch)
 
 
 def test_an_evaluation_without_a_readable_image_costs_no_step(uninterrupted, tmp_path, monkeypatch):
-    whole = input_pipeline.eval_batches
+    whole = batches.eval_batches
 
     def unreadable(*args, **kwargs):
         for batch in whole(*args, **kwargs):
             yield {**batch, "weight": 0 * batch["weight"]}
 
     with monkeypatch.context() as patch:
-        patch.setattr(input_pipeline, "eval_batches", unreadable)
+        patch.setattr(batches, "eval_batches", unreadable)
         with pytest.raises(
             UserError, match=r"config\.eval_split='': none of the images is readable.* 66"
         ):
@@ -387,10 +389,10 @@ def test_learns_a_few_images_by_heart(tmp_path):
         augment="none",
         flip=False,
     )
-    few = datasets.open_split(config, train=True)
-    few = datasets.ArraySplit(few.images[:16], few.labels[:16], few.class_names)
+    few = sets.open_split(config, train=True)
+    few = sets.ArraySplit(few.images[:16], few.labels[:16], few.class_names)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets, "open_split", lambda config, train: few)
+        patch.setattr(sets, "open_split", lambda config, train: few)
         loop.train(config, str(tmp_path))
     train = [r for r in records(tmp_path) if r["kind"] == "train"]
     assert train[-1]["accuracy"] == 1.0
@@ -417,14 +419,14 @@ def test_real_images_train_and_resume(tfds_data_dir, tmp_path):
     )
     loop.train(config, str(tmp_path / "whole"))
     # Stopped before step 3, of which the run knows nothing when it goes on from step 2.
-    whole = input_pipeline.train_batches
+    whole = batches.train_batches
 
     def until_step_3(*args, last_step, **kwargs):
         yield from whole(*args, last_step=3, **kwargs)
         raise Crash
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(input_pipeline, "train_batches", until_step_3)
+        patch.setattr(batches, "train_batches", until_step_3)
         with pytest.raises(Crash):
             loop.train(config, str(tmp_path / "resumed"))
     loop.train(config, str(tmp_path / "resumed"))

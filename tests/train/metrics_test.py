@@ -5,8 +5,8 @@ import json
 import pytest
 from tensorboardX.proto import event_pb2
 
-from ftbnn_jax import paths
 from ftbnn_jax.errors import UserError
+from ftbnn_jax.host import paths
 from ftbnn_jax.train import metrics
 
 

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from ftbnn_jax import config as config_lib
+from ftbnn_jax.data import batches as batches_lib
 from ftbnn_jax.errors import UserError
+from ftbnn_jax.host import interrupt
 from ftbnn_jax.nn import architectures
-from ftbnn_jax.train import checkpoint, input_pipeline, interrupt, loop, stages
+from ftbnn_jax.train import checkpoint, loop, stages
 
 _REAL = {"binary_activations": True, "binary_weights": False}
 _BINARY = {"binary_activations": True, "binary_weights": True}
@@ -179,7 +181,7 @@ def test_a_run_stopped_in_any_stage_goes_on_to_the_same_bits(
 
     Batches are taken 2 steps ahead of their use.
     """
-    batches = input_pipeline.train_batches
+    batches = batches_lib.train_batches
     calls = []
 
     def stopping(*args, **kwargs):
@@ -192,7 +194,7 @@ def test_a_run_stopped_in_any_stage_goes_on_to_the_same_bits(
             yield batch
 
     with monkeypatch.context() as patch:
-        patch.setattr(input_pipeline, "train_batches", stopping)
+        patch.setattr(batches_lib, "train_batches", stopping)
         with pytest.raises(Crash if crash else interrupt.Interrupted):
             stages.train(config, str(tmp_path))
     assert checkpoint.exists(str(tmp_path / "binary")) == (stage == 1)

@@ -11,7 +11,7 @@ from jax.sharding import AxisType
 from ftbnn_jax import config as config_lib
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn import architectures
-from ftbnn_jax.ops import convolution
+from ftbnn_jax.ops.conv import convolution
 from ftbnn_jax.train import optimizer, state
 from ftbnn_jax.train import step as step_lib
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ftbnn_jax.deploy.c import fixed_point, lowering, tables
+from ftbnn_jax.deploy.c import fixed_point, schedule, tables
 
 NORM = ("multiplier", "offset")
 
@@ -45,7 +45,7 @@ class SinglePrecision:
     dtype = np.float32
     limits = (-float(np.finfo(np.float32).max), float(np.finfo(np.float32).max))
 
-    def __init__(self, network: lowering.Network):
+    def __init__(self, network: schedule.Network):
         self.tensors = tables.float_tensors(network)
 
     def from_sum(self, name: str, sums: np.ndarray) -> np.ndarray:

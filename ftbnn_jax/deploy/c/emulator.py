@@ -10,7 +10,7 @@ import functools
 import numpy as np
 
 from ftbnn_jax.deploy import runtime as runtime_lib
-from ftbnn_jax.deploy.c import lowering
+from ftbnn_jax.deploy.c import schedule
 from ftbnn_jax.deploy.c.arithmetic import NORM, Arithmetic
 from ftbnn_jax.nn.spec import BinaryConvPlan
 
@@ -52,7 +52,7 @@ class Emulator:
       runtime: of the same artifact; it convolves signs.
     """
 
-    def __init__(self, network: lowering.Network, arithmetic: Arithmetic, runtime: runtime_lib.Runtime):
+    def __init__(self, network: schedule.Network, arithmetic: Arithmetic, runtime: runtime_lib.Runtime):
         self._network = network
         self._arithmetic = arithmetic
         self._runtime = runtime

@@ -13,7 +13,7 @@ import numpy as np
 
 from ftbnn_jax.deploy import artifact as artifact_lib
 from ftbnn_jax.deploy import runtime as runtime_lib
-from ftbnn_jax.deploy.c import generate, golden, lowering, prefixes
+from ftbnn_jax.deploy.c import generate, golden, prefixes, schedule
 from ftbnn_jax.deploy.c import reference as reference_lib
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.report import print_table
@@ -58,7 +58,7 @@ def run(
     """
     runtime = runtime_lib.Runtime.load(path)
     artifact = runtime.artifact
-    count = _GOLDEN_BYTES // golden.image_bytes(lowering.lower(artifact))
+    count = _GOLDEN_BYTES // golden.image_bytes(schedule.lower(artifact))
     count = min(max(count, 1), _GOLDEN_IMAGES)
     images = _take(real_images(batches), _CALIBRATION_IMAGES)
     # One size of batch, so that the runtime is compiled once.

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ftbnn_jax.deploy.c import lowering, tables
+from ftbnn_jax.deploy.c import schedule, tables
 from ftbnn_jax.errors import UserError
 
 _LARGEST = np.iinfo(np.int32).max
@@ -37,7 +37,7 @@ class _DoesNotFit(UserError):
     """A parameter is too large."""
 
 
-def choose_fraction_bits(network: lowering.Network, largest: Mapping[str, float]) -> int:
+def choose_fraction_bits(network: schedule.Network, largest: Mapping[str, float]) -> int:
     """Returns how many fraction bits leave eight times the room that values take on some images.
 
     Fewer, where a parameter needs that: the norm of a channel that hardly changes has a large factor.
@@ -67,7 +67,7 @@ class Quantized:
         `block1_1/act`, `head`.
     """
 
-    network: lowering.Network
+    network: schedule.Network
     fraction_bits: int
     tensors: dict[str, np.ndarray]
     shifts: dict[str, int]
@@ -84,7 +84,7 @@ class Quantized:
         return {name: count for name, count in sorted(lost.items()) if count}
 
 
-def quantize(network: lowering.Network, fraction_bits: int) -> Quantized:
+def quantize(network: schedule.Network, fraction_bits: int) -> Quantized:
     """Quantises a network.
 
     Args:
@@ -102,7 +102,7 @@ def quantize(network: lowering.Network, fraction_bits: int) -> Quantized:
         raise UserError(f"{error} of {fraction_bits} fraction bits; {instead}") from None
 
 
-def _most_that_fit(network: lowering.Network, fraction_bits: int) -> int | None:
+def _most_that_fit(network: schedule.Network, fraction_bits: int) -> int | None:
     """Returns how many fraction bits all parameters fit into, at most `fraction_bits`, if any do."""
     for bits in range(fraction_bits, _FRACTION_BITS[0] - 1, -1):
         with contextlib.suppress(_DoesNotFit):
@@ -110,7 +110,7 @@ def _most_that_fit(network: lowering.Network, fraction_bits: int) -> int | None:
     return None
 
 
-def _quantize(network: lowering.Network, fraction_bits: int) -> Quantized:
+def _quantize(network: schedule.Network, fraction_bits: int) -> Quantized:
     artifact = network.artifact
     source = artifact.tensors
     found = Quantized(network, fraction_bits, {}, {})
@@ -141,7 +141,7 @@ def _quantize(network: lowering.Network, fraction_bits: int) -> Quantized:
     return found
 
 
-def _head_shift(network: lowering.Network) -> int:
+def _head_shift(network: schedule.Network) -> int:
     """Returns the shift after which the largest class's sums are its logits, or up to twice that."""
     largest = float(network.artifact.tensors["head/scale"].max())
     return min(max(0, -math.frexp(largest)[1]), _LARGEST_SHIFT)

@@ -11,7 +11,7 @@ from collections.abc import Container, Mapping
 
 import ftbnn_jax
 from ftbnn_jax.deploy import artifact as artifact_lib
-from ftbnn_jax.deploy.c import fixed_point, lowering, prefixes, tables
+from ftbnn_jax.deploy.c import fixed_point, prefixes, schedule, tables
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn import spec as spec_lib
 
@@ -54,7 +54,7 @@ def files(
     """
     prefixes.check(prefix)
     _check_numbers(artifact)
-    network = lowering.lower(artifact)
+    network = schedule.lower(artifact)
     fixed = None if fraction_bits is None else fixed_point.quantize(network, fraction_bits)
     arithmetic = "float" if fixed is None else "fixed"
     constants = tables.binary_weights(network)
@@ -100,7 +100,7 @@ def _guarded(name: str, text: str) -> str:
     return f"#ifndef FTBNN_{name}_H\n#define FTBNN_{name}_H\n\n{text}\n#endif\n"
 
 
-def _describe(block: lowering.Block) -> str:
+def _describe(block: schedule.Block) -> str:
     p = block.plan
     groups = "1 group" if p.groups == 1 else f"{p.groups} groups"
     return (
@@ -110,7 +110,7 @@ def _describe(block: lowering.Block) -> str:
     )
 
 
-def _what(network: lowering.Network, fraction_bits: int | None) -> str:
+def _what(network: schedule.Network, fraction_bits: int | None) -> str:
     """Returns the comment that begins the header."""
     a = network.artifact
     multiply_adds = sum(block.multiply_adds for block in network.blocks)
@@ -125,7 +125,7 @@ def _what(network: lowering.Network, fraction_bits: int | None) -> str:
     return "\n * ".join(textwrap.wrap(what, 96))
 
 
-def _header(network: lowering.Network, fraction_bits: int | None) -> str:
+def _header(network: schedule.Network, fraction_bits: int | None) -> str:
     a = network.artifact
     rule = a.preprocessing
     definitions = {
@@ -186,7 +186,7 @@ def _braced(values: dict[str, object]) -> str:
     return textwrap.fill(text, 90, subsequent_indent=" " * 9, break_long_words=False)
 
 
-def _program(network: lowering.Network, fixed: "fixed_point.Quantized | None") -> str:
+def _program(network: schedule.Network, fixed: "fixed_point.Quantized | None") -> str:
     a = network.artifact
     spec = a.spec
     fields = _Fields(a.tensors, fixed.shifts if fixed else {})
@@ -252,14 +252,14 @@ def _program(network: lowering.Network, fixed: "fixed_point.Quantized | None") -
     )
 
 
-def _calls(network: lowering.Network) -> str:
+def _calls(network: schedule.Network) -> str:
     """Returns the body of the function that runs every layer."""
     a = network.artifact
     spec = a.spec
     stem, first = spec.stem_features, network.blocks[0]
     start = f"values + {first.x}" if first.x else "values"
 
-    def signs(block: lowering.Block) -> str:
+    def signs(block: schedule.Block) -> str:
         nonzero = f"signs + {block.signs + block.plane}" if block.form == "ternary" else "0"
         return f"(ftbnn_signs){{signs + {block.signs}, {nonzero}}}"
 

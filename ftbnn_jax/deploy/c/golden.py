@@ -9,14 +9,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ftbnn_jax.deploy.c import lowering
+from ftbnn_jax.deploy.c import schedule
 from ftbnn_jax.errors import UserError
-from ftbnn_jax.ops import binary, bitpack
+from ftbnn_jax.ops import binary
+from ftbnn_jax.ops.packed import bits
 
 _MAGIC = 0x47425446
 
 
-def image_bytes(network: lowering.Network) -> int:
+def image_bytes(network: schedule.Network) -> int:
     """Returns how many bytes one image takes, with all that belongs to it."""
     artifact = network.artifact
     blocks = sum(
@@ -28,7 +29,7 @@ def image_bytes(network: lowering.Network) -> int:
 
 
 def pack(
-    network: lowering.Network,
+    network: schedule.Network,
     images: np.ndarray,
     records: Sequence[tuple[np.ndarray, np.ndarray]],
     logits: np.ndarray,
@@ -63,7 +64,7 @@ def pack(
     return b"".join(parts)
 
 
-def _planes(block: lowering.Block, x: np.ndarray) -> list[np.ndarray]:
+def _planes(block: schedule.Block, x: np.ndarray) -> list[np.ndarray]:
     """Packs signs group after group, each beginning with a new word: uint32 `[N, H, W, words]`."""
     x = x.astype(np.float32)
     positive = np.asarray(binary.is_positive(x))
@@ -72,6 +73,6 @@ def _planes(block: lowering.Block, x: np.ndarray) -> list[np.ndarray]:
         planes.append(positive | np.asarray(binary.is_negative(x)))
     ends = np.cumsum(block.group_inputs)[:-1]
     return [
-        np.concatenate([bitpack.pack_rows(group) for group in np.split(plane, ends, axis=-1)], axis=-1)
+        np.concatenate([bits.pack_rows(group) for group in np.split(plane, ends, axis=-1)], axis=-1)
         for plane in planes
     ]

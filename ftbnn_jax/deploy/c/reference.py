@@ -8,7 +8,7 @@ import numpy as np
 
 from ftbnn_jax import report
 from ftbnn_jax.deploy import runtime as runtime_lib
-from ftbnn_jax.deploy.c import fixed_point, golden, lowering
+from ftbnn_jax.deploy.c import fixed_point, golden, schedule
 from ftbnn_jax.deploy.c.arithmetic import FixedPoint, SinglePrecision
 from ftbnn_jax.deploy.c.emulator import Emulator, Trace
 from ftbnn_jax.errors import UserError
@@ -38,7 +38,7 @@ class Losses:
     signs: dict[str, int] = dataclasses.field(default_factory=dict)
     zeroed_parameters: dict[str, int] = dataclasses.field(default_factory=dict)
 
-    def add(self, network: lowering.Network, fraction_bits: int, single: Trace, fixed: Trace) -> None:
+    def add(self, network: schedule.Network, fraction_bits: int, single: Trace, fixed: Trace) -> None:
         """Counts the losses of a batch, given its traces in both arithmetics."""
         self.images += len(fixed.logits)
         _add(self.saturated, images_outside(fixed))
@@ -116,7 +116,7 @@ class Reference:
     """
 
     def __init__(self, runtime: runtime_lib.Runtime, fraction_bits: int | None):
-        self.network = lowering.lower(runtime.artifact)
+        self.network = schedule.lower(runtime.artifact)
         self.losses = Losses()
         self._single = Emulator(self.network, SinglePrecision(self.network), runtime)
         self._fraction_bits = fraction_bits

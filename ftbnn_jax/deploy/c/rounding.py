@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ftbnn_jax.deploy.c import lowering, tables
+from ftbnn_jax.deploy.c import schedule, tables
 from ftbnn_jax.deploy.c.emulator import Trace
 
 _UNIT = 2.0**-24
@@ -22,7 +22,7 @@ _TINY = 2 * float(np.finfo(np.float32).tiny)
 
 
 def bounds(
-    network: lowering.Network, trace: Trace, inputs: Sequence[np.ndarray]
+    network: schedule.Network, trace: Trace, inputs: Sequence[np.ndarray]
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """Returns how far two computations of a batch can be apart where all integers before agree.
 
@@ -40,7 +40,7 @@ def bounds(
 class _Bounds:
     """Differences `[N, C]` between two computations, from layer to layer."""
 
-    def __init__(self, network: lowering.Network, trace: Trace):
+    def __init__(self, network: schedule.Network, trace: Trace):
         self._network = network
         self._trace = trace
         self._tensors = tables.float_tensors(network)

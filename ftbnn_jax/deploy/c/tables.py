@@ -9,9 +9,10 @@ import numpy as np
 
 from ftbnn_jax.deploy import artifact as artifact_lib
 from ftbnn_jax.deploy import layout
-from ftbnn_jax.deploy.c import lowering
+from ftbnn_jax.deploy.c import schedule
 from ftbnn_jax.errors import UserError
-from ftbnn_jax.ops import popcount, preprocessing
+from ftbnn_jax.ops import preprocessing
+from ftbnn_jax.ops.packed import convolution as packed
 
 _TYPES = {
     np.dtype(np.uint32): "uint32_t",
@@ -66,25 +67,25 @@ def name_of(tensor: str) -> str:
     return "ftbnn_" + tensor.replace("/", "_")
 
 
-def binary_weights(network: lowering.Network) -> list[Table]:
+def binary_weights(network: schedule.Network) -> list[Table]:
     """Returns the kernels of each binary convolution as the words that its windows meet."""
     found = []
     for block in network.blocks:
         name = f"{block.plan.name}/conv/bits"
         kernels = layout.unpack_kernels(block.plan, network.artifact.tensors[name])
-        words = [popcount.pack_kernels(kernel[None]).reshape(-1) for kernel in kernels]
+        words = [packed.pack_kernels(kernel[None]).reshape(-1) for kernel in kernels]
         # A vector of the last channels may reach beyond them.
-        words.append(np.zeros(lowering.SLACK, np.uint32))
+        words.append(np.zeros(schedule.SLACK, np.uint32))
         found.append(Table(name_of(name), np.concatenate(words).astype(np.uint32)))
     return found
 
 
-def float_tables(network: lowering.Network) -> list[Table]:
+def float_tables(network: schedule.Network) -> list[Table]:
     """Returns all other constants for the program in single precision, from `float_tensors`."""
     return [Table(name_of(name), tensor) for name, tensor in sorted(float_tensors(network).items())]
 
 
-def float_tensors(network: lowering.Network) -> dict[str, np.ndarray]:
+def float_tensors(network: schedule.Network) -> dict[str, np.ndarray]:
     """Returns what the program in single precision has but for bits: float32, int16, `stem/pixels`.
 
     Raises:

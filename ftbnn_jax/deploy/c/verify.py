@@ -10,7 +10,7 @@ import numpy as np
 import rich.table
 
 from ftbnn_jax.deploy import runtime as runtime_lib
-from ftbnn_jax.deploy.c import build, emulator, export, golden, lowering, rounding
+from ftbnn_jax.deploy.c import build, emulator, export, golden, rounding, schedule
 from ftbnn_jax.deploy.c import reference as reference_lib
 from ftbnn_jax.nn.spec import ResNetSpec
 from ftbnn_jax.report import console, print_json
@@ -187,7 +187,7 @@ def _add(result: Result, found: dict[str, Any]) -> None:
 
 def _compare_with_runtime(
     result: Result,
-    network: lowering.Network,
+    network: schedule.Network,
     single: emulator.Trace,
     logits: np.ndarray,
     records: Iterable[runtime_lib.Record],

@@ -1,0 +1,215 @@
+"""From encoded images to uint8 pixels: whole ones for evaluation, random crops for training.
+
+TensorFlow decodes JPEGs and cuts out of them, in a graph; OpenCV resizes crops, in a third of
+TensorFlow's time. Pillow decodes everything but JPEGs, and JPEGs whose colours must be changed: whatever
+the encoding and its colours, an image comes out with the channels of its data set.
+"""
+
+import io
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from ftbnn_jax.config import TrainConfig
+from ftbnn_jax.data.tfrecords import CorruptRecordError, first_line
+
+# Every core has a thread of its own that resizes.
+cv2.setNumThreads(1)
+
+_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")
+# Pixels of an image; a larger one is not decoded, since a few bytes can claim any size.
+_MOST_PIXELS = 2**26
+# Pillow has a higher limit, beyond which it warns, with nothing decoded yet.
+warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+
+# Bytes; what TensorFlow asks of memory that it takes over.
+_ALIGNMENT = 64
+
+# Area and aspect ratio of a random training crop, relative to the image.
+_CROP_AREA = (0.08, 1.0)
+_CROP_ASPECT = (3 / 4, 4 / 3)
+
+# How to invert a JPEG's DCT. The accurate way gives the pixels that other libraries do; the fast one
+# saves a tenth of the time and differs by one level on average.
+_EVAL_DCT, _TRAIN_DCT = "INTEGER_ACCURATE", "INTEGER_FAST"
+
+Window = tuple[Any, Any, Any, Any]
+
+
+def random_crop(
+    tf: Any, image: Any, position: Any, config: TrainConfig, channels: int
+) -> tuple[Any, Any]:
+    """Cuts out a window of random scale, aspect ratio and place (Appendix C).
+
+    Args:
+      tf: the module.
+      image: encoded, a string; or decoded, uint8 `[H, W, C]`.
+      position: int64, the image's number in the training, which its augmentation is drawn from.
+      config: gives the seed, and whether to mirror.
+      channels: of the result.
+
+    Returns:
+      The window, uint8 `[H', W', channels]`, and whether to mirror it, bool.
+    """
+    seed = tf.stack([tf.cast(config.seed, tf.int64), position])
+    cut = crop(tf, image, lambda shape: random_window(tf, shape, seed), channels)
+    # Another seed than the crop's, or the two would depend on each other.
+    draw = tf.random.stateless_uniform((), seed=seed + tf.constant([1, 0], tf.int64))
+    return cut, draw < (0.5 if config.flip else 0.0)
+
+
+def whole(tf: Any, image: Any, channels: int) -> Any:
+    """Decodes an image: uint8 `[H, W, channels]`; one that is decoded already stays as it is.
+
+    Evaluation cuts its square out of this. To decode no more than the square would save a third of the
+    time, but where colour is subsampled its edge would be interpolated from fewer neighbours.
+    """
+    if image.dtype == tf.string:
+
+        def of_jpeg(shape):
+            return tf.image.decode_jpeg(image, channels=channels, dct_method=_EVAL_DCT)
+
+        image = _decoded(tf, image, channels, of_jpeg, lambda pixels: pixels)
+    image.set_shape((None, None, channels))
+    return image
+
+
+def random_window(tf: Any, shape: Any, seed: Any) -> Window:
+    """Returns top, left, height and width of a random crop of an image of int32 `shape`."""
+    begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
+        shape,
+        bounding_boxes=tf.zeros((1, 0, 4)),
+        seed=seed,
+        aspect_ratio_range=_CROP_ASPECT,
+        area_range=_CROP_AREA,
+        use_image_if_no_bounding_boxes=True,
+    )
+    return begin[0], begin[1], size[0], size[1]
+
+
+def from_bytes(encoded: bytes, channels: int) -> np.ndarray:
+    """Decodes an image: JPEG, PNG, GIF, BMP or WebP; of an animation, the first frame.
+
+    Colours become gray as ITU-R BT.601 weighs them; of 16 bits, the upper 8 count; transparency is left
+    out.
+
+    Args:
+      encoded: a file's bytes.
+      channels: 1 or 3.
+
+    Returns:
+      uint8 `[H, W, channels]`.
+
+    Raises:
+      CorruptRecordError: there is no such image in the bytes, they end early, or it is too large.
+    """
+    if not encoded:
+        raise CorruptRecordError("an image of 0 bytes")
+    try:
+        image = Image.open(io.BytesIO(encoded), formats=_FORMATS)
+        if image.width * image.height > _MOST_PIXELS:
+            raise Image.DecompressionBombError
+        image.load()
+        # Pillow would look for another way to keep it, and warn where there is none.
+        image.info.pop("transparency", None)
+        if image.mode.startswith("I"):
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        elif image.mode not in ("1", "L", "LA", "RGB"):
+            image = image.convert("RGB")
+        mode = "L" if channels == 1 else "RGB"
+        image = image if image.mode == mode else image.convert(mode)
+        return np.asarray(image).reshape(image.height, image.width, channels)
+    except Image.UnidentifiedImageError as error:
+        raise CorruptRecordError(f"no image in a format of {', '.join(_FORMATS)}") from error
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise CorruptRecordError(f"an image of more than {_MOST_PIXELS:,} pixels") from error
+    except MemoryError:
+        raise
+    # Pillow's decoders raise what they come upon in bytes that are wrong: OSError, SyntaxError and more.
+    except Exception as error:
+        raise CorruptRecordError(first_line(error)) from error
+
+
+def crop(
+    tf: Any,
+    image: Any,
+    window_of: Callable[[Any], Window],
+    channels: int,
+) -> Any:
+    """Decodes the window of an image that `window_of` its shape gives: uint8 `[H, W, channels]`.
+
+    Of a JPEG, only the blocks that the window touches are decoded, unless its colours must be changed.
+    """
+
+    def of_pixels(pixels):
+        top, left, height, width = window_of(tf.shape(pixels))
+        return pixels[top : top + height, left : left + width]
+
+    def of_jpeg(shape):
+        window = tf.stack(window_of(shape))
+        return tf.image.decode_and_crop_jpeg(image, window, channels=channels, dct_method=_TRAIN_DCT)
+
+    if image.dtype == tf.string:
+        cut = _decoded(tf, image, channels, of_jpeg, of_pixels)
+    else:
+        cut = of_pixels(image)
+    cut.set_shape((None, None, channels))
+    return cut
+
+
+def _decoded(tf: Any, image: Any, channels: int, of_jpeg: Callable, of_pixels: Callable) -> Any:
+    """Returns `of_jpeg` of the shape of a JPEG, int32, if TensorFlow brings its colours to the channels.
+
+    Of everything else it returns `of_pixels` of the whole image, as Pillow decodes it.
+    """
+
+    def by_pillow():
+        # A stateful call would be made in order, with those for the other images of the group.
+        pixels = tf.numpy_function(
+            lambda data: from_bytes(data, channels), [image], tf.uint8, stateful=False
+        )
+        pixels.set_shape((None, None, channels))
+        return of_pixels(pixels)
+
+    def of_any_jpeg():
+        shape = tf.image.extract_jpeg_shape(image)
+        # Gray is repeated in three channels. TensorFlow has another gray of colours, and none of CMYK.
+        fits = (shape[2] == channels) | (shape[2] == 1)
+        # Each side has 16 bits, so that the product has one more than int32 holds.
+        small = tf.cast(shape[0], tf.int64) * tf.cast(shape[1], tf.int64) <= _MOST_PIXELS
+        return tf.cond(fits & small, lambda: of_jpeg(shape), by_pillow)
+
+    return tf.cond(tf.image.is_jpeg(image), of_any_jpeg, by_pillow)
+
+
+def resize(windows: Sequence[np.ndarray], mirrored: Sequence[bool], size: int) -> np.ndarray:
+    """Resizes and mirrors crops for training: bilinear, without antialiasing, within one level.
+
+    Args:
+      windows: uint8 `[H, W, C]` each, of any sizes.
+      mirrored: for each whether to exchange left and right.
+      size: of the result.
+
+    Returns:
+      uint8 `[n, size, size, C]`.
+    """
+    shape = (size, size, windows[0].shape[-1])
+    resized = _empty((len(windows), *shape))
+    for out, window, mirror in zip(resized, windows, mirrored, strict=True):
+        pixels = cv2.resize(window, (size, size), interpolation=cv2.INTER_LINEAR)
+        # Of one channel, OpenCV drops the axis.
+        out[:] = (cv2.flip(pixels, 1) if mirror else pixels).reshape(shape)
+    return resized
+
+
+def _empty(shape: tuple[int, ...]) -> np.ndarray:
+    """A new array of uint8, aligned so that TensorFlow takes it without copying it."""
+    size = math.prod(shape)
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].reshape(shape)

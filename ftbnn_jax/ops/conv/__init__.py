@@ -1,0 +1,1 @@
+"""Convolution of real numbers and of signs in the training graph."""

@@ -1,0 +1,1 @@
+"""Binary convolution on bits in words."""

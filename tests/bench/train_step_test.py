@@ -1,0 +1,78 @@
+"""The benchmark's command line and its turns; the other nets are what they are compared with."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ftbnn_jax.bench import train_step
+from ftbnn_jax.bench.plain_flax import PlainResNet
+from ftbnn_jax.nn import architectures, resnet, spec
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--variants=ftbnn_jax,jaxx"], "--variants=ftbnn_jax,jaxx: 'jaxx' is none of ftbnn_jax, flax"),
+        (["--rounds=0"], "--rounds: '0' is not a whole number of at least 1"),
+        (["--config=configs/none.py"], "configs/none.py: no such config file"),
+        (["--steps=3"], "unrecognized arguments: --steps, the nearest is"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(arguments, message, capsys):
+    assert train_step.run(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_every_variant_takes_its_turn_and_the_first_round_does_not_count(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(train_step.time, "perf_counter", lambda: clock[0])
+    order, durations = [], {"a": iter([100, 1, 5, 2]), "b": iter([9, 4, 4, 4])}
+
+    def call(name):
+        order.append(name)
+        clock[0] += next(durations[name])
+
+    assert train_step.alternate({n: lambda n=n: call(n) for n in "ab"}, 3) == {"a": 2, "b": 4}
+    assert "".join(order) == "abababab"
+
+
+def test_a_row_for_each_variant(repository, capsys):
+    config = repository / "configs" / "quickstart.py"
+    arguments = [f"--config={config}", "--batch_size=4", "--rounds=1", "--variants=ftbnn_jax,flax"]
+    assert train_step.run([*arguments, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["config"], row["variant"]) for row in rows] == [
+        ("quickstart", "ftbnn_jax"),
+        ("quickstart", "flax"),
+    ]
+    for row in rows:
+        assert row["images_per_second"] == pytest.approx(4 / row["step_ms"] * 1e3)
+        assert 0 < row["share_of_peak"] < 1
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        architectures.small((1, 1), 6),
+        architectures.small((1, 1), 6, groups=2, downsample="duplicate"),
+        architectures.small((1, 1), 7, groups=3, bridge=True),
+        spec.ResNetSpec(blocks=(1, 1), block="real", width=4, stem_features=4, stem_activation="relu"),
+        spec.ResNetSpec(blocks=(2, 1), block="bottleneck", width=4, stem_features=4),
+    ],
+)
+def test_the_other_networks_have_as_many_parameters_as_ours(net):
+    images = jnp.zeros((2, 16, 16, 3))
+
+    def sizes(model):
+        params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+        return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
+
+    expected = sizes(resnet.ResNet(net, 5))
+    assert sizes(PlainResNet(net, 5)) == expected
+    torch_nets = pytest.importorskip("ftbnn_jax.bench.plain_torch", exc_type=ImportError)
+    assert sum(p.numel() for p in torch_nets.make_model(net, 5, 3).parameters()) == expected

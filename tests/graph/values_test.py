@@ -1,0 +1,86 @@
+"""What the walk knows of an array: every number that it can hold, or that none is negative."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ftbnn_jax.graph import walk
+from ftbnn_jax.graph.values import Value
+from ftbnn_jax.ops import activations, binary, pooling
+
+_TERNARY = {-1, 0, 1}
+
+
+def _known(function, shape=(1, 6, 6, 4)):
+    program = jax.make_jaxpr(function)(jax.ShapeDtypeStruct(shape, jnp.float32))
+    (value,) = walk.Walk().run(program, [Value(from_input=True)])
+    return value
+
+
+@pytest.mark.parametrize(
+    ("function", "numbers"),
+    [
+        (binary.sign_activation, _TERNARY),
+        (lambda x: binary.sign_activation(x, 1.2, True), {-1, 1}),
+        (lambda x: binary.sign_activation(x, 1.0, False, "piecewise_quadratic"), _TERNARY),
+        (binary.sign_weight, {-1, 1}),
+        (jnp.sign, _TERNARY),
+        (lambda x: jnp.where(x >= 0, 1, -1), {-1, 1}),
+        (lambda x: (x > 0) * 2.0 - 1, {-1, 1}),
+        (lambda x: jnp.clip(jnp.sign(x), 0, 1), {0, 1}),
+        (lambda x: binary.sign_activation(activations.relu(x)), {0, 1}),
+        (lambda x: binary.sign_activation(activations.relu(x), 1.2, True), {-1, 1}),
+        (lambda x: jnp.sign(jnp.abs(x)), {0, 1}),
+        (lambda x: jnp.sign(x * x), _TERNARY),
+        (lambda x: jnp.sign(jnp.square(x) + 1), {0, 1}),
+        (lambda x: jnp.sign(pooling.max_pool(activations.relu(x))), {0, 1}),
+        (lambda x: jnp.sign(pooling.avg_pool_3x3(activations.relu(x))), {0, 1}),
+        (lambda x: jnp.sign(activations.relu(x) + x), _TERNARY),
+        (lambda x: jnp.sign(activations.relu(x) - 1), _TERNARY),
+        (lambda x: -jnp.sign(activations.relu(x)), {-1, 0}),
+        (lambda x: binary.sign_weight(x).astype(jnp.bfloat16)[:, ::2].reshape(-1), {-1, 1}),
+        (lambda x: jnp.pad(binary.sign_weight(x), 1), _TERNARY),
+        (lambda x: jnp.concatenate([binary.sign_weight(x), x]), None),
+        (lambda x: jnp.concatenate([binary.sign_weight(x), jnp.zeros_like(x)]), _TERNARY),
+        (lambda x: jax.checkpoint(binary.sign_weight)(x), {-1, 1}),
+        (lambda x: jax.vmap(binary.sign_weight)(x), {-1, 1}),
+        (lambda x: binary.sign_weight(x) * 3, {-3, 3}),
+        (lambda x: binary.sign_weight(x) * jnp.mean(jnp.abs(x)), None),
+        (lambda x: jnp.sign(activations.relu(x.astype(jnp.bfloat16))), {0, 1}),
+        (lambda x: x, None),
+        (lambda x: jax.lax.fori_loop(0, 3, lambda i, s: -s, binary.sign_weight(x)), {-1, 1}),
+        (lambda x: jax.lax.fori_loop(0, 3, lambda i, s: s * x, binary.sign_weight(x)), None),
+    ],
+)
+def test_numbers_that_an_array_can_hold(function, numbers):
+    value = _known(function)
+    assert value.from_input
+    assert value.numbers == (None if numbers is None else frozenset(numbers))
+    if numbers is not None:
+        x = np.random.default_rng(0).normal(size=(1, 6, 6, 4)).astype(np.float32)
+        x[0, 0] = 0.0
+        assert set(np.unique(np.asarray(function(jnp.asarray(x)), np.float32))) <= numbers
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (activations.relu, True),
+        (lambda x: activations.relu(x) * 0.5 + 1, True),
+        (lambda x: activations.relu(x) * -0.5, False),
+        (lambda x: jnp.tanh(activations.relu(x)), True),
+        (lambda x: jnp.clip(x, 0, 1), True),
+        (lambda x: jnp.clip(x, -1, 1), False),
+        (lambda x: jnp.clip(activations.relu(x), -1, 1), True),
+        (lambda x: x**2, True),
+        (lambda x: x**3, False),
+        (lambda x: jnp.where(x > 0, x, 0.0), False),
+        (lambda x: jnp.where(x > 0, jnp.abs(x), 0.0), True),
+        (lambda x: jax.lax.cond(x.sum() > 0, jnp.abs, activations.relu, x), True),
+        (lambda x: jax.lax.cond(x.sum() > 0, jnp.abs, jnp.sin, x), False),
+        (lambda x: jnp.sort(activations.relu(x)), False),
+    ],
+)
+def test_arrays_that_cannot_be_negative(function, expected):
+    assert _known(function).non_negative == expected
