@@ -7,10 +7,11 @@ from typing import Any
 import jax
 from flax import linen as nn
 
+from ftbnn_jax.budget.costs import Cost, Costs
 from ftbnn_jax.budget.memory import activation_bytes
+from ftbnn_jax.graph import walk
 from ftbnn_jax.graph.trace import Input, Program
 from ftbnn_jax.graph.values import Value
-from ftbnn_jax.graph.walk import Cost, Walk
 
 # A processor word holds 64 binary operations (Fig. 3), and a 32-bit parameter 32 binary ones.
 BOPS_PER_FLOP = 64
@@ -26,7 +27,7 @@ class Layer:
     Attributes:
       name: path of the module ("block2_1/conv"), "" for the outermost.
       macs: multiply-adds of real convolutions and matrix products, for one image.
-      flops: all real operations, `macs` included; `graph.walk` has the rules.
+      flops: all real operations, `macs` included; `budget.costs` has the rules.
       binary_macs: multiply-adds of binary convolutions.
       bops: binary operations: `binary_macs`, twice if the input is a ReLU's output.
       real_params: parameters that stay real numbers in deployment.
@@ -179,25 +180,30 @@ def count(module: nn.Module, *inputs: Input, memory: bool = True, **arguments: A
         "inputs": lambda: Value(from_input=True),
         "other": Value,
     }
-    walk = Walk()
-    walk.run(jaxpr, [known[kind]() for kind in kinds])
+    arguments = [
+        walk.argument(known[kind](), var.aval)
+        for kind, var in zip(kinds, jaxpr.jaxpr.invars, strict=True)
+    ]
+    costs = Costs()
+    costs.add(walk.walk(jaxpr, arguments))
     saved = activation_bytes(program) if memory else None
-    return Budget(_layers(program, walk, saved), _state(program))
+    return Budget(_layers(program, costs, saved), _state(program))
 
 
-def _layers(program: Program, walk: Walk, saved: dict[str, int] | None) -> tuple[Layer, ...]:
+def _layers(program: Program, costs: Costs, saved: dict[str, int] | None) -> tuple[Layer, ...]:
     real, binary = {}, {}
     for index, (path, leaf) in enumerate(program.parameters):
         layer, _, _ = path.rpartition("/")
         # Weights that some other layer multiplies with as they are cannot shrink to their signs.
-        kind = binary if index in walk.binary - walk.real else real
+        kind = binary if index in costs.binary - costs.real else real
         kind[layer] = kind.get(layer, 0) + math.prod(leaf.shape)
-    used = {**walk.costs, **real, **binary, **(saved or {})}
+    used = {**real, **binary, **(saved or {})}
     # In the order of the program; a module that computes nothing comes last.
-    names = dict.fromkeys([*(name for name in walk.layers if name in used), *used])
+    met = [name for name, cost in costs.layers.items() if name in used or cost != Cost()]
+    names = dict.fromkeys([*met, *used])
     layers = []
     for name in names:
-        cost = walk.costs.get(name, Cost())
+        cost = costs.layers.get(name, Cost())
         layers.append(
             Layer(
                 name,

@@ -9,7 +9,6 @@ some of it.
 import math
 
 import jax
-from jax.extend import core
 
 from ftbnn_jax.graph import walk
 from ftbnn_jax.graph.trace import Program
@@ -17,9 +16,6 @@ from ftbnn_jax.graph.values import Value
 
 # A batch of a large prime: an array holds one part per image exactly if its size is a multiple of it.
 _BATCH = 100_003
-
-# Operations whose result is their operand: both handed on is one array in memory.
-_ALIASES = frozenset(["name", "copy", "stop_gradient", "optimization_barrier"])
 
 
 def activation_bytes(program: Program) -> dict[str, int]:
@@ -33,27 +29,21 @@ def activation_bytes(program: Program) -> dict[str, int]:
         return jax.tree.leaves(backward)
 
     closed, kinds = program.trace(residuals, _BATCH)
-    arguments = [Value(from_input=kind == "inputs") for kind in kinds]
-    values = walk.Walk().run(closed, arguments)
-    jaxpr = closed.jaxpr
-    source: dict[core.Var, core.Var] = {}
-    layers = dict.fromkeys(jaxpr.invars, "")
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name in _ALIASES:
-            for operand, result in zip(eqn.invars, eqn.outvars, strict=True):
-                if isinstance(operand, core.Var):
-                    source[result] = source.get(operand, operand)
-        layers.update(dict.fromkeys(eqn.outvars, walk.layer_of(eqn)))
-    # An array of constants as large as the batch is no memory: it is made where it is needed.
-    saved = {
-        source.get(var, var): None
-        for var, value in zip(jaxpr.outvars, values, strict=True)
-        if isinstance(var, core.Var) and value.from_input
-    }
+    arguments = [
+        walk.argument(Value(from_input=kind == "inputs"), var.aval)
+        for kind, var in zip(kinds, closed.jaxpr.invars, strict=True)
+    ]
+    layers = dict.fromkeys(arguments, "")
+    steps, results = walk.collect(walk.walk(closed, arguments))
+    for step in steps:
+        for array in step.results:
+            # What only hands an operand on leaves no second array in memory.
+            layers.setdefault(array, step.layer)
     total: dict[str, int] = {}
-    for var in saved:
-        size = math.prod(var.aval.shape)
+    for array in dict.fromkeys(results):
+        # An array of constants as large as the batch is no memory: it is made where it is needed.
+        size = math.prod(array.shape) if array.value.from_input else 0
         if size and size % _BATCH == 0:
-            layer = layers[var]
-            total[layer] = total.get(layer, 0) + size // _BATCH * var.aval.dtype.itemsize
+            layer = layers[array]
+            total[layer] = total.get(layer, 0) + size // _BATCH * array.dtype.itemsize
     return total

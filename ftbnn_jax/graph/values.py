@@ -11,6 +11,7 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -58,6 +59,8 @@ class Value:
 
 def constant(array: Any) -> Value:
     """Returns what is known of an array that stands in the program as such."""
+    if jnp.issubdtype(getattr(array, "dtype", np.float32), jax.dtypes.extended):
+        return Value()  # Random keys.
     array = np.asarray(array)
     real = jnp.issubdtype(array.dtype, jnp.number) or array.dtype == np.bool_
     if not real or not 0 < array.size <= _MAX_ELEMENTS:
@@ -86,7 +89,7 @@ def apply_rule(
       operands: what is known of its operands.
       results: how many results it has.
     """
-    if primitive in _ONE_TO_ONE:
+    if primitive in ONE_TO_ONE:
         return list(operands)
     if primitive in _SAME:
         value = _combine(operands, operands[0].numbers, operands[0].non_negative)
@@ -113,12 +116,11 @@ def _combine(operands: Sequence[Value], numbers: frozenset[float] | None, non_ne
 
 
 # Operations whose n-th result is the n-th operand.
-_ONE_TO_ONE = frozenset(["optimization_barrier", "device_put"])
+ONE_TO_ONE = words("optimization_barrier device_put name stop_gradient copy copy_p sharding_constraint")
 # Operations whose elements are elements of the first operand.
 _SAME = words(
-    "reshape transpose squeeze expand_dims broadcast_in_dim slice dynamic_slice split rev copy "
-    "copy_p name stop_gradient reduce_precision reduce_max reduce_min reduce_window_max "
-    "reduce_window_min gather sharding_constraint tile"
+    "reshape transpose squeeze expand_dims broadcast_in_dim slice dynamic_slice split rev "
+    "reduce_precision reduce_max reduce_min reduce_window_max reduce_window_min gather tile"
 )
 # Operations whose elements are elements of any operand.
 _JOINS = frozenset(["concatenate", "pad", "dynamic_update_slice"])

@@ -1,216 +1,404 @@
-"""The walk over a traced program (a jaxpr) that finds what each layer computes.
+"""The traversal of a traced program (a jaxpr): every operation in order, and what is known around it.
 
-Rules (those with which the published Table 4 comes out):
-
-* FLOPs: multiply-adds of real convolutions and matrix products; 1 per element for each batch norm, each
-  activation and each scaling that no batch norm can absorb; 1 per summand for average pools. Additions,
-  maxima, global means, casts, scaling that a batch norm absorbs, and whatever does not depend on the
-  input (it is computed once, not once an image) are free.
-* BOPs: multiply-adds of binary convolutions, twice where the signs of the input are 0 and 1 (Eq. 6).
+Calls of functions are followed into their bodies. What a caller adds up or builds is a fold over the
+steps that `walk` yields: budgets, memory, the packed graph and its proof are such folds.
 """
 
+import contextlib
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Generator, Iterable, Sequence
+from typing import Any, TypeVar
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.extend import core
+from jax.extend import core, source_info_util
 
-from ftbnn_jax.errors import UserError
 from ftbnn_jax.graph import values
 from ftbnn_jax.graph.values import Value
-from ftbnn_jax.ops import marks
 
 # A scope that starts with this names the flax module that the operations inside belong to.
 SCOPE = "@"
 _SCOPE_PATTERN = re.compile(SCOPE + r"([^/()]*)")
 
-# What the activation functions of jax.nn (and so of flax.linen) are called in a program.
-_ACTIVATION_FUNCTIONS = values.words(
-    "relu relu6 leaky_relu elu celu selu gelu silu swish mish sigmoid hard_sigmoid hard_tanh "
-    "hard_silu hard_swish log_sigmoid softplus soft_sign squareplus sparse_plus sparse_sigmoid"
-)
-_ACTIVATION_PRIMITIVES = frozenset(["tanh", "logistic"])
-_MARKS = frozenset([marks.BATCH_NORM, marks.ACTIVATION, marks.SCALING])
+# A constant that is spread over more elements than this stays an operation: a table would be stored.
+_MOST_SPREAD = 4096
+# Sums of more arrays than this are no straight-through estimator.
+_MOST_TERMS = 4
+
+Result = TypeVar("Result")
 
 
-@dataclasses.dataclass
-class Cost:
-    """Operations of one layer for one input.
-
-    Attributes:
-      macs: multiply-adds of real convolutions and matrix products.
-      flops: these and the other real operations.
-      binary_macs: multiply-adds of binary convolutions and matrix products.
-      bops: these, counted twice after a ReLU.
-    """
-
-    macs: int = 0
-    flops: int = 0
-    binary_macs: int = 0
-    bops: int = 0
-
-    def add(self, other: "Cost", times: int = 1) -> None:
-        """Adds `times` times the cost `other`."""
-        self.macs += times * other.macs
-        self.flops += times * other.flops
-        self.binary_macs += times * other.binary_macs
-        self.bops += times * other.bops
-
-
-def layer_of(eqn: core.JaxprEqn, outer: str = "") -> str:
-    """Returns the path of the flax module that an operation belongs to; `outer` if it names none."""
-    found = _SCOPE_PATTERN.findall(str(eqn.source_info.name_stack))
-    return found[-1].replace(":", "/") if found else outer
-
-
-class Walk:
-    """Follows a program, adds up costs and notes which parameters are weights of what.
+@dataclasses.dataclass(eq=False)
+class Array:
+    """An array of the program; two of them are the same array exactly if they are the same object.
 
     Attributes:
-      costs: of each layer that costs something, by the path of its flax module.
-      layers: every layer that the program meets, in order.
-      binary: parameters whose signs are weights of a binary convolution.
-      real: parameters that a real convolution or matrix product multiplies with.
+      value: what is known of it.
+      shape: its dimensions, that of the batch may be a symbol.
+      dtype: of its elements.
+      numbers: the array itself where it is given or could be computed, or a tracer for it; else None.
+      name: what an argument of the program is called, and whatever holds the same elements.
+      terms: the arrays whose sum it is but for rounding, each with how often it is added; None for one
+        that is no sum of known arrays.
     """
 
-    def __init__(self):
-        self.costs: dict[str, Cost] = {}
-        self.layers: dict[str, None] = {}
-        self.binary: set[int] = set()
-        self.real: set[int] = set()
+    value: Value
+    shape: tuple[Any, ...]
+    dtype: np.dtype
+    numbers: Any = None
+    name: str = ""
+    terms: dict["Array", int] | None = None
 
-    def run(self, program: core.ClosedJaxpr, arguments: Sequence[Value]) -> list[Value]:
-        """Walks a whole program; `arguments` says what is known of its arguments."""
-        return self._jaxpr(program, arguments, "", 1, False)
 
-    def _jaxpr(
+@dataclasses.dataclass(eq=False)
+class Step:
+    """One operation.
+
+    Attributes:
+      primitive: what is done, one of JAX's primitives.
+      params: its parameters.
+      operands: what it is done with.
+      results: what comes out; empty for a call, whose operations follow.
+      shapes: of the results, those of a call as well.
+      layer: path of the flax module that it belongs to, or else the names of the scopes it stands in.
+      times: how often it is done, or None where that cannot be known.
+      functions: names of the called functions that it stands in, the outermost first.
+      info: where it stands in the source.
+      calls: whether it calls a function, whose steps follow.
+      branches: of a choice, the steps of each.
+      replaced: the array of signs that takes the place of the result: a straight-through estimator
+        `x + stop_gradient(sign(x) - x)` is `sign(x)` but for rounding.
+    """
+
+    primitive: core.Primitive
+    params: dict[str, Any]
+    operands: list[Array]
+    results: list[Array]
+    shapes: list[tuple[Any, ...]]
+    layer: str
+    times: int | None
+    functions: tuple[str, ...]
+    info: Any
+    calls: bool = False
+    branches: tuple[list["Step"], ...] = ()
+    replaced: Array | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the primitive."""
+        return self.primitive.name
+
+    @property
+    def source(self) -> str:
+        """File and line in the user's code."""
+        return source_info_util.summarize(self.info)
+
+
+Steps = Generator[Step, None, list[Array]]
+
+
+def argument(value: Value, aval: Any, numbers: Any = None, name: str = "") -> Array:
+    """Returns an argument of a program, of the shape and dtype of `aval`."""
+    return Array(value, tuple(aval.shape), aval.dtype, numbers, name)
+
+
+def walk(program: core.ClosedJaxpr, arguments: Sequence[Array], compute: bool = False) -> Steps:
+    """Yields the steps of a program and returns its results.
+
+    Without `compute`, the body of a loop is walked once, with what holds in every turn, and of a choice
+    every branch. With it, what all operands are known of is computed, and so is whatever follows from
+    tracers: then the walk runs the program. Loops of fixed length are unrolled, and loops and choices
+    that depend on the input are steps like any other.
+
+    Args:
+      program: what to walk.
+      arguments: one for each of its arguments.
+      compute: see above.
+    """
+    runs = any(isinstance(x.numbers, jax.core.Tracer) for x in arguments)
+    return _Walk(compute, runs).jaxpr(program, arguments, "", 1, ())
+
+
+def finish(steps: Generator[Any, None, Result]) -> Result:
+    """Walks to the end and returns the results."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
+def collect(steps: Generator[Step, None, Result]) -> tuple[list[Step], Result]:
+    """Walks to the end and returns steps and results."""
+    found = []
+    while True:
+        try:
+            found.append(next(steps))
+        except StopIteration as end:
+            return found, end.value
+
+
+def layer_of(info: Any, outer: str = "") -> str:
+    """Returns the layer that an operation belongs to; `outer` if it names none.
+
+    Args:
+      info: the operation's `source_info`.
+      outer: the layer of the call that it stands in.
+    """
+    stack = str(info.name_stack)
+    found = _SCOPE_PATTERN.findall(stack)
+    if found:
+        return found[-1].replace(":", "/")
+    named = [part for part in stack.split("/") if part and not set("()") & set(part)]
+    return "/".join([outer] * bool(outer) + named)
+
+
+def dimensions(shape: Iterable[Any]) -> bool:
+    """Whether every dimension is a number, none the batch's symbol."""
+    return all(isinstance(n, (int, np.integer)) for n in shape)
+
+
+class _Walk:
+    """One traversal; the same operation on the same arrays gives the same arrays again."""
+
+    def __init__(self, compute: bool, runs: bool):
+        self._compute, self._runs = compute, runs
+        # The objects that a key names by their `id` stay alive beside what was found.
+        self._done: dict[Any, tuple[list[Array], Any]] = {}
+
+    def jaxpr(
         self,
         jaxpr: core.ClosedJaxpr | core.Jaxpr,
-        arguments: Sequence[Value],
+        arguments: Sequence[Array],
         layer: str,
-        times: int,
-        inside_activation: bool,
-    ) -> list[Value]:
-        """Walks a program that runs `times` times; 0 finds the values of its results alone."""
-        known: dict[core.Var, Value] = {}
+        times: int | None,
+        functions: tuple[str, ...],
+    ) -> Steps:
+        known: dict[core.Var, Array] = {}
         if isinstance(jaxpr, core.ClosedJaxpr):
-            known.update(zip(jaxpr.jaxpr.constvars, map(values.constant, jaxpr.consts), strict=True))
+            known.update(zip(jaxpr.jaxpr.constvars, map(self._constant, jaxpr.consts), strict=True))
             jaxpr = jaxpr.jaxpr
         known.update(zip(jaxpr.invars, arguments, strict=True))
 
         def read(atom):
-            return values.constant(atom.val) if isinstance(atom, core.Literal) else known[atom]
+            return self._constant(atom.val) if isinstance(atom, core.Literal) else known[atom]
 
         for eqn in jaxpr.eqns:
             operands = [read(atom) for atom in eqn.invars]
-            path = layer_of(eqn, layer)
-            self.layers.setdefault(path)
-            results = self._eqn(eqn, operands, path, times, inside_activation)
-            for var, value in zip(eqn.outvars, results, strict=True):
-                if value.numbers is None and getattr(var.aval, "dtype", None) == np.bool_:
-                    value = dataclasses.replace(value, numbers=frozenset({0.0, 1.0}))
-                known[var] = value
+            path = layer_of(eqn.source_info, layer)
+            results = yield from self._eqn(eqn, operands, path, times, functions)
+            known.update(zip(eqn.outvars, results, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
+    def _constant(self, numbers: Any) -> Array:
+        scalar = np.ndim(numbers) == 0 and not isinstance(numbers, jax.core.Tracer)
+        key = (str(getattr(numbers, "dtype", type(numbers))), repr(numbers)) if scalar else id(numbers)
+        if key not in self._done:
+            # JAX's own kinds of numbers (random keys) are nothing that numpy could look at.
+            aval = jax.typeof(numbers)
+            given = numbers if self._compute else None
+            known = Array(values.constant(numbers), tuple(aval.shape), aval.dtype, given)
+            self._done[key] = [known], numbers
+        return self._done[key][0][0]
+
     def _eqn(
-        self, eqn: core.JaxprEqn, operands: list[Value], layer: str, times: int, inside: bool
-    ) -> list[Value]:
+        self,
+        eqn: core.JaxprEqn,
+        operands: list[Array],
+        layer: str,
+        times: int | None,
+        functions: tuple[str, ...],
+    ) -> Steps:
         name = eqn.primitive.name
-        if name == "scan":
-            return self._scan(eqn, operands, layer, times, inside)
-        if name == "while":
-            return self._while(eqn, operands, layer)
-        if name == "cond":
-            return self._cond(eqn, operands, layer, times, inside)
-        body = _body(eqn)
-        if body is not None:
-            if eqn.params.get("name") in _ACTIVATION_FUNCTIONS and not inside:
-                self._add(layer, times, operands, Cost(flops=sum(map(_size, eqn.outvars))))
-                inside = True
-            return self._jaxpr(body, operands, layer, times, inside)
-        if name == "conv_general_dilated":
-            self._product(layer, times, operands, _conv_macs(eqn))
-        elif name == "dot_general":
-            self._product(layer, times, operands, _dot_macs(eqn))
-        elif name == "reduce_window_sum":
-            self._add(layer, times, operands, Cost(flops=_pool_sums(eqn)))
-        elif (name == "name" and eqn.params["name"] in _MARKS) or (
-            name in _ACTIVATION_PRIMITIVES and not inside
-        ):
-            self._add(layer, times, operands, Cost(flops=_size(eqn.outvars[0])))
-        return values.apply_rule(name, eqn.params, operands, len(eqn.outvars))
-
-    def _add(self, layer: str, times: int, operands: Sequence[Value], cost: Cost) -> None:
-        if times and any(v.from_input for v in operands):
-            self.costs.setdefault(layer, Cost()).add(cost, times)
-
-    def _product(self, layer: str, times: int, operands: Sequence[Value], macs: int) -> None:
-        """Counts a convolution or a matrix product, binary if both operands are signs."""
-        if not times or not any(v.from_input for v in operands):
-            return
-        weights = frozenset().union(*(v.parameters for v in operands))
-        if all(v.is_sign for v in operands):
-            after_relu = any(v.is_relu_sign for v in operands if v.from_input)
-            cost = Cost(binary_macs=macs, bops=2 * macs if after_relu else macs)
-            self.binary |= weights
+        shapes = [tuple(getattr(var.aval, "shape", ())) for var in eqn.outvars]
+        step = Step(
+            *(eqn.primitive, eqn.params, operands, [], shapes),
+            *(layer, times, functions, eqn.source_info),
+        )
+        if name == "scan" and self._compute:
+            body = _unrolled(eqn)
+        elif name == "scan":
+            return (yield from self._scan(eqn, step))
+        elif name == "while" and not self._compute:
+            return (yield from self._while(eqn, step))
+        elif name == "cond" and not self._compute:
+            return (yield from self._cond(eqn, step))
+        elif name == "cond" and operands[0].numbers is not None and not operands[0].value.from_input:
+            chosen = int(np.clip(operands[0].numbers, 0, len(eqn.params["branches"]) - 1))
+            body, operands = eqn.params["branches"][chosen], operands[1:]
         else:
-            cost = Cost(macs=macs, flops=macs)
-            self.real |= weights
-        self._add(layer, times, operands, cost)
+            body = _body(eqn)
+        if body is not None:
+            step.calls = True
+            yield step
+            inner = (*functions, str(eqn.params.get("name", name)))
+            return (yield from self.jaxpr(body, operands, layer, times, inner))
+        key = _key(eqn, operands)
+        if key not in self._done:
+            self._done[key] = self._results(eqn, operands), operands
+        step.results = self._done[key][0]
+        step.replaced = _replaced(step.results[0]) if len(step.results) == 1 else None
+        yield step
+        return step.results if step.replaced is None else [step.replaced]
 
-    def _scan(
-        self, eqn: core.JaxprEqn, operands: list[Value], layer: str, times: int, inside: bool
-    ) -> list[Value]:
+    def _results(self, eqn: core.JaxprEqn, operands: list[Array]) -> list[Array]:
+        if eqn.primitive.name in values.ONE_TO_ONE or _does_nothing(eqn, operands):
+            return operands[: len(eqn.outvars)]
+        found = values.apply_rule(
+            eqn.primitive.name, eqn.params, [x.value for x in operands], len(eqn.outvars)
+        )
+        computed = self._computed(eqn, operands) if self._compute else None
+        results = []
+        for i, (var, value) in enumerate(zip(eqn.outvars, found, strict=True)):
+            shape, dtype = getattr(var.aval, "shape", ()), getattr(var.aval, "dtype", None)
+            if value.numbers is None and dtype == np.bool_:
+                value = dataclasses.replace(value, numbers=frozenset({0.0, 1.0}))
+            results.append(Array(value, tuple(shape), dtype, computed[i] if computed else None))
+        if eqn.primitive.name in _VIEWS and math.prod(operands[0].shape) == math.prod(results[0].shape):
+            results[0].name = operands[0].name
+        if eqn.primitive.name in _SUMS and all(x.shape == results[0].shape for x in operands):
+            results[0].terms = _sum(eqn.primitive.name, operands)
+        return results
+
+    def _computed(self, eqn: core.JaxprEqn, operands: list[Array]) -> list[Any] | None:
+        if any(x.numbers is None for x in operands):
+            return None
+        from_input = any(x.value.from_input for x in operands)
+        shapes = [var.aval.shape for var in eqn.outvars]
+        if not from_input:
+            if not all(map(dimensions, shapes)):
+                return None
+            largest = max((math.prod(x.shape) for x in operands), default=0)
+            spread = any(math.prod(shape) > max(_MOST_SPREAD, largest) for shape in shapes)
+            if spread and eqn.primitive.name in _SPREADS and not self._runs:
+                return None
+        # What does not depend on the input is computed once, also where this runs under a trace.
+        now = contextlib.nullcontext() if from_input else jax.ensure_compile_time_eval()
+        with now:
+            found = eqn.primitive.bind(*(x.numbers for x in operands), **eqn.params)
+        return found if eqn.primitive.multiple_results else [found]
+
+    def _scan(self, eqn: core.JaxprEqn, step: Step) -> Steps:
         body, constants = eqn.params["jaxpr"], eqn.params["num_consts"]
         carries = eqn.params["num_carry"]
-        carry = self._settle(body, operands, constants, carries, layer)
-        arguments = [*operands[:constants], *carry, *operands[constants + carries :]]
-        results = self._jaxpr(body, arguments, layer, times * eqn.params["length"], inside)
-        return [*carry, *results[carries:]]
+        operands = [x.value for x in step.operands]
+        carry = self._settle(body, operands, constants, carries, step)
+        arguments = _arguments(body, [*operands[:constants], *carry, *operands[constants + carries :]])
+        times = None if step.times is None else step.times * eqn.params["length"]
+        results = yield from self.jaxpr(body, arguments, step.layer, times, step.functions)
+        found = [*carry, *(x.value for x in results[carries:])]
+        step.results = [argument(v, var.aval) for v, var in zip(found, eqn.outvars, strict=True)]
+        yield step
+        return step.results
 
     def _settle(
-        self, body: core.ClosedJaxpr, operands: list[Value], constants: int, carries: int, layer: str
+        self, body: core.ClosedJaxpr, operands: list[Value], constants: int, carries: int, step: Step
     ) -> list[Value]:
         """Returns what holds for a loop's state in every turn."""
         carry = operands[constants : constants + carries]
         while True:
-            arguments = [*operands[:constants], *carry, *operands[constants + carries :]]
-            results = self._jaxpr(body, arguments, layer, 0, False)
-            joined = [values.join(pair) for pair in zip(carry, results[:carries], strict=True)]
+            known = [*operands[:constants], *carry, *operands[constants + carries :]]
+            results = finish(self.jaxpr(body, _arguments(body, known), step.layer, None, ()))
+            pairs = zip(carry, [x.value for x in results[:carries]], strict=True)
+            joined = [values.join(pair) for pair in pairs]
             if joined == carry:
                 return carry
             carry = joined
 
-    def _while(self, eqn: core.JaxprEqn, operands: list[Value], layer: str) -> list[Value]:
+    def _while(self, eqn: core.JaxprEqn, step: Step) -> Steps:
         skip, constants = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
-        body, operands = eqn.params["body_jaxpr"], operands[skip:]
-        carry = self._settle(body, operands, constants, len(operands) - constants, layer)
-        turn = Walk()
-        turn._jaxpr(body, [*operands[:constants], *carry], layer, 1, False)
-        if turn.costs:
-            raise UserError(
-                f"{layer or 'the network'}: computes layers in a while loop, whose number of turns "
-                "cannot be known; a loop of fixed length (jax.lax.scan) can be counted"
-            )
-        return carry
+        body, operands = eqn.params["body_jaxpr"], [x.value for x in step.operands[skip:]]
+        carry = self._settle(body, operands, constants, len(operands) - constants, step)
+        arguments = _arguments(body, [*operands[:constants], *carry])
+        yield from self.jaxpr(body, arguments, step.layer, None, step.functions)
+        step.results = [argument(v, var.aval) for v, var in zip(carry, eqn.outvars, strict=True)]
+        yield step
+        return step.results
 
-    def _cond(
-        self, eqn: core.JaxprEqn, operands: list[Value], layer: str, times: int, inside: bool
-    ) -> list[Value]:
-        """Counts the most expensive branch."""
+    def _cond(self, eqn: core.JaxprEqn, step: Step) -> Steps:
         branches, results = [], []
         for branch in eqn.params["branches"]:
-            branches.append(Walk())
-            results.append(branches[-1]._jaxpr(branch, operands[1:], layer, times, inside))
-        dearest = max(branches, key=lambda b: sum(c.flops + c.bops / 64 for c in b.costs.values()))
-        for path, cost in dearest.costs.items():
-            self.costs.setdefault(path, Cost()).add(cost)
-        self.binary |= dearest.binary
-        self.real |= dearest.real
-        return [values.join(alternatives) for alternatives in zip(*results, strict=True)]
+            inside = self.jaxpr(branch, step.operands[1:], step.layer, step.times, step.functions)
+            steps, found = collect(inside)
+            branches.append(steps)
+            results.append([x.value for x in found])
+        joined = [values.join(alternatives) for alternatives in zip(*results, strict=True)]
+        step.branches = tuple(branches)
+        step.results = [argument(v, var.aval) for v, var in zip(joined, eqn.outvars, strict=True)]
+        yield step
+        return step.results
+
+
+# Operations whose result holds the elements of the first operand, if there are as many.
+_VIEWS = values.words("reshape squeeze expand_dims broadcast_in_dim")
+_SUMS = frozenset(["add", "add_any", "sub"])
+_SPREADS = frozenset(["broadcast_in_dim", "iota"])
+
+
+def _arguments(body: core.ClosedJaxpr, known: Sequence[Value]) -> list[Array]:
+    return [argument(v, var.aval) for v, var in zip(known, body.jaxpr.invars, strict=True)]
+
+
+def _key(eqn: core.JaxprEqn, operands: list[Array]) -> Any:
+    """What tells an operation from others: another object each time a parameter cannot be compared."""
+    key = (eqn.primitive, tuple(sorted(eqn.params.items())), *map(id, operands))
+    try:
+        hash(key)
+    except TypeError:
+        return object()
+    return key
+
+
+def _does_nothing(eqn: core.JaxprEqn, operands: list[Array]) -> bool:
+    """Whether an operation's result is its first operand."""
+    name, params, (var, *_) = eqn.primitive.name, eqn.params, eqn.outvars
+    same = getattr(var.aval, "shape", None) == operands[0].shape if operands else False
+    if name == "pad":
+        return all(tuple(edges) == (0, 0, 0) for edges in params["padding_config"])
+    if name == "convert_element_type":
+        return var.aval.dtype == operands[0].dtype
+    if name == "transpose":
+        return tuple(params["permutation"]) == tuple(range(len(operands[0].shape)))
+    return same and name in ("reshape", "broadcast_in_dim", "squeeze")
+
+
+def _sum(name: str, operands: list[Array]) -> dict[Array, int] | None:
+    total: dict[Array, int] = {}
+    for x, sign in zip(operands, (1, -1 if name == "sub" else 1), strict=True):
+        for term, count in ({x: 1} if x.terms is None else x.terms).items():
+            total[term] = total.get(term, 0) + sign * count
+    total = {term: count for term, count in total.items() if count}
+    return total if len(total) <= _MOST_TERMS else None
+
+
+def _replaced(x: Array) -> Array | None:
+    """Returns the signs that a sum comes down to, where all else in it cancels out."""
+    if x.terms is None or len(x.terms) != 1:
+        return None
+    ((term, count),) = x.terms.items()
+    return term if count == 1 and term.value.is_sign else None
+
+
+def _unrolled(eqn: core.JaxprEqn) -> core.ClosedJaxpr:
+    """Returns the program of a scan without the loop."""
+    body, length = core.jaxpr_as_fun(eqn.params["jaxpr"]), eqn.params["length"]
+    constants, carries = eqn.params["num_consts"], eqn.params["num_carry"]
+    turns = range(length)[::-1] if eqn.params["reverse"] else range(length)
+
+    def run(*operands):
+        fixed, carry = operands[:constants], operands[constants : constants + carries]
+        rows: dict[int, list[Any]] = {}
+        for i in turns:
+            row = [jax.lax.index_in_dim(x, i, keepdims=False) for x in operands[constants + carries :]]
+            results = body(*fixed, *carry, *row)
+            carry, rows[i] = results[:carries], results[carries:]
+        columns = [[rows[i][k] for i in range(length)] for k in range(len(eqn.outvars) - carries)]
+        return [*carry, *map(jnp.stack, columns)]
+
+    return jax.make_jaxpr(run)(*(var.aval for var in eqn.invars))
 
 
 def _body(eqn: core.JaxprEqn) -> Any:
@@ -226,29 +414,3 @@ def _body(eqn: core.JaxprEqn) -> Any:
         ):
             return body
     return None
-
-
-def _size(var: core.Var) -> int:
-    return math.prod(var.aval.shape)
-
-
-def _conv_macs(eqn: core.JaxprEqn) -> int:
-    kernel = eqn.invars[1].aval.shape
-    features = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
-    # A transposed convolution multiplies with zeros between the inputs; those are not computed.
-    holes = math.prod(eqn.params["lhs_dilation"])
-    return _size(eqn.outvars[0]) * (math.prod(kernel) // features) // holes
-
-
-def _dot_macs(eqn: core.JaxprEqn) -> int:
-    (contracted, _), _ = eqn.params["dimension_numbers"]
-    shape = eqn.invars[0].aval.shape
-    return _size(eqn.outvars[0]) * math.prod(shape[axis] for axis in contracted)
-
-
-def _pool_sums(eqn: core.JaxprEqn) -> int:
-    """Summands of an average pool; 0 for a window over the whole image, which is a global mean."""
-    window, shape = eqn.params["window_dimensions"], eqn.invars[0].aval.shape
-    if all(w in (1, n) for w, n in zip(window, shape, strict=True)):
-        return 0
-    return _size(eqn.outvars[0]) * math.prod(window)

@@ -14,8 +14,9 @@ _TERNARY = {-1, 0, 1}
 
 def _known(function, shape=(1, 6, 6, 4)):
     program = jax.make_jaxpr(function)(jax.ShapeDtypeStruct(shape, jnp.float32))
-    (value,) = walk.Walk().run(program, [Value(from_input=True)])
-    return value
+    x = walk.argument(Value(from_input=True), program.jaxpr.invars[0].aval)
+    (result,) = walk.finish(walk.walk(program, [x]))
+    return result.value
 
 
 @pytest.mark.parametrize(
