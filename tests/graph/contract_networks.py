@@ -115,6 +115,20 @@ def _bits(w):
     return jnp.where(w > 0, 1.0, -1.0)
 
 
+def _drawn(shapes):
+    """Draws positive numbers for vectors, the first two being 0, and signed ones for all else."""
+    rng = np.random.default_rng(0)
+
+    def draw(leaf):
+        if leaf.size > max(leaf.shape):
+            return rng.standard_normal(leaf.shape).astype(np.float32) / 4
+        values = rng.uniform(0.5, 2, leaf.shape).astype(np.float32)
+        values[:2] = 0
+        return values
+
+    return jax.tree.map(draw, shapes)
+
+
 # The networks of this package.
 
 
@@ -240,17 +254,16 @@ def _equinox():
         pool: eqx.nn.AvgPool2d
         head: eqx.nn.Linear
 
-        def __init__(self):
-            keys = jax.random.split(jax.random.key(0), 4)
+        def __init__(self, key):
             w = _Weights()
-            self.stem = eqx.nn.Conv2d(2, 8, 3, padding=1, key=keys[0])
+            self.stem = eqx.nn.Conv2d(2, 8, 3, padding=1, key=key)
             self.norms = [{k: v[:, None, None] for k, v in w.affine(8).items()} for _ in range(2)]
             self.convs = [
-                BinaryConv(8, 8, 3, padding=1, use_bias=False, key=keys[1]),
-                BinaryConv(8, 16, 3, stride=2, padding=1, groups=2, use_bias=False, key=keys[2]),
+                BinaryConv(8, 8, 3, padding=1, use_bias=False, key=key),
+                BinaryConv(8, 16, 3, stride=2, padding=1, groups=2, use_bias=False, key=key),
             ]
             self.pool = eqx.nn.AvgPool2d(2, 2)
-            self.head = eqx.nn.Linear(16 * 2 * 2, _CLASSES, key=keys[3])
+            self.head = eqx.nn.Linear(16 * 2 * 2, _CLASSES, key=key)
 
         def __call__(self, x):
             x = self.stem(x)
@@ -258,8 +271,9 @@ def _equinox():
                 x = jax.nn.hard_tanh(conv(_affine(norm, x)) / 8)
             return self.head(self.pool(x).reshape(-1))
 
-    variables, static = eqx.partition(Net(), eqx.is_array)
-    return lambda v, x: jax.vmap(eqx.combine(v, static))(x), variables
+    net = eqx.filter_eval_shape(Net, jax.random.key(0))
+    variables, static = eqx.partition(net, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
+    return lambda v, x: jax.vmap(eqx.combine(v, static))(x), _drawn(variables)
 
 
 def _nnx():
@@ -289,15 +303,8 @@ def _nnx():
                 x = block(x)
             return self.head(x.max((1, 2)))
 
-    model = Net(nnx.Rngs(0))
-    rng = np.random.default_rng(0)
-    for block in model.blocks:
-        for statistic in (block.norm.mean, block.norm.var, block.norm.bias):
-            statistic[...] = jnp.asarray(rng.uniform(0.5, 2, 9), jnp.float32)
-        block.norm.mean[...] = block.norm.mean[...].at[:2].set(0)
-        block.norm.bias[...] = block.norm.bias[...].at[:2].set(0)
-    graph, state = nnx.split(model)
-    return lambda v, x: nnx.merge(graph, v)(x), state
+    graph, state = nnx.split(nnx.eval_shape(lambda: Net(nnx.Rngs(0))))
+    return lambda v, x: nnx.merge(graph, v)(x), _drawn(state)
 
 
 def _mlp():
