@@ -14,6 +14,7 @@ int8 (`onnx_network`).
 
 import dataclasses
 import functools
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -131,7 +132,7 @@ def layer(name: str, conv: popcount.PackedConv, size: int, batch: int) -> Row:
 
     Args:
       name: for the row.
-      conv: its geometry and form.
+      conv: its geometry and form; one stride and padding on all sides, undilated, as `conv2d` has them.
       size: height and width of the input.
       batch: images at once.
     """
@@ -139,9 +140,9 @@ def layer(name: str, conv: popcount.PackedConv, size: int, batch: int) -> Row:
     x = rng.standard_normal((batch, size, size, sum(conv.in_features))).astype(np.float32)
     if conv.form == "and":
         x = np.maximum(x, 0)
-    k = conv.kernel_size
     kernels = [
-        rng.random((k, k, i, o)) < 0.5 for i, o in zip(conv.in_features, conv.out_features, strict=True)
+        rng.random((*conv.kernel_size, *widths)) < 0.5
+        for widths in zip(conv.in_features, conv.out_features, strict=True)
     ]
     signs = [jnp.where(kernel, 1.0, -1.0) for kernel in kernels]
     weights = jax.tree.map(jnp.asarray, conv.prepare(kernels, size, size))
@@ -150,7 +151,7 @@ def layer(name: str, conv: popcount.PackedConv, size: int, batch: int) -> Row:
     @jax.jit
     def real(signs, x):
         x = binary.sign_activation(x, two_valued=conv.form == "xnor")
-        return convolution.grouped_conv2d(x, signs, conv.stride, conv.padding)
+        return convolution.grouped_conv2d(x, signs, conv.strides[0], conv.padding[0][0])
 
     others = onnx_calls(
         lambda form: onnx_network.layer(conv, kernels, form),
@@ -169,9 +170,8 @@ def layer(name: str, conv: popcount.PackedConv, size: int, batch: int) -> Row:
 
 def operations(conv: popcount.PackedConv, size: int) -> int:
     """Returns additions and multiplications of a convolution on one image of `size` x `size`."""
-    out = convolution.output_size(size, conv.kernel_size, conv.stride, conv.padding)
     pairs = sum(i * o for i, o in zip(conv.in_features, conv.out_features, strict=True))
-    return 2 * conv.kernel_size**2 * out * out * pairs
+    return 2 * math.prod((*conv.kernel_size, *conv.output_shape(size, size), pairs))
 
 
 def parse_layer(text: str) -> tuple[int, int, int]:

@@ -79,7 +79,7 @@ def layer(conv: packed.PackedConv, kernels: Sequence[np.ndarray], form: str) -> 
 
     Args:
       conv: its geometry; in the form "xnor" a 0 counts as -1.
-      kernels: booleans `[K, K, I_g, O_g]`, one array a group, True for a weight of +1.
+      kernels: booleans `[KH, KW, I_g, O_g]`, one array a group, True for a weight of +1.
       form: one of `FORMS`.
 
     Returns:
@@ -233,7 +233,12 @@ def _sums(
     name: str,
 ) -> str:
     """Adds the convolution of signs, as the result `name`: int32 in the form int8, else float32."""
-    geometry = {"strides": [conv.stride] * 2, "pads": [conv.padding] * 4}
+    (top, bottom), (left, right) = conv.padding
+    geometry = {
+        "strides": conv.strides,
+        "pads": [top, left, bottom, right],
+        "dilations": conv.dilation,
+    }
     weights = [kernel.transpose(3, 2, 0, 1) for kernel in kernels]
 
     def convolve(x: str, positive: np.ndarray, output: str = "", **attributes) -> str:

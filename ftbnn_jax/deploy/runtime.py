@@ -14,7 +14,7 @@ from ftbnn_jax.errors import UserError
 from ftbnn_jax.host import machine
 from ftbnn_jax.nn.spec import BinaryConvPlan, ResNetSpec
 from ftbnn_jax.ops import activations, batch_norm, binary, image, pooling, scaling
-from ftbnn_jax.ops.conv import convolution
+from ftbnn_jax.ops.conv import convolution, geometry
 from ftbnn_jax.ops.packed import convolution as packed
 from ftbnn_jax.ops.preprocessing import Preprocessing
 
@@ -163,7 +163,7 @@ def packed_conv(spec: ResNetSpec, plan: BinaryConvPlan) -> packed.PackedConv:
         binary.group_sizes(plan.conv_in_features, plan.groups),
         binary.group_sizes(plan.features, plan.groups),
         form,
-        stride=plan.stride,
+        strides=(plan.stride, plan.stride),
     )
 
 
@@ -195,15 +195,14 @@ def check_same_network(
 def input_sizes(artifact: artifact_lib.Artifact) -> list[int]:
     """Returns height, which is also the width, of the input of each binary convolution."""
     spec = artifact.spec
-    size = convolution.output_size(
-        artifact.image_size, spec.stem_kernel, spec.stem_stride, spec.stem_kernel // 2
-    )
+    half = spec.stem_kernel // 2
+    size = geometry.output_size(artifact.image_size, spec.stem_kernel, spec.stem_stride, (half, half))
     if spec.stem_pool:
-        size = convolution.output_size(size, 3, 2, 1)
+        size = geometry.output_size(size, 3, 2, (1, 1))
     sizes = []
     for plan in spec.plan():
         sizes.append(size)
-        size = convolution.output_size(size, 3, plan.stride, 1)
+        size = geometry.output_size(size, 3, plan.stride, (1, 1))
     return sizes
 
 

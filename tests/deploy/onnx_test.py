@@ -87,7 +87,7 @@ def test_a_network_gives_the_packed_integers_and_logits(spec, size, form):
 def test_a_layer_sums_products_of_signs(form, widths, sign, stride):
     """With zeros of both signs, against the sum over the window's positions, group by group."""
     rng = np.random.default_rng(0)
-    conv = popcount.PackedConv(*widths, sign, stride=stride)
+    conv = popcount.PackedConv(*widths, sign, strides=(stride, stride))
     kernels = [rng.random((3, 3, i, o)) < 0.5 for i, o in zip(*widths, strict=True)]
     x = rng.choice(np.array([-2, -0.0, 0.0, 0.5], np.float32), (2, sum(widths[0]), 7, 6))
     found = onnx_network.load(onnx_network.layer(conv, kernels, form), 1)(x)

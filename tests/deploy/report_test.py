@@ -23,7 +23,7 @@ def built():
 
 
 def test_operations_are_two_for_each_pair_of_signs():
-    conv = packed.PackedConv((30, 34), (20, 24), stride=2)
+    conv = packed.PackedConv((30, 34), (20, 24), strides=(2, 2))
     assert packed_layer.operations(conv, 14) == 2 * 9 * 7 * 7 * (30 * 20 + 34 * 24)
 
 

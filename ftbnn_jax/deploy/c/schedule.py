@@ -8,7 +8,7 @@ from ftbnn_jax.deploy.c import memory
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn.spec import BinaryConvPlan
 from ftbnn_jax.ops import binary
-from ftbnn_jax.ops.conv import convolution
+from ftbnn_jax.ops.conv import geometry
 from ftbnn_jax.ops.packed import bits
 
 # As in kernels/ftbnn_binary.h: positions convolved at once, and elements touched past the last one.
@@ -39,7 +39,7 @@ class Block:
     @property
     def out_size(self) -> int:
         """Height and width of the output."""
-        return convolution.output_size(self.size, 3, self.plan.stride, 1)
+        return geometry.output_size(self.size, 3, self.plan.stride, (1, 1))
 
     @property
     def plane(self) -> int:
@@ -112,8 +112,9 @@ def lower(artifact: artifact_lib.Artifact) -> Network:
     layout.require_folded_scaling(spec, "the C program")
     if spec.head != "mean":
         raise UserError(f"model.head={spec.head!r}: the C program has 'mean' alone")
-    stem_size = convolution.output_size(
-        artifact.image_size, spec.stem_kernel, spec.stem_stride, spec.stem_kernel // 2
+    half = spec.stem_kernel // 2
+    stem_size = geometry.output_size(
+        artifact.image_size, spec.stem_kernel, spec.stem_stride, (half, half)
     )
     blocks = [
         Block(plan, runtime.packed_conv(spec, plan).form, size)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-Padding = tuple[tuple[int, int], tuple[int, int]]
+from ftbnn_jax.ops.conv.geometry import Padding, output_size
 
 # What a turn of a loop over images copies together: larger, and it leaves the cache; smaller, and its
 # matrix product is too short.
@@ -68,9 +68,10 @@ def windows(x, kernel, stride, padding, out_dtype=None):
 def _windows(x, kernel_shape, stride):
     """The windows of the padded `x`, flattened: `[N, H', W', KH * KW * I]`."""
     kh, kw = kernel_shape[:2]
-    height, width = ((n - k) // stride * stride + 1 for n, k in zip(x.shape[1:3], (kh, kw), strict=True))
+    out_h, out_w = (output_size(n, k, stride) for n, k in zip(x.shape[1:3], (kh, kw), strict=True))
+    rows, columns = (out_h - 1) * stride + 1, (out_w - 1) * stride + 1
     taps = itertools.product(range(kh), range(kw))
-    return jnp.concatenate([x[:, i : i + height : stride, j : j + width : stride] for i, j in taps], -1)
+    return jnp.concatenate([x[:, i : i + rows : stride, j : j + columns : stride] for i, j in taps], -1)
 
 
 def space_to_depth(x, kernel, stride, padding, out_dtype=None):
@@ -88,7 +89,7 @@ def _to_depth(x, kernel_shape, stride, padding):
     n, *sizes, features = x.shape
     edges = []
     for size, k, (before, after) in zip(sizes, kernel_shape[:2], padding, strict=True):
-        outputs, taps = (size + before + after - k) // stride + 1, -(-k // stride)
+        outputs, taps = output_size(size, k, stride, (before, after)), -(-k // stride)
         # As far as the last window reaches, with the zeros that fill up the kernel.
         edges.append((before, (outputs - 1 + taps) * stride - size - before))
     x = _pad(x, tuple(edges))

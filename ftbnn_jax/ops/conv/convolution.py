@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import jax
 import jax.numpy as jnp
 
-from ftbnn_jax.ops.conv import algorithms, table
+from ftbnn_jax.ops.conv import algorithms, geometry, table
 from ftbnn_jax.ops.recompute import FLOAT16_INTEGERS, after
 
 # What signs are multiplied in, by backend; elsewhere it is the compute dtype.
@@ -28,11 +28,6 @@ def signs_as_numbers() -> Iterator[None]:
         yield
     finally:
         _as_numbers.pop()
-
-
-def output_size(size: int, kernel_size: int, stride: int, padding: int) -> int:
-    """Returns the number of output positions along one axis of `size` input positions."""
-    return (size + 2 * padding - kernel_size) // stride + 1
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
@@ -104,7 +99,7 @@ def _cast(x, kernel, compute_dtype):
 
 def _row(x_shape, kernel_shape, stride, padding):
     kernel_size = max(kernel_shape[:2])
-    size = output_size(x_shape[1], kernel_shape[0], stride, padding[0][0])
+    size = geometry.output_size(x_shape[1], kernel_shape[0], stride, padding[0])
     return table.nearest(jax.default_backend(), kernel_size, stride, size, *kernel_shape[2:])
 
 
@@ -112,7 +107,7 @@ def forward(
     x: jax.Array,
     kernel: jax.Array,
     stride: int,
-    padding: algorithms.Padding,
+    padding: geometry.Padding,
     out_dtype: jnp.dtype | None = None,
 ) -> jax.Array:
     """Convolves as the table says, without a gradient of its own; padding as in the algorithms."""

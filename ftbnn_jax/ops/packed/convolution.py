@@ -22,7 +22,7 @@ import numpy as np
 from jax import lax
 
 from ftbnn_jax.ops import binary
-from ftbnn_jax.ops.conv import convolution
+from ftbnn_jax.ops.conv.geometry import Padding, Pair, output_size
 from ftbnn_jax.ops.packed import bits as bitpack
 from ftbnn_jax.ops.packed import popcount as counting
 from ftbnn_jax.ops.packed import windows
@@ -55,8 +55,9 @@ class PackedConv:
       form: "xnor" where an input that is no positive number counts as -1; "and" where no input is
         negative; "ternary" for any input.
       kernel_size: height and width of the kernels.
-      stride: step in both directions.
-      padding: zeros added on each side after binarisation.
+      strides: steps between windows, down and across.
+      padding: positions of 0 added after binarisation: above and below, then left and right.
+      dilation: steps between the positions that a window holds, down and across.
       counting: "words" counts the bits of every word; "adders" first sums words, bit by bit, in a tree
         of carry-save adders; "" for what suits this machine. The integers are the same.
     """
@@ -64,9 +65,10 @@ class PackedConv:
     in_features: tuple[int, ...]
     out_features: tuple[int, ...]
     form: str = "ternary"
-    kernel_size: int = 3
-    stride: int = 1
-    padding: int = 1
+    kernel_size: Pair = (3, 3)
+    strides: Pair = (1, 1)
+    padding: Padding = ((1, 1), (1, 1))
+    dilation: Pair = (1, 1)
     counting: str = ""
 
     def __post_init__(self):
@@ -78,20 +80,47 @@ class PackedConv:
             )
         if len(self.in_features) != len(self.out_features):
             raise ValueError(f"{len(self.in_features)} groups in, {len(self.out_features)} groups out")
+        for name in ("in_features", "out_features", "kernel_size", "strides", "dilation"):
+            if min(getattr(self, name), default=0) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1 each")
+        if min(map(min, self.padding)) < 0:
+            raise ValueError(f"padding={self.padding}: must not be negative")
+
+    def output_shape(self, height: int, width: int) -> Pair:
+        """Returns height and width of the output for an input's.
+
+        Raises:
+          ValueError: a window is larger than the padded input.
+        """
+        axes = ((height, width), self.kernel_size, self.strides, self.padding, self.dilation)
+        found = tuple(output_size(*axis) for axis in zip(*axes, strict=True))
+        if min(found) < 1:
+            raise ValueError(f"{self}: a window is larger than an input of {height} x {width} positions")
+        return found
 
     def prepare(self, kernels: Sequence[np.ndarray], height: int, width: int) -> Weights:
         """Packs kernels for inputs of one size.
 
         Args:
-          kernels: booleans `[K, K, I_g, O_g]`, one array a group, True for a weight of +1.
+          kernels: booleans `[KH, KW, I_g, O_g]`, one array a group, True for a weight of +1.
           height: of the inputs.
           width: of the inputs.
 
         Returns:
           One entry a run of groups of equal width: `words`, uint32 `[words of a window, groups, O_g]`,
           and but for "and" `border`, int32 `[H', W', groups, O_g]`: what the sum of a window without any
-          bit set would have to be for the border to come out right.
+          bit set would have to be for the border to come out right. An axis along which it is always the
+          same, as it is without padding, has length 1.
+
+        Raises:
+          ValueError: a kernel has another shape, or a window is larger than the padded input.
         """
+        expected = [
+            (*self.kernel_size, *widths)
+            for widths in zip(self.in_features, self.out_features, strict=True)
+        ]
+        if [kernel.shape for kernel in kernels] != expected:
+            raise ValueError(f"kernels of shapes {[k.shape for k in kernels]}: must be {expected}")
         prepared = []
         first = 0
         for band in self._bands():
@@ -136,32 +165,34 @@ class PackedConv:
 
     def _border(self, kernels: np.ndarray, height: int, width: int) -> np.ndarray:
         """Where a window hangs over the edge, its zero bits count as -1; the table takes that back."""
-        size = self.kernel_size
 
-        def inside(length: int) -> np.ndarray:
-            out = convolution.output_size(length, size, self.stride, self.padding)
-            position = np.arange(out)[:, None] * self.stride + np.arange(size) - self.padding
-            return (position >= 0) & (position < length)
+        def inside(axis: int, length: int, windows: int) -> np.ndarray:
+            """Which of a window's rows or columns lie on the input: `[windows, kernel_size[axis]]`."""
+            first = np.arange(windows)[:, None] * self.strides[axis] - self.padding[axis][0]
+            position = first + np.arange(self.kernel_size[axis]) * self.dilation[axis]
+            found = (position >= 0) & (position < length)
+            return found[:1] if np.all(found == found[0]) else found
 
-        valid = inside(height)[:, None, :, None] & inside(width)[None, :, None, :]
-        valid = valid.reshape(*valid.shape[:2], -1).astype(np.int64)  # [H', W', K * K]
+        lengths = (height, width)
+        rows, columns = map(inside, range(2), lengths, self.output_shape(*lengths))
+        valid = rows[:, None, :, None] & columns[None, :, None, :]
+        valid = valid.reshape(*valid.shape[:2], -1).astype(np.int64)  # [H', W', KH * KW]
         groups, features = kernels.shape[0], kernels.shape[3]
-        positive = kernels.sum(axis=3, dtype=np.int64).reshape(groups, size * size, -1)
-        positive = np.transpose(positive, (1, 0, 2))  # [K * K, groups, out]
+        positive = kernels.sum(axis=3, dtype=np.int64).reshape(groups, valid.shape[2], -1)
+        positive = np.transpose(positive, (1, 0, 2))  # [KH * KW, groups, out]
         counted = np.tensordot(1 - valid, positive, axes=1)
         return (valid.sum(-1)[..., None, None] * features + 2 * counted).astype(np.int32)
 
     def _convolve(self, band: _Band, weights: dict[str, Any], x: jax.Array) -> jax.Array:
         """`[N, H, W, groups, I]` to int32 `[N, H', W', groups, O]`."""
-        edge = (self.padding, self.padding)
-        edges = ((0, 0), edge, edge, (0, 0), (0, 0))
+        edges = ((0, 0), *self.padding, (0, 0), (0, 0))
         # Padding what is packed here costs nothing; padding words is a pass over them.
         words = bitpack.pack_channels(binary.is_positive(jnp.pad(x, edges)))
         gathered = self._windows(band, words)
         if self.form == "xnor":
             return _materialized(lambda operand: self._xnor(*operand), (weights, gathered))
         if self.form == "and":
-            own = windows.own_bits(words, self.kernel_size, self.stride)
+            own = windows.own_bits(words, self._geometry)
             return _materialized(lambda operand: self._and(*operand), (weights, gathered, own))
         nonzero = bitpack.pack_channels(binary.is_positive(jnp.abs(x)))
         full = bitpack.pack_rows(np.ones(band.in_features, bool))
@@ -173,8 +204,12 @@ class PackedConv:
             (weights, gathered, nonzero),
         )
 
+    @property
+    def _geometry(self) -> windows.Geometry:
+        return windows.Geometry(self.kernel_size, self.strides, self.dilation)
+
     def _windows(self, band: _Band, words: jax.Array) -> Windows:
-        return windows.gather(words, band.in_features, self.kernel_size, self.stride)
+        return windows.gather(words, band.in_features, self._geometry)
 
     def _accumulate(self, *args: Any, **kwargs: Any) -> jax.Array:
         return counting.accumulate(self.counting or counting.counting_here(), *args, **kwargs)
@@ -195,7 +230,7 @@ class PackedConv:
             kernel = weights["words"]
             return self._accumulate(lambda w, a, m: m & (a ^ w), kernel, gathered, own, factor=-2)
 
-        own = windows.own_bits(nonzero, self.kernel_size, self.stride)
+        own = windows.own_bits(nonzero, self._geometry)
         return _materialized(sums, (weights, own, positive, self._windows(band, nonzero)))
 
 
@@ -215,12 +250,12 @@ def _materialized(function: Callable[[Any], Any], operand: Any) -> Any:
 
 
 def pack_kernels(positive: np.ndarray) -> np.ndarray:
-    """Packs booleans `[groups, K, K, I, O]` into uint32 `[words of a window, groups, O]`.
+    """Packs booleans `[groups, KH, KW, I, O]` into uint32 `[words of a window, groups, O]`.
 
     `windows` says in which order a window's bits stand.
     """
-    groups, size, _, features, outputs = positive.shape
-    bits = np.transpose(positive, (4, 0, 1, 2, 3)).reshape(outputs, groups, size * size, features)
+    groups, _, _, features, outputs = positive.shape
+    bits = np.transpose(positive, (4, 0, 1, 2, 3)).reshape(outputs, groups, -1, features)
     whole = features - features % bitpack.WORD_BITS
     parts = [
         bits[..., :whole].reshape(outputs, groups, -1),

@@ -6,68 +6,78 @@ under a 3x3 kernel take 10 words, not 18.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ftbnn_jax.ops.conv import convolution
+from ftbnn_jax.ops.conv.geometry import Pair, output_size
 from ftbnn_jax.ops.packed import bits
+
+
+class Geometry(NamedTuple):
+    """Which positions of a padded input each window holds: size, step and dilation, rows first."""
+
+    kernel_size: Pair
+    strides: Pair
+    dilation: Pair
+
+    def shifted(self, x: jax.Array, axis: int) -> list[jax.Array]:
+        """Returns for each of a window's rows or columns those that all windows have there.
+
+        Args:
+          x: `[N, H, W, ...]`.
+          axis: 1 for rows, 2 for columns.
+
+        Returns:
+          One array a row or column of the window, with `axis` as long as there are windows along it.
+        """
+        size, stride, dilation = (pair[axis - 1] for pair in self)
+        count = output_size(x.shape[axis], size, stride, dilation=dilation)
+        length = stride * (count - 1) + 1
+        return [
+            lax.slice_in_dim(x, first, first + length, stride, axis)
+            for first in range(0, dilation * size, dilation)
+        ]
+
 
 # Whole words `[N, H', W', groups, words]`, and joined ones, `[N, H', W', groups]` each; uint32.
 Windows = tuple[jax.Array, list[jax.Array]]
 
 
-def gather(words: jax.Array, features: int, kernel_size: int, stride: int) -> Windows:
+def gather(words: jax.Array, features: int, geometry: Geometry) -> Windows:
     """Gathers the words of every window.
 
     Args:
       words: uint32 `[N, H, W, groups, words_for(features)]`, padded with positions of no bits.
       features: bits used of each position.
-      kernel_size: height and width of a window.
-      stride: between windows.
+      geometry: of the windows.
 
     Returns:
       The whole words, uint32 `[N, H', W', groups, words]`, and the joined ones, `[N, H', W', groups]`
       each, in the order that the module's text gives.
     """
-    _, height, width, _, _ = words.shape
-    out_h = convolution.output_size(height, kernel_size, stride, 0)
-    out_w = convolution.output_size(width, kernel_size, stride, 0)
-
     whole, rest = divmod(features, bits.WORD_BITS)
     # Two steps, columns before rows, copy fewer and longer pieces than one.
-    columns = [_shifted(words[..., :whole], 2, j, out_w, stride) for j in range(kernel_size)]
-    rows = jnp.concatenate(columns, axis=-1)
-    gathered = jnp.concatenate(
-        [_shifted(rows, 1, i, out_h, stride) for i in range(kernel_size)], axis=-1
-    )
+    rows = jnp.concatenate(geometry.shifted(words[..., :whole], 2), axis=-1)
+    gathered = jnp.concatenate(geometry.shifted(rows, 1), axis=-1)
     joined = []
     if rest:
-        last = words[..., -1]
         pieces = [
-            _shifted(_shifted(last, 1, i, out_h, stride), 2, j, out_w, stride)
-            for i in range(kernel_size)
-            for j in range(kernel_size)
+            piece for row in geometry.shifted(words[..., -1], 1) for piece in geometry.shifted(row, 2)
         ]
         joined = _join(pieces, rest)
     return gathered, joined
 
 
-def own_bits(words: jax.Array, kernel_size: int, stride: int) -> jax.Array:
+def own_bits(words: jax.Array, geometry: Geometry) -> jax.Array:
     """Set bits of each window, the same for every output channel: int32 `[N, H', W', groups, 1]`."""
-    _, height, width, _, _ = words.shape
     counts = jnp.sum(lax.population_count(words), axis=-1).astype(jnp.int32)
-    for axis, length in ((1, height), (2, width)):
-        out = convolution.output_size(length, kernel_size, stride, 0)
-        shifted = [_shifted(counts, axis, first, out, stride) for first in range(kernel_size)]
-        counts = functools.reduce(jnp.add, shifted)
+    for axis in (1, 2):
+        counts = functools.reduce(jnp.add, geometry.shifted(counts, axis))
     return counts[..., None]
-
-
-def _shifted(x: jax.Array, axis: int, first: int, count: int, stride: int) -> jax.Array:
-    return lax.slice_in_dim(x, first, first + stride * (count - 1) + 1, stride, axis)
 
 
 def _join(pieces: list[jax.Array], width: int) -> list[jax.Array]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from ftbnn_jax.ops.conv import algorithms, convolution, table
+from ftbnn_jax.ops.conv import algorithms, convolution, geometry, table
 
 
 def _plain(x, kernel, stride, padding):
@@ -270,20 +270,28 @@ def test_float16_operands_have_gradients_of_float32s_range(features_in):
 
 
 @pytest.mark.parametrize(
-    ("size", "kernel_size", "stride", "padding", "expected"),
+    ("size", "kernel_size", "stride", "padding", "dilation", "expected"),
     [
-        (224, 7, 2, 3, 112),
-        (112, 3, 2, 1, 56),
-        (56, 3, 1, 1, 56),
-        (7, 3, 2, 1, 4),
-        (8, 3, 2, 1, 4),
-        (8, 3, 2, 0, 3),
-        (5, 5, 1, 0, 1),
-        (8, 1, 2, 0, 4),
+        (224, 7, 2, (3, 3), 1, 112),
+        (112, 3, 2, (1, 1), 1, 56),
+        (56, 3, 1, (1, 1), 1, 56),
+        (7, 3, 2, (1, 1), 1, 4),
+        (8, 3, 2, (1, 1), 1, 4),
+        (8, 3, 2, (0, 1), 1, 4),
+        (8, 3, 2, (0, 0), 1, 3),
+        (5, 5, 1, (0, 0), 1, 1),
+        (8, 1, 2, (0, 0), 1, 4),
+        (8, 3, 1, (0, 0), 2, 4),
+        (9, 3, 2, (1, 2), 3, 3),
     ],
 )
-def test_output_size(size, kernel_size, stride, padding, expected):
-    assert convolution.output_size(size, kernel_size, stride, padding) == expected
-    x, kernel = _arguments(1, (size, size), kernel_size, features_out=1)
-    shape = jax.eval_shape(lambda: convolution.conv2d(x, kernel, stride, padding)).shape
-    assert shape == (2, expected, expected, 1)
+def test_output_size(size, kernel_size, stride, padding, dilation, expected):
+    assert geometry.output_size(size, kernel_size, stride, padding, dilation) == expected
+    shape = jax.eval_shape(
+        lambda x, kernel: lax.conv_general_dilated(
+            x, kernel, [stride], [padding], rhs_dilation=[dilation]
+        ),
+        jax.ShapeDtypeStruct((1, 1, size), jnp.float32),
+        jax.ShapeDtypeStruct((1, 1, kernel_size), jnp.float32),
+    ).shape
+    assert shape == (1, 1, expected)

@@ -1,13 +1,14 @@
-"""Convolution by population count against a float64 convolution of signs in NumPy."""
+"""Convolution by population count against lax's convolution of signs."""
 
-import dataclasses
 import os
 
 import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import strategies as st
+from jax import lax
 
 from ftbnn_jax.ops import binary
 from ftbnn_jax.ops.packed import convolution as packed
@@ -39,109 +40,184 @@ def _signs(x):
     return np.where(x >= _TINY, 1.0, np.where(x <= -_TINY, -1.0, 0.0))
 
 
-def _convolve(signs, kernels, stride, padding):
-    """Float64 convolution: `signs` `[N, H, W, I]`, `kernels` one `[K, K, I_g, O_g]` a group."""
-    signs = np.pad(signs, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    outputs, start = [], 0
+def _convolve(signs, kernels, conv):
+    """`lax`'s convolution of all groups at once, with zeros between them.
+
+    `signs` `[N, H, W, I]`, `kernels` one `[KH, KW, I_g, O_g]` a group; float32 holds such sums exactly.
+    """
+    dense = np.zeros((*conv.kernel_size, sum(conv.in_features), sum(conv.out_features)), np.float32)
+    i, o = 0, 0
     for kernel in kernels:
-        size, _, features, _ = kernel.shape
-        group = signs[..., start : start + features]
-        start += features
-        windows = np.lib.stride_tricks.sliding_window_view(group, (size, size), axis=(1, 2))
-        windows = windows[:, ::stride, ::stride]
-        outputs.append(np.einsum("nhwcij,ijco->nhwo", windows, kernel))
-    return np.concatenate(outputs, axis=-1)
+        _, _, ins, outs = kernel.shape
+        dense[:, :, i : i + ins, o : o + outs] = kernel
+        i, o = i + ins, o + outs
+    return lax.conv_general_dilated(
+        signs.astype(np.float32),
+        dense,
+        conv.strides,
+        conv.padding,
+        rhs_dilation=conv.dilation,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Case:
-    form: str
-    counting: str
-    channels: int
-    features: int
-    groups: int
-    kernel_size: int
-    stride: int
-    padding: int
-    batch: int
-    height: int
-    width: int
-    contents: list[tuple[float, int]]  # Share of planted values, seed of the others.
+def _check(conv, shape, contents):
+    """Compares a packed convolution of inputs of `shape` with lax's.
 
-    def conv(self):
-        return packed.PackedConv(
-            binary.group_sizes(self.channels, self.groups),
-            binary.group_sizes(self.features, self.groups),
-            self.form,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.counting,
-        )
-
-    def values(self, planted, seed):
-        """Inputs and latent weights, with planted values, and what the form promises of the inputs."""
+    Args:
+      conv: packed.
+      shape: batch, height and width.
+      contents: share of planted values and seed of the others, one pair a comparison.
+    """
+    compiled = jax.jit(conv, compiler_options=_QUICK_COMPILE)
+    _, height, width = shape
+    for planted, seed in contents:
         rng = np.random.default_rng(seed)
 
-        def draw(shape):
+        def draw(shape, rng=rng, planted=planted):
             x = rng.standard_normal(shape).astype(np.float32)
-            plant = rng.random(shape) < planted
-            return np.where(plant, rng.choice(_PLANTED, shape), x)
+            return np.where(rng.random(shape) < planted, rng.choice(_PLANTED, shape), x)
 
-        x = draw((self.batch, self.height, self.width, self.channels))
-        if self.form == "and":
-            x = np.maximum(x, 0)
-        ins = binary.group_sizes(self.channels, self.groups)
-        outs = binary.group_sizes(self.features, self.groups)
-        size = self.kernel_size
-        return x, [draw((size, size, i, o)) for i, o in zip(ins, outs, strict=True)]
-
-    def expected(self, x, kernels):
+        x = draw((*shape, sum(conv.in_features)))
         signs = _signs(x)
-        if self.form == "xnor":
+        if conv.form == "and":
+            x, signs = np.maximum(x, 0), np.maximum(signs, 0)
+        elif conv.form == "xnor":
             signs = np.where(signs > 0, 1.0, -1.0)
-        two_valued = [np.where(_signs(k) > 0, 1.0, -1.0) for k in kernels]
-        return _convolve(signs, two_valued, self.stride, self.padding)
+        widths = zip(conv.in_features, conv.out_features, strict=True)
+        positive = [_signs(draw((*conv.kernel_size, *width))) > 0 for width in widths]
+        actual = compiled(conv.prepare(positive, height, width), x)
+        assert actual.dtype == jnp.int32
+        assert actual.shape[1:3] == conv.output_shape(height, width)
+        expected = _convolve(signs, [np.where(kernel, 1, -1) for kernel in positive], conv)
+        np.testing.assert_array_equal(actual, expected)
+
+
+@st.composite
+def _groups(draw):
+    """Input and output channels of each group."""
+    kind = draw(st.sampled_from(["even", "uneven", "depthwise"]))
+    if kind == "depthwise":
+        groups = draw(st.integers(1, 300))
+        return (1,) * groups, (draw(st.integers(1, 2)),) * groups
+    if kind == "uneven":
+        widths = st.tuples(st.integers(1, 70), st.integers(1, 9))
+        return tuple(zip(*draw(st.lists(widths, min_size=1, max_size=4)), strict=True))
+    # Widths around whole words are where packing can go wrong; the rest is drawn evenly.
+    channels = draw(st.one_of(st.integers(1, 300), st.sampled_from([31, 32, 33, 63, 64, 65, 128, 300])))
+    features = draw(st.integers(1, 40))
+    groups = draw(st.integers(1, min(8, channels, features)))
+    return binary.group_sizes(channels, groups), binary.group_sizes(features, groups)
 
 
 @st.composite
 def _cases(draw):
-    kernel_size = draw(st.sampled_from([1, 3, 5]))
-    padding = draw(st.integers(0, 2))
-    least = max(1, kernel_size - 2 * padding)
-    # Widths around whole words are where packing can go wrong; the rest is drawn evenly.
-    channels = draw(st.one_of(st.integers(1, 300), st.sampled_from([31, 32, 33, 63, 64, 65, 128, 300])))
-    features = draw(st.integers(1, 40))
-    return _Case(
-        form=draw(st.sampled_from(packed.FORMS)),
-        counting=draw(st.sampled_from(counting.COUNTINGS)),
-        channels=channels,
-        features=features,
-        groups=draw(st.integers(1, min(8, channels, features))),
-        kernel_size=kernel_size,
-        stride=draw(st.sampled_from([1, 2])),
-        padding=padding,
-        batch=draw(st.integers(1, 2)),
-        height=draw(st.integers(least, least + 4)),
-        width=draw(st.integers(least, least + 4)),
-        contents=draw(
-            st.lists(
-                st.tuples(st.sampled_from([0.0, 0.05, 0.5, 1.0]), st.integers(0, 2**32 - 1)),
-                min_size=_CONTENTS,
-                max_size=_CONTENTS,
-            )
-        ),
+    def pair(values):
+        return draw(st.tuples(values, values))
+
+    kernel_size, strides = pair(st.sampled_from([1, 2, 3, 5])), pair(st.integers(1, 3))
+    dilation = pair(st.sampled_from([1, 1, 2]))
+    reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel_size, strict=True)]
+    kind = draw(st.sampled_from(["SAME", "VALID", "one number", "any"]))
+    if kind == "any":
+        padding = pair(st.tuples(st.integers(0, 3), st.integers(0, 3)))
+    elif kind == "one number":
+        padding = ((draw(st.integers(0, 2)),) * 2,) * 2
+    size = [draw(st.integers(1, 7)) for _ in range(2)]
+    if kind in ("SAME", "VALID"):
+        size = [max(n, r) for n, r in zip(size, reach, strict=True)] if kind == "VALID" else size
+        padding = tuple(lax.padtype_to_pads(size, reach, strides, kind))
+    else:
+        size = [max(n, r - sum(p)) for n, r, p in zip(size, reach, padding, strict=True)]
+    conv = packed.PackedConv(
+        *draw(_groups()),
+        draw(st.sampled_from(packed.FORMS)),
+        kernel_size,
+        strides,
+        padding,
+        dilation,
+        draw(st.sampled_from(counting.COUNTINGS)),
     )
+    content = st.tuples(st.sampled_from([0.0, 0.05, 0.5, 1.0]), st.integers(0, 2**32 - 1))
+    contents = draw(st.lists(content, min_size=_CONTENTS, max_size=_CONTENTS))
+    return conv, (draw(st.integers(1, 2)), *size), contents
 
 
 @_PROFILE
 @hypothesis.given(_cases())
-def test_integers_equal_a_float64_convolution_of_signs(case):
-    conv = case.conv()
-    compiled = jax.jit(conv, compiler_options=_QUICK_COMPILE)
-    for planted, seed in case.contents:
-        x, kernels = case.values(planted, seed)
-        weights = conv.prepare([_signs(k) > 0 for k in kernels], case.height, case.width)
-        actual = compiled(weights, x)
-        assert actual.dtype == jnp.int32
-        np.testing.assert_array_equal(np.asarray(actual, np.float64), case.expected(x, kernels))
+def test_integers_equal_laxs_convolution_of_signs(case):
+    _check(*case)
+
+
+_NO_PADDING = ((0, 0), (0, 0))
+
+
+@pytest.mark.parametrize("form", packed.FORMS)
+@pytest.mark.parametrize(
+    ("widths", "geometry", "shape"),
+    [
+        pytest.param(
+            ((70,), (6,)), {"kernel_size": (1, 1), "padding": _NO_PADDING}, (2, 3, 4), id="1x1"
+        ),
+        pytest.param(
+            ((1500,), (10,)), {"kernel_size": (1, 1), "padding": _NO_PADDING}, (3, 1, 1), id="dense"
+        ),
+        pytest.param(
+            ((40,), (6,)),
+            {"kernel_size": (1, 3), "strides": (1, 2), "padding": ((0, 0), (1, 1))},
+            (2, 1, 9),
+            id="1-D",
+        ),
+        pytest.param(((1,) * 700, (1,) * 700), {}, (1, 5, 4), id="depthwise"),
+        # The bits that are left of 49 positions are more words than one expression takes.
+        pytest.param(
+            ((31,), (3,)), {"kernel_size": (7, 7), "padding": ((3, 3), (3, 3))}, (1, 9, 8), id="7x7"
+        ),
+        # Whole windows lie on the padding.
+        pytest.param(
+            ((33,), (3,)), {"kernel_size": (2, 2), "padding": ((4, 0), (0, 5))}, (1, 2, 1), id="outside"
+        ),
+    ],
+)
+def test_geometries_of_their_own(widths, geometry, shape, form):
+    _check(packed.PackedConv(*widths, form, **geometry), shape, [(0.0, 1), (0.5, 2)])
+
+
+def test_equal_groups_are_one_piece_of_the_program_whatever_their_number():
+    def operations(groups):
+        conv = packed.PackedConv((1,) * groups, (2,) * groups)
+        weights = conv.prepare([np.ones((3, 3, 1, 2), bool)] * groups, 4, 4)
+        return str(jax.make_jaxpr(conv)(weights, jnp.ones((1, 4, 4, groups)))).count("\n")
+
+    assert operations(500) == operations(2)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"form": "or"}, "form='or': must be one of xnor, and, ternary"),
+        ({"counting": "bytes"}, "counting='bytes': must be one of words, adders"),
+        ({"out_features": (2,)}, "2 groups in, 1 groups out"),
+        ({"kernel_size": (0, 3)}, r"kernel_size=\(0, 3\): must be at least 1 each"),
+        ({"strides": (1, 0)}, r"strides=\(1, 0\): must be"),
+        ({"dilation": (0, 1)}, r"dilation=\(0, 1\): must be"),
+        ({"in_features": (), "out_features": ()}, r"in_features=\(\): must be"),
+        ({"padding": ((0, 0), (-1, 0))}, r"padding=\(\(0, 0\), \(-1, 0\)\): must not be negative"),
+    ],
+)
+def test_impossible_fields_are_named(fields, words):
+    with pytest.raises(ValueError, match=words):
+        packed.PackedConv(**{"in_features": (4, 4), "out_features": (3, 3), **fields})
+
+
+@pytest.mark.parametrize(
+    ("shape", "height", "words"),
+    [
+        ((3, 3, 4, 2), 5, r"kernels of shapes \[\(3, 3, 4, 2\)\]: must be \[\(3, 3, 4, 3\)\]"),
+        ((3, 3, 4, 3), 2, "a window is larger than an input of 2 x 5 positions"),
+    ],
+)
+def test_kernels_and_inputs_that_do_not_fit_are_named(shape, height, words):
+    conv = packed.PackedConv((4,), (3,), padding=_NO_PADDING)
+    with pytest.raises(ValueError, match=words):
+        conv.prepare([np.ones(shape, bool)], height, 5)
