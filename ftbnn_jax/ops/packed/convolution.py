@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental.xla_metadata import set_xla_metadata
 
 from ftbnn_jax.ops import binary
 from ftbnn_jax.ops.conv.geometry import Padding, Pair, output_size
@@ -29,6 +30,11 @@ from ftbnn_jax.ops.packed import windows
 from ftbnn_jax.ops.packed.windows import Windows
 
 FORMS = ("xnor", "and", "ternary")
+
+# What exported programs call this operation; the version changes with the meaning of its arguments.
+# `lax.composite` would be made for this, but has neither `vmap` nor symbolic dimensions nor several
+# platforms (https://github.com/jax-ml/jax/issues/40486).
+NAME, VERSION = "ftbnn.binary_conv", "1"
 
 Weights = list[dict[str, Any]]
 
@@ -135,6 +141,8 @@ class PackedConv:
     def __call__(self, weights: Weights, x: jax.Array) -> jax.Array:
         """Binarises and convolves.
 
+        In StableHLO this is a call of a function `NAME`, with the fields as the call's attributes.
+
         Args:
           weights: from `prepare`.
           x: real activations `[N, H, W, sum(in_features)]`.
@@ -142,6 +150,11 @@ class PackedConv:
         Returns:
           int32 `[N, H', W', sum(out_features)]`.
         """
+        # How bits are counted does not change the integers, so it is no attribute.
+        attributes = {name: str(value) for name, value in vars(self).items() if name != "counting"}
+        return set_xla_metadata(_named(self, weights, x), version=VERSION, **attributes)
+
+    def _sums(self, weights: Weights, x: jax.Array) -> jax.Array:
         outputs = []
         for band, entry in zip(self._bands(), weights, strict=True):
             part = x[..., band.start : band.start + band.groups * band.in_features]
@@ -232,6 +245,15 @@ class PackedConv:
 
         own = windows.own_bits(nonzero, self._geometry)
         return _materialized(sums, (weights, own, positive, self._windows(band, nonzero)))
+
+
+def _sums(conv: PackedConv, weights: Weights, x: jax.Array) -> jax.Array:
+    return conv._sums(weights, x)
+
+
+# A function's name is the one that it has in StableHLO.
+_sums.__name__ = NAME
+_named = jax.jit(_sums, static_argnums=0)
 
 
 def _materialized(function: Callable[[Any], Any], operand: Any) -> Any:

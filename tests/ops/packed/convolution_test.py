@@ -4,6 +4,7 @@ import os
 
 import hypothesis
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -187,9 +188,52 @@ def test_equal_groups_are_one_piece_of_the_program_whatever_their_number():
     def operations(groups):
         conv = packed.PackedConv((1,) * groups, (2,) * groups)
         weights = conv.prepare([np.ones((3, 3, 1, 2), bool)] * groups, 4, 4)
-        return str(jax.make_jaxpr(conv)(weights, jnp.ones((1, 4, 4, groups)))).count("\n")
+        return str(jax.make_jaxpr(conv)(weights, jnp.ones((1, 4, 4, groups)))).count(" = ")
 
     assert operations(500) == operations(2)
+
+
+def _small():
+    """A convolution in uneven groups, its weights and inputs for it."""
+    conv = packed.PackedConv((4, 4, 5), (3, 3, 2), "and", strides=(1, 2))
+    rng = np.random.default_rng(0)
+    kernels = [
+        rng.random((3, 3, *w)) < 0.5 for w in zip(conv.in_features, conv.out_features, strict=True)
+    ]
+    return (
+        conv,
+        conv.prepare(kernels, 6, 5),
+        np.maximum(rng.standard_normal((3, 6, 5, 13), np.float32), 0),
+    )
+
+
+@pytest.mark.parametrize("batch", ["3", "batch"])
+def test_an_exported_program_names_the_operation_and_its_geometry(batch):
+    conv, weights, x = _small()
+    shape = jax.export.symbolic_shape(f"{batch}, 6, 5, 13")
+    program = jax.export.export(jax.jit(lambda x: conv(weights, x)), platforms=["cpu", "cuda"])
+    exported = program(jax.ShapeDtypeStruct(shape, np.float32))
+    loaded = jax.export.deserialize(exported.serialize())
+    (call,) = [line for line in loaded.mlir_module().splitlines() if f"call @{packed.NAME}(" in line]
+    for attribute in (
+        'version = "1"',
+        'form = "and"',
+        'in_features = "(4, 4, 5)"',
+        'out_features = "(3, 3, 2)"',
+        'kernel_size = "(3, 3)"',
+        'strides = "(1, 2)"',
+        'padding = "((1, 1), (1, 1))"',
+        'dilation = "(1, 1)"',
+    ):
+        assert attribute in call
+    assert "counting" not in call
+    np.testing.assert_array_equal(loaded.call(x), conv(weights, x))
+
+
+def test_a_further_axis_can_be_mapped_over():
+    conv, weights, x = _small()
+    mapped = jax.vmap(lambda x: conv(weights, x))(x[:, None])
+    np.testing.assert_array_equal(mapped[:, 0], conv(weights, x))
 
 
 @pytest.mark.parametrize(
