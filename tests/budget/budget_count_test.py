@@ -65,6 +65,23 @@ def test_operations_without_our_modules():
     assert b.flops == 0
 
 
+@jax.jit
+def _compiled_conv(x, kernel):
+    return binary.binary_conv2d(x, [kernel])
+
+
+class CompiledBefore(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return _compiled_conv(x, self.param("latent", nn.initializers.normal(), (3, 3, 30, 30)))
+
+
+def test_what_was_compiled_before_is_traced_anew():
+    """Compiled for this machine, the convolution may have its channels padded."""
+    _compiled_conv(jnp.ones((1, 8, 8, 30)), jnp.ones((3, 3, 30, 30)))
+    assert budget.count(CompiledBefore(), (8, 8, 30)).binary_macs == 9 * 8 * 8 * 30 * 30
+
+
 class AfterAll(nn.Module):
     """A binary convolution after a chain of operations on a ReLU's output or on anything else."""
 

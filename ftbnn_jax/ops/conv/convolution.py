@@ -6,7 +6,7 @@ stride 2. How each pass is computed follows from backend and shape, by `ops.conv
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,17 +17,13 @@ from ftbnn_jax.ops.recompute import FLOAT16_INTEGERS, after
 # What signs are multiplied in, by backend; elsewhere it is the compute dtype.
 _SIGNS_DTYPE = {"cpu": jnp.int8, "gpu": jnp.float16}
 
-_as_numbers: list[bool] = []
+# JAX's caches have it in their keys, so that nothing is reused that was traced without it.
+_as_numbers = jax.make_user_context(default_value=False)
 
 
-@contextlib.contextmanager
-def signs_as_numbers() -> Iterator[None]:
+def signs_as_numbers() -> contextlib.AbstractContextManager[None]:
     """Makes everything that is traced inside treat signs like real numbers, in the compute dtype."""
-    _as_numbers.append(True)
-    try:
-        yield
-    finally:
-        _as_numbers.pop()
+    return _as_numbers(True)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
@@ -85,7 +81,7 @@ def conv2d(
 
 def _signs_dtype(signs):
     """What operands are multiplied in that are signs; None for the compute dtype."""
-    return _SIGNS_DTYPE.get(jax.default_backend()) if signs and not _as_numbers else None
+    return _SIGNS_DTYPE.get(jax.default_backend()) if signs and not _as_numbers.value else None
 
 
 def _both(padding):

@@ -5,8 +5,9 @@
 
 import contextlib
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
+
+import jax
 
 
 class Row(NamedTuple):
@@ -72,37 +73,40 @@ GROUP_CHANNELS = {"cpu": 1, "gpu": 64, "tpu": 128}
 # What the channels of each group are filled up to a multiple of, in all three passes.
 CHANNEL_MULTIPLE = {"cpu": 1, "gpu": 32, "tpu": 1}
 
-# Of an output's size in `nearest`, over that of a number of channels.
+# Weight of the output's size in `nearest`, relative to that of a number of channels.
 _SIZE_WEIGHT = 3
 
-_forced: list[tuple[Row, int, int]] = []
+
+class _Forced(NamedTuple):
+    row: Row
+    group_channels: int
+    channel_multiple: int
 
 
-@contextlib.contextmanager
+# JAX's caches have it in their keys, so that nothing is reused that was traced with other algorithms.
+_forced = jax.make_user_context(default_value=None)
+
+
 def forced(
     forward: str,
     input_gradient: str,
     kernel_gradient: str,
     group_channels: int = 1,
     channel_multiple: int = 1,
-) -> Iterator[None]:
+) -> contextlib.AbstractContextManager[None]:
     """Makes everything that is traced inside use these algorithms, whatever backend and shape."""
     row = Row(0, 0, 0, 0, 0, forward, input_gradient, kernel_gradient)
-    _forced.append((row, group_channels, channel_multiple))
-    try:
-        yield
-    finally:
-        _forced.pop()
+    return _forced(_Forced(row, group_channels, channel_multiple))
 
 
 def group_channels(backend: str) -> int:
     """Returns how many channels of neighbouring groups are computed together at the most."""
-    return _forced[-1][1] if _forced else GROUP_CHANNELS.get(backend, 1)
+    return _forced.value.group_channels if _forced.value else GROUP_CHANNELS.get(backend, 1)
 
 
 def channel_multiple(backend: str) -> int:
     """Returns what the number of channels of a group of convolutions must be a multiple of."""
-    return _forced[-1][2] if _forced else CHANNEL_MULTIPLE.get(backend, 1)
+    return _forced.value.channel_multiple if _forced.value else CHANNEL_MULTIPLE.get(backend, 1)
 
 
 def nearest(
@@ -110,12 +114,12 @@ def nearest(
 ) -> Row:
     """Returns the row whose shape is nearest: in kernel size, then in stride, then in the rest.
 
-    Of the rest the size of the output counts most: what is slow for small ones is so at any width.
+    In the rest the size of the output counts most: what is slow for small ones is so at any width.
     1x1 kernels are apart from all others, and so is stride 1: some algorithms are for these alone. An
     unknown backend's rows are the GPU's.
     """
-    if _forced:
-        return _forced[-1][0]
+    if _forced.value:
+        return _forced.value.row
     shape = (size, features_in, features_out)
 
     def distance(row: Row) -> tuple[float, ...]:

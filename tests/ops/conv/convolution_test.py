@@ -212,8 +212,11 @@ def test_signs_can_be_multiplied_as_numbers(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     x, kernel = jnp.ones((2, 6, 7, 5)), jnp.ones((3, 3, 5, 4))
 
+    # Traced once for each of the two, although it is one function.
+    convolve = jax.jit(lambda x, k: convolution.conv2d(x, k, 1, 1, None, True))
+
     def program():
-        return str(jax.make_jaxpr(lambda x, k: convolution.conv2d(x, k, 1, 1, None, True))(x, kernel))
+        return str(jax.make_jaxpr(convolve)(x, kernel))
 
     assert "i8[" in program()
     with convolution.signs_as_numbers():
