@@ -13,7 +13,7 @@ from ftbnn_jax.host import lock, paths
 
 _HOLD = """
 import sys, time
-from ftbnn_jax.train import lock
+from ftbnn_jax.host import lock
 with lock.held(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)

@@ -1,10 +1,10 @@
-"""Few test images, and small sets of TFRecord splits with TFDS's metadata."""
+"""Few test images."""
 
 import dataclasses
 
 import pytest
 
-from ftbnn_jax.data import sets, tfrecords
+from ftbnn_jax.data import sets
 
 
 @pytest.fixture(scope="module")
@@ -21,36 +21,3 @@ def few_test_images():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sets, "open_split", few)
         yield
-
-
-@pytest.fixture(scope="session")
-def write_set(serialize):
-    """Returns a function that writes a TFDS set of the name "own" into a directory.
-
-    `splits` holds for each split its examples, each a dictionary of what `serialize` takes.
-    """
-    tf = tfrecords.import_tensorflow()
-    import tensorflow_datasets as tfds
-
-    def write(directory, splits, features=None, keys=("image", "label")):
-        place = directory / "own" / "1.0.0"
-        place.mkdir(parents=True)
-        image = tfds.features.Image(shape=(4, 4, 1))
-        features = features or {"image": image, "label": tfds.features.ClassLabel(num_classes=10)}
-        for name, examples in splits.items():
-            with tf.io.TFRecordWriter(f"{place}/own-{name}.tfrecord-00000-of-00001") as writer:
-                for example in examples:
-                    writer.write(serialize(**example))
-        tfds.folder_dataset.write_metadata(
-            data_dir=place,
-            features=features,
-            split_infos=[
-                tfds.core.SplitInfo(name=name, shard_lengths=[len(examples)], num_bytes=0)
-                for name, examples in splits.items()
-            ],
-            supervised_keys=keys,
-            check_data=False,
-        )
-        return place
-
-    return write
