@@ -59,7 +59,7 @@ def _fprelu_bwd(residuals, g):
     products, axes = g.astype(jnp.float32) * x, tuple(range(x.ndim - 1))
     if jax.default_backend() != "cpu":
         return dx, jnp.sum(products, axes, where=~(x > 0)), jnp.sum(products, axes, where=x > 0)
-    # XLA would write the products down once for each sum, and add up their factors again each time.
+    # Two separate sums would make XLA write the products down twice, and add up their factors each time.
     positive = jnp.arange(2)[:, None] == 1
     sides = jnp.where((x > 0)[..., None, :] == positive, products[..., None, :], 0)
     return dx, *jnp.sum(sides, axes)

@@ -72,7 +72,7 @@ def _normalize_bwd(epsilon, residuals, g):
     x, mean, variance, scale = residuals
     axes, count = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
     inverse, x32 = 1 / jnp.sqrt(variance + epsilon), x.astype(jnp.float32)
-    # Each from `x` itself: x - mean, or what both have in common, XLA would keep.
+    # Both sums start from `x` itself: XLA would keep x - mean, or whatever else they had in common.
     of_bias, of_scale = jnp.sum(g, axes), jnp.sum(g * (x32 * inverse - mean * inverse), axes)
     factor, slope = scale * inverse, scale * jnp.square(inverse) * of_scale / count
     dx = factor * g - slope * x32 + (slope * mean - factor * of_bias / count)
@@ -101,7 +101,7 @@ def normalize_by(
     return mark(y, BATCH_NORM)
 
 
-# With a gradient that knows whose statistics these are. It keeps `x` and goes through it and the
+# This gradient knows whose statistics these are. It keeps `x` and goes through it and the incoming
 # gradient twice; JAX's own would have `x - mean` kept too.
 _normalize = jax.custom_vjp(normalize_by, nondiff_argnums=(5,))
 _normalize.defvjp(_normalize_fwd, _normalize_bwd)

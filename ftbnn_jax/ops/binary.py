@@ -105,7 +105,7 @@ def _slope(x, bound, gradient, progress):
 
 
 def _times_slope(slope, g):
-    # None is the gradient of `progress`.
+    # The gradient of `progress` is None.
     return (jnp.where(slope, g, 0) if slope.dtype == jnp.bool_ else g * slope), None
 
 

@@ -35,7 +35,7 @@ _TAPS = tuple((i, j) for i in range(3) for j in range(3))
 def _max_and_place(x):
     """Returns the maxima, and which of `_TAPS` each stems from, uint8."""
     _, h, w, _ = x.shape
-    # One row and column before, and after where the size is odd.
+    # Windows reach one row and column beyond the first, and beyond the last where the size is odd.
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
     taps = [x[:, i : i + h : 2, j : j + w : 2] for i, j in _TAPS]
     largest = functools.reduce(jnp.maximum, taps)
@@ -65,7 +65,7 @@ def _max_pool_bwd(residuals, g):
         taps, met = (a[:, None, :, None] for a in (taps, met))
         return jnp.where((place[near] == taps.astype(np.uint8)) & met, g[near], 0)
 
-    # One expression of the whole result, so that the compiler writes it once.
+    # The whole result is one expression, so that the compiler writes it once.
     dx = sum(of_outputs(down, right) for down in (0, 1) for right in (0, 1))
     return (dx.reshape(n, 2 * rows, 2 * columns, features)[:, :h, :w],)
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# Up to where each holds every integer.
+# Largest magnitudes up to which int16 and float16 hold every integer.
 _INT16_MAX = 2**15 - 1
 FLOAT16_INTEGERS = 2**11
 
@@ -38,14 +38,14 @@ def recomputed(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def backward(residuals, gradients):
         first, like_first, rest, others = residuals
-        # What is computed again must not look the same as in the forward pass, or the compiler would
-        # keep it: a zero is added that it cannot know before the gradient is there. One for each image,
-        # so that no device needs another's.
+        # The second computation must not look like the forward pass, or the compiler would keep that
+        # one's results: a zero is added that it cannot know before the gradient is there. Each image
+        # has a zero of its own, so that no device needs another's.
         g = jax.tree.leaves(gradients)[0]
         zero = 0 * g.reshape(len(g), -1)[:, 0] if g.ndim > 1 else jnp.zeros(())
         batch = (first.astype(like_first.dtype), *rest)
         batch = tuple(_add_per_image(x, zero) for x in batch)
-        # Of what all devices share, such as binarised kernels, a zero from one image would go to all.
+        # Arrays that all devices share, such as binarised kernels, would spread one image's zero to all.
         if jax.device_count() == 1:
             others = jax.tree.map(lambda x: x + jnp.ravel(zero)[0].astype(x.dtype), others)
         _, pullback = jax.vjp(function, batch, *others)
@@ -73,7 +73,7 @@ def narrowed(x: jax.Array, largest_integer: int | None) -> jax.Array | None:
     x = jax.lax.stop_gradient(x)
     if jax.default_backend() != "cpu" or jax.device_count() > 1:
         return x.astype(dtype)
-    # By a loop, or XLA would convert where the result is read, and keep `x` until then.
+    # A loop converts right here; XLA would convert where the result is read, and keep `x` until then.
     return jax.lax.map(lambda image: image.astype(dtype), x)
 
 

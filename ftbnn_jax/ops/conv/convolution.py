@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from ftbnn_jax.ops.conv import algorithms, geometry, table
 from ftbnn_jax.ops.recompute import FLOAT16_INTEGERS, after
 
-# What signs are multiplied in, by backend; elsewhere it is the compute dtype.
+# Dtype in which signs are multiplied, by backend; elsewhere it is the compute dtype.
 _SIGNS_DTYPE = {"cpu": jnp.int8, "gpu": jnp.float16}
 
 # JAX's caches have it in their keys, so that nothing is reused that was traced without it.
@@ -80,7 +80,7 @@ def conv2d(
 
 
 def _signs_dtype(signs):
-    """What operands are multiplied in that are signs; None for the compute dtype."""
+    """Returns the dtype in which signs are multiplied; None for the compute dtype."""
     return _SIGNS_DTYPE.get(jax.default_backend()) if signs and not _as_numbers.value else None
 
 
@@ -117,7 +117,7 @@ def _conv2d_fwd(x, kernel, stride, padding, compute_dtype, signs):
     y = conv2d(x, kernel, stride, padding, compute_dtype, signs)
     x, kernel = _cast(x, kernel, compute_dtype)
     if _signs_dtype(signs) == jnp.int8:
-        x = x.astype(jnp.int8)  # A quarter of the memory; kernels are small.
+        x = x.astype(jnp.int8)  # This is a quarter of the memory; kernels are small.
     return y, (x, kernel, *dtypes)
 
 

@@ -70,7 +70,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
 # 1 computes every group by itself.
 GROUP_CHANNELS = {"cpu": 1, "gpu": 64, "tpu": 128}
 
-# What the channels of each group are filled up to a multiple of, in all three passes.
+# Multiple to which the channels of each group are filled up, in all three passes.
 CHANNEL_MULTIPLE = {"cpu": 1, "gpu": 32, "tpu": 1}
 
 # Weight of the output's size in `nearest`, relative to that of a number of channels.
@@ -105,7 +105,7 @@ def group_channels(backend: str) -> int:
 
 
 def channel_multiple(backend: str) -> int:
-    """Returns what the number of channels of a group of convolutions must be a multiple of."""
+    """Returns the multiple to which the channels of each group are filled up."""
     return _forced.value.channel_multiple if _forced.value else CHANNEL_MULTIPLE.get(backend, 1)
 
 

@@ -177,11 +177,11 @@ class PackedConv:
         return bands
 
     def _border(self, kernels: np.ndarray, height: int, width: int) -> np.ndarray:
-        """Where a window hangs over the edge, its zero bits count as -1; the table takes that back."""
+        """Returns what sums start from, so that padding, whose zero bits count as -1, adds nothing."""
 
-        def inside(axis: int, length: int, windows: int) -> np.ndarray:
-            """Which of a window's rows or columns lie on the input: `[windows, kernel_size[axis]]`."""
-            first = np.arange(windows)[:, None] * self.strides[axis] - self.padding[axis][0]
+        def inside(axis: int, length: int, count: int) -> np.ndarray:
+            """Returns which taps of windows lie on the input, `[count, kernel_size[axis]]`."""
+            first = np.arange(count)[:, None] * self.strides[axis] - self.padding[axis][0]
             position = first + np.arange(self.kernel_size[axis]) * self.dilation[axis]
             found = (position >= 0) & (position < length)
             return found[:1] if np.all(found == found[0]) else found
@@ -209,7 +209,7 @@ class PackedConv:
             return _materialized(lambda operand: self._and(*operand), (weights, gathered, own))
         nonzero = bitpack.pack_channels(binary.is_positive(jnp.abs(x)))
         full = bitpack.pack_rows(np.ones(band.in_features, bool))
-        # Behind an FPReLU hardly any value is exactly 0: then fewer words do.
+        # Hardly any value is exactly 0 behind an FPReLU: then fewer words do.
         return lax.cond(
             jnp.all(nonzero == full),
             lambda operand: self._xnor(*operand[:2]),

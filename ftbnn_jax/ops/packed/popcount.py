@@ -12,8 +12,8 @@ from ftbnn_jax.ops.packed.windows import Windows
 
 COUNTINGS = ("words", "adders")
 
-# Words that one fused expression takes; more are cut into chunks, each a pass over the output. Of
-# chunks shorter than these, XLA's CPU compiler makes scalar code.
+# Words that one fused expression takes; more are cut into chunks, each a pass over the output. XLA's CPU
+# compiler makes scalar code of chunks shorter than these.
 _MOST_WORDS = 36
 _CHUNKS = range(17, 25)
 

@@ -18,7 +18,7 @@ from ftbnn_jax.ops.packed import bits
 
 
 class Geometry(NamedTuple):
-    """Which positions of a padded input each window holds: size, step and dilation, rows first."""
+    """Geometry of windows on a padded input: size, step and dilation, rows first."""
 
     kernel_size: Pair
     strides: Pair
@@ -73,7 +73,7 @@ def gather(words: jax.Array, features: int, geometry: Geometry) -> Windows:
 
 
 def own_bits(words: jax.Array, geometry: Geometry) -> jax.Array:
-    """Set bits of each window, the same for every output channel: int32 `[N, H', W', groups, 1]`."""
+    """Returns the set bits of each window, for every output channel: int32 `[N, H', W', groups, 1]`."""
     counts = jnp.sum(lax.population_count(words), axis=-1).astype(jnp.int32)
     for axis in (1, 2):
         counts = functools.reduce(jnp.add, geometry.shifted(counts, axis))
