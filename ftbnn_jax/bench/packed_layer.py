@@ -27,7 +27,7 @@ import numpy as np
 from ftbnn_jax import command, report
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.host import machine
-from ftbnn_jax.ops import binary
+from ftbnn_jax.ops import binary, quantizers
 from ftbnn_jax.ops.conv import convolution
 from ftbnn_jax.ops.packed import convolution as popcount
 
@@ -147,11 +147,11 @@ def layer(name: str, conv: popcount.PackedConv, size: int, batch: int) -> Row:
     signs = [jnp.where(kernel, 1.0, -1.0) for kernel in kernels]
     weights = jax.tree.map(jnp.asarray, conv.prepare(kernels, size, size))
     packed = jax.jit(conv)
+    sign = quantizers.TwoValuedSign() if conv.form == "xnor" else quantizers.ThreeValuedSign()
 
     @jax.jit
     def real(signs, x):
-        x = binary.sign_activation(x, two_valued=conv.form == "xnor")
-        return convolution.grouped_conv2d(x, signs, conv.strides[0], conv.padding[0][0])
+        return convolution.grouped_conv2d(sign(x), signs, conv.strides[0], conv.padding[0][0])
 
     others = onnx_calls(
         lambda form: onnx_network.layer(conv, kernels, form),

@@ -8,6 +8,7 @@ from ftbnn_jax.nn import activations
 from ftbnn_jax.nn.plan import BinaryConvPlan, RealBlockPlan
 from ftbnn_jax.nn.spec import ResNetSpec
 from ftbnn_jax.ops import binary
+from ftbnn_jax.ops.quantizers import Clipped, ThreeValuedSign, TwoValuedSign
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
@@ -18,10 +19,10 @@ class _BinaryConv(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        p, bound = self.plan, self.spec.ste_bound
+        p, gradient = self.plan, Clipped(self.spec.ste_bound)
         ins = binary.group_sizes(x.shape[-1], p.groups)
         outs = binary.group_sizes(p.features, p.groups)
-        x = binary.sign_activation(x, bound)
+        x = ThreeValuedSign(gradient)(x)
         equal = len({*zip(ins, outs, strict=True)}) == 1
         parts, shapes, groups = ([x], [(ins[0], p.features)], p.groups) if equal else ([], [], 1)
         if not equal:
@@ -33,7 +34,7 @@ class _BinaryConv(nn.Module):
             outputs.append(
                 jax.lax.conv_general_dilated(
                     part,
-                    binary.sign_weight(kernel, bound).astype(part.dtype),
+                    TwoValuedSign(gradient)(kernel).astype(part.dtype),
                     (p.stride, p.stride),
                     ((1, 1), (1, 1)),
                     dimension_numbers=_DIMENSIONS,

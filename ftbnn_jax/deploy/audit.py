@@ -16,7 +16,7 @@ import rich.table
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.deploy import layout
 from ftbnn_jax.nn import recording, resnet
-from ftbnn_jax.ops import binary, image
+from ftbnn_jax.ops import image, quantizers
 from ftbnn_jax.report import console, print_json
 
 
@@ -82,7 +82,8 @@ def layers(
             flipped = sum(
                 int(
                     np.sum(
-                        binary.is_positive(k) != binary.is_positive(np.asarray(others[f"kernel_{g}"]))
+                        quantizers.is_positive(k)
+                        != quantizers.is_positive(np.asarray(others[f"kernel_{g}"]))
                     )
                 )
                 for g, k in enumerate(kernels)

@@ -12,7 +12,7 @@ from ftbnn_jax.deploy import artifact, layout, runtime
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn import folding
 from ftbnn_jax.nn import variables as nn_variables
-from ftbnn_jax.ops import binary
+from ftbnn_jax.ops import quantizers
 from ftbnn_jax.ops.packed import bits as bitpack
 from ftbnn_jax.report import print_table
 
@@ -81,7 +81,7 @@ def _pack(params: Any, folded: Any, prefix: str, tensors: dict[str, np.ndarray])
                 tensors[f"{path}/{part}"] = tensor
         elif "kernel_0" in value:
             kernels = [value[f"kernel_{group}"] for group in range(len(value))]
-            bits = [np.asarray(binary.is_positive(kernel)).reshape(-1) for kernel in kernels]
+            bits = [np.asarray(quantizers.is_positive(kernel)).reshape(-1) for kernel in kernels]
             tensors[f"{path}/bits"] = bitpack.pack_stream(np.concatenate(bits))
         else:
             _pack(value, folded.get(name, {}), f"{path}/", tensors)

@@ -15,7 +15,7 @@ from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.data import batches as batches_lib
 from ftbnn_jax.data import sets
 from ftbnn_jax.nn import folding, recording, resnet
-from ftbnn_jax.ops import binary, image
+from ftbnn_jax.ops import binary, image, quantizers
 from ftbnn_jax.ops.conv import convolution
 from ftbnn_jax.train import checkpoint, identity
 
@@ -103,10 +103,13 @@ def _outputs(
     `clipped` is the real convolution of weights and activations within [-1, 1].
     """
     clipped = [jnp.clip(kernel, -1, 1) for kernel in kernels]
+    sign = quantizers.TwoValuedSign()
     return {
         "inputs": inputs,
         "b": sums,
-        "c": binary.binary_conv2d(inputs, kernels, stride=stride, two_valued=True),
+        "c": binary.binary_conv2d(
+            inputs, kernels, input_quantizer=sign, kernel_quantizer=sign, stride=stride
+        ),
         "r": convolution.grouped_conv2d(inputs, kernels, stride, 1),
         "clipped": convolution.grouped_conv2d(jnp.clip(inputs, -1, 1), clipped, stride, 1),
     }

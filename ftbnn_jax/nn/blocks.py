@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ftbnn_jax.nn import activations, strategies
+from ftbnn_jax.nn import activations, quantizers, strategies
 from ftbnn_jax.nn.plan import BinaryConvPlan, RealBlockPlan
 from ftbnn_jax.nn.spec import ResNetSpec
 from ftbnn_jax.ops import batch_norm, binary, pooling, scaling
 from ftbnn_jax.ops.conv import convolution
+from ftbnn_jax.ops.quantizers import Quantizer, ThreeValuedSign, TwoValuedSign
 from ftbnn_jax.ops.recompute import narrowed, recomputed
 
 
@@ -43,7 +44,7 @@ class Conv(nn.Module):
 class BinaryConv(nn.Module):
     """Binary convolution in groups; `[N, H, W, I]` to float32 integers `[N, H', W', features]`.
 
-    Real numbers instead with real activations or weights, which are steps towards it.
+    Real numbers instead where a quantizer gives real ones, which are steps towards it.
 
     The latent weights are one parameter a group, `kernel_0` and on, `[K, K, I_g, O_g]` each, since
     groups may differ in width. They start Xavier normal with gain 2 on the grouped shape:
@@ -55,13 +56,9 @@ class BinaryConv(nn.Module):
     kernel_size: int = 3
     stride: int = 1
     padding: int = 1
-    bound: float = binary.STE_BOUND
-    two_valued: bool = False
+    input_quantizer: Quantizer = ThreeValuedSign()
+    kernel_quantizer: Quantizer = TwoValuedSign()
     compute_dtype: jnp.dtype = jnp.float32
-    gradient: str = "clipped"
-    weight_gradient: str = "clipped"
-    activations: str = "sign"
-    binary_weights: bool = True
     recompute: bool = False
 
     @nn.compact
@@ -77,17 +74,13 @@ class BinaryConv(nn.Module):
         return binary.binary_conv2d(
             x,
             kernels,
+            input_quantizer=self.input_quantizer,
+            kernel_quantizer=self.kernel_quantizer,
             stride=self.stride,
             padding=self.padding,
-            bound=self.bound,
-            two_valued=self.two_valued,
-            gradient=self.gradient,
-            weight_gradient=self.weight_gradient,
-            progress=progress,
-            activations=self.activations,
-            binary_weights=self.binary_weights,
             compute_dtype=self.compute_dtype,
             recompute=self.recompute,
+            progress=progress,
         )
 
     def weight_scale(self) -> jax.Array:
@@ -236,13 +229,9 @@ class BinaryBlock(nn.Module):
             p.features,
             p.groups,
             stride=p.stride,
-            bound=s.ste_bound,
-            two_valued=s.two_valued_sign(p),
+            input_quantizer=quantizers.input_quantizer(s, p),
+            kernel_quantizer=quantizers.kernel_quantizer(s),
             compute_dtype=self.compute_dtype,
-            gradient=s.activation_gradient,
-            weight_gradient=s.weight_gradient,
-            activations="sign" if s.binary_activations else s.real_activations,
-            binary_weights=s.binary_weights,
             recompute=self.recompute,
             name="conv",
         )
@@ -266,7 +255,7 @@ class BinaryBlock(nn.Module):
         batch = () if shortcut is None else (shortcut,)
         slopes = act.slopes(p.features)
         if self.recompute and train:
-            integers = s.binary_activations and s.binary_weights
+            integers = conv.input_quantizer.gives_signs and conv.kernel_quantizer.gives_signs
             integers = integers and s.scaling not in strategies.FROM_INPUT
             largest = binary.largest_sum(conv.kernel_size, x.shape[-1], p.groups)
             return bn(y, train, scale, tail, batch, slopes, largest if integers else None)

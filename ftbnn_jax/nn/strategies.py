@@ -7,7 +7,7 @@ from typing import Any
 
 from ftbnn_jax.errors import UserError
 
-# Of a sign; `ops.binary` has the formulas: inside `ste_bound`, Bi-Real Net's, IR-Net's.
+# Gradients of a sign; `ops.quantizers` has the formulas: inside `ste_bound`, Bi-Real Net's, IR-Net's.
 GRADIENTS = ("clipped", "piecewise_quadratic", "evolving")
 
 # What the integers of a binary convolution are multiplied with, before batch norm:

@@ -9,7 +9,7 @@ from ftbnn_jax import budget
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn import activations, architectures, blocks
 from ftbnn_jax.nn.resnet import ResNet
-from ftbnn_jax.ops import batch_norm, binary, pooling
+from ftbnn_jax.ops import batch_norm, binary, pooling, quantizers
 
 
 class OneBinaryOneDense(nn.Module):
@@ -51,7 +51,14 @@ class FromOps(nn.Module):
         @jax.jit
         def forward(x, latent):
             kernels = [k.reshape(3, 3, 6, 5) for k in latent]
-            y = binary.binary_conv2d(x, kernels, stride=2, compute_dtype=jnp.bfloat16)
+            y = binary.binary_conv2d(
+                x,
+                kernels,
+                input_quantizer=quantizers.ThreeValuedSign(),
+                kernel_quantizer=quantizers.TwoValuedSign(),
+                stride=2,
+                compute_dtype=jnp.bfloat16,
+            )
             return pooling.global_avg_pool(y)
 
         return forward(images, latent) * gain
@@ -86,7 +93,7 @@ class AfterAll(nn.Module):
     """A binary convolution after a chain of operations on a ReLU's output or on anything else."""
 
     activation: str = "relu"
-    two_valued: bool = False
+    input_quantizer: quantizers.Quantizer = quantizers.ThreeValuedSign()
 
     @nn.compact
     def __call__(self, x, train):
@@ -94,7 +101,7 @@ class AfterAll(nn.Module):
         x = pooling.max_pool(x).astype(jnp.bfloat16)
         x = jnp.concatenate([x, x], axis=-1)
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))[:, 1:-1, 1:-1]
-        return blocks.BinaryConv(14, groups=3, two_valued=self.two_valued)(x)
+        return blocks.BinaryConv(14, groups=3, input_quantizer=self.input_quantizer)(x)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +109,7 @@ class AfterAll(nn.Module):
     [
         ({"activation": "relu"}, 2),
         # Signs of -1 and +1 alone are plain XNOR again.
-        ({"activation": "relu", "two_valued": True}, 1),
+        ({"activation": "relu", "input_quantizer": quantizers.TwoValuedSign()}, 1),
         ({"activation": "fprelu"}, 1),
         ({"activation": "prelu"}, 1),
         ({"activation": "none"}, 1),
@@ -131,13 +138,13 @@ class WrittenOut(nn.Module):
 class RealWeights(nn.Module):
     @nn.compact
     def __call__(self, x):
-        return nn.Dense(3, use_bias=False)(binary.sign_activation(x))
+        return nn.Dense(3, use_bias=False)(quantizers.ThreeValuedSign()(x))
 
 
 class RealActivations(nn.Module):
     @nn.compact
     def __call__(self, x):
-        return x @ binary.sign_weight(self.param("w", nn.initializers.normal(), (8, 3)))
+        return x @ quantizers.TwoValuedSign()(self.param("w", nn.initializers.normal(), (8, 3)))
 
 
 class SharedWeights(nn.Module):
@@ -146,7 +153,7 @@ class SharedWeights(nn.Module):
     @nn.compact
     def __call__(self, x):
         w = self.param("w", nn.initializers.normal(), (8, 3))
-        return binary.sign_activation(x) @ binary.sign_weight(w) + x @ w
+        return quantizers.ThreeValuedSign()(x) @ quantizers.TwoValuedSign()(w) + x @ w
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,10 @@ from ftbnn_jax.nn import architectures
 from ftbnn_jax.nn import spec as spec_lib
 from ftbnn_jax.nn.resnet import ResNet
 from ftbnn_jax.ops import binary
+from ftbnn_jax.ops.quantizers import ThreeValuedSign, TwoValuedSign
 
 _CLASSES = 5
+_SIGN, _KERNEL_SIGN = ThreeValuedSign(), TwoValuedSign()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,7 +199,15 @@ class _DenseNet(nn.Module):
             y = nn.BatchNorm(use_running_average=True, name=f"bn{layer}")(x)
             shape = (3, 3, x.shape[-1], self.growth)
             kernel = self.param(f"kernel_{layer}", nn.initializers.normal(), shape)
-            x = jnp.concatenate([x, binary.binary_conv2d(y, [kernel])], axis=-1)
+            x = jnp.concatenate(
+                [
+                    x,
+                    binary.binary_conv2d(
+                        y, [kernel], input_quantizer=_SIGN, kernel_quantizer=_KERNEL_SIGN
+                    ),
+                ],
+                axis=-1,
+            )
         x = nn.avg_pool(nn.relu(x), (2, 2), (2, 2))
         return nn.Dense(_CLASSES)(x.reshape(x.shape[0], -1))
 
@@ -281,7 +291,7 @@ def _nnx():
 
     class BinaryConv(nnx.Conv):
         def __call__(self, x):
-            return _conv(binary.sign_activation(x), binary.sign_weight(self.kernel[...]))
+            return _conv(_SIGN(x), _KERNEL_SIGN(self.kernel[...]))
 
     class Block(nnx.Module):
         def __init__(self, features, rngs):
@@ -314,7 +324,7 @@ def _mlp():
 
     def apply(v, x):
         for layer in v:
-            x = _affine(layer["affine"], binary.sign_activation(x) @ binary.sign_weight(layer["kernel"]))
+            x = _affine(layer["affine"], _SIGN(x) @ _KERNEL_SIGN(layer["kernel"]))
         return x
 
     return apply, variables

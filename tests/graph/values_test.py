@@ -7,7 +7,8 @@ import pytest
 
 from ftbnn_jax.graph import walk
 from ftbnn_jax.graph.values import Value
-from ftbnn_jax.ops import activations, binary, pooling
+from ftbnn_jax.ops import activations, pooling
+from ftbnn_jax.ops.quantizers import PiecewiseQuadratic, ThreeValuedSign, TwoValuedSign
 
 _TERNARY = {-1, 0, 1}
 
@@ -22,16 +23,15 @@ def _known(function, shape=(1, 6, 6, 4)):
 @pytest.mark.parametrize(
     ("function", "numbers"),
     [
-        (binary.sign_activation, _TERNARY),
-        (lambda x: binary.sign_activation(x, 1.2, True), {-1, 1}),
-        (lambda x: binary.sign_activation(x, 1.0, False, "piecewise_quadratic"), _TERNARY),
-        (binary.sign_weight, {-1, 1}),
+        (ThreeValuedSign(), _TERNARY),
+        (TwoValuedSign(), {-1, 1}),
+        (ThreeValuedSign(PiecewiseQuadratic()), _TERNARY),
         (jnp.sign, _TERNARY),
         (lambda x: jnp.where(x >= 0, 1, -1), {-1, 1}),
         (lambda x: (x > 0) * 2.0 - 1, {-1, 1}),
         (lambda x: jnp.clip(jnp.sign(x), 0, 1), {0, 1}),
-        (lambda x: binary.sign_activation(activations.relu(x)), {0, 1}),
-        (lambda x: binary.sign_activation(activations.relu(x), 1.2, True), {-1, 1}),
+        (lambda x: ThreeValuedSign()(activations.relu(x)), {0, 1}),
+        (lambda x: TwoValuedSign()(activations.relu(x)), {-1, 1}),
         (lambda x: jnp.sign(jnp.abs(x)), {0, 1}),
         (lambda x: jnp.sign(x * x), _TERNARY),
         (lambda x: jnp.sign(jnp.square(x) + 1), {0, 1}),
@@ -40,18 +40,18 @@ def _known(function, shape=(1, 6, 6, 4)):
         (lambda x: jnp.sign(activations.relu(x) + x), _TERNARY),
         (lambda x: jnp.sign(activations.relu(x) - 1), _TERNARY),
         (lambda x: -jnp.sign(activations.relu(x)), {-1, 0}),
-        (lambda x: binary.sign_weight(x).astype(jnp.bfloat16)[:, ::2].reshape(-1), {-1, 1}),
-        (lambda x: jnp.pad(binary.sign_weight(x), 1), _TERNARY),
-        (lambda x: jnp.concatenate([binary.sign_weight(x), x]), None),
-        (lambda x: jnp.concatenate([binary.sign_weight(x), jnp.zeros_like(x)]), _TERNARY),
-        (lambda x: jax.checkpoint(binary.sign_weight)(x), {-1, 1}),
-        (lambda x: jax.vmap(binary.sign_weight)(x), {-1, 1}),
-        (lambda x: binary.sign_weight(x) * 3, {-3, 3}),
-        (lambda x: binary.sign_weight(x) * jnp.mean(jnp.abs(x)), None),
+        (lambda x: TwoValuedSign()(x).astype(jnp.bfloat16)[:, ::2].reshape(-1), {-1, 1}),
+        (lambda x: jnp.pad(TwoValuedSign()(x), 1), _TERNARY),
+        (lambda x: jnp.concatenate([TwoValuedSign()(x), x]), None),
+        (lambda x: jnp.concatenate([TwoValuedSign()(x), jnp.zeros_like(x)]), _TERNARY),
+        (lambda x: jax.checkpoint(TwoValuedSign())(x), {-1, 1}),
+        (lambda x: jax.vmap(TwoValuedSign())(x), {-1, 1}),
+        (lambda x: TwoValuedSign()(x) * 3, {-3, 3}),
+        (lambda x: TwoValuedSign()(x) * jnp.mean(jnp.abs(x)), None),
         (lambda x: jnp.sign(activations.relu(x.astype(jnp.bfloat16))), {0, 1}),
         (lambda x: x, None),
-        (lambda x: jax.lax.fori_loop(0, 3, lambda i, s: -s, binary.sign_weight(x)), {-1, 1}),
-        (lambda x: jax.lax.fori_loop(0, 3, lambda i, s: s * x, binary.sign_weight(x)), None),
+        (lambda x: jax.lax.fori_loop(0, 3, lambda i, s: -s, TwoValuedSign()(x)), {-1, 1}),
+        (lambda x: jax.lax.fori_loop(0, 3, lambda i, s: s * x, TwoValuedSign()(x)), None),
     ],
 )
 def test_numbers_that_an_array_can_hold(function, numbers):

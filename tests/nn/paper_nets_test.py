@@ -13,22 +13,6 @@ from ftbnn_jax.nn import architectures, blocks
 from ftbnn_jax.nn.resnet import ResNet
 from ftbnn_jax.ops import batch_norm, binary
 
-_X = np.array([-3, -1.2, -1, -0.6, -0.0, 0.0, 0.25, 1, 1.1, 2], np.float32)
-
-
-@pytest.mark.parametrize("two_valued", [False, True])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_the_piecewise_quadratic_gradient_is_its_formula(two_valued, dtype):
-    x, g = jnp.asarray(_X, dtype), jnp.arange(1, 1 + len(_X), dtype=dtype)
-    y, backward = jax.vjp(lambda x: binary.sign_activation(x, 1.2, two_valued, "piecewise_quadratic"), x)
-    expected = np.where(_X > 0, 1, -1) if two_valued else np.sign(_X)
-    np.testing.assert_array_equal(np.asarray(y, np.float32), expected)
-    slope = np.where(np.abs(_X) <= 1, 2 - 2 * np.abs(np.asarray(x, np.float32)), 0)
-    np.testing.assert_allclose(
-        np.asarray(backward(g)[0], np.float32), slope * np.asarray(g, np.float32), rtol=1e-2
-    )
-    assert backward(g)[0].dtype == dtype
-
 
 def test_the_scale_is_the_mean_of_each_output_channel_and_a_constant():
     kernels = [

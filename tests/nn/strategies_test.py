@@ -12,47 +12,7 @@ from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn import architectures, blocks, spec, strategies
 from ftbnn_jax.nn.resnet import ResNet
 from ftbnn_jax.ops import binary
-
-_X = np.array([-30, -1.3, -0.4, -0.0, 0.0, 0.1, 0.9, 1.2, 4], np.float32)
-
-
-def _evolving(x, progress):
-    """Differences of `k * tanh(t * x)`, whose derivative the gradient is."""
-    x = np.asarray(x, np.float64)
-    t = 10 ** (-1 + 2 * progress)
-    k = 1 / t if t < 1 else 1
-    return k * (np.tanh(t * (x + 1e-6)) - np.tanh(t * (x - 1e-6))) / 2e-6
-
-
-@pytest.mark.parametrize("progress", [0.0, 0.3, 0.5, 1.0])
-@pytest.mark.parametrize(
-    "sign",
-    [
-        lambda x, progress: binary.sign_activation(x, 1.2, False, "evolving", progress),
-        lambda x, progress: binary.sign_activation(x, 1.2, True, "evolving", progress),
-        lambda x, progress: binary.sign_weight(x, 1.2, "evolving", progress),
-    ],
-)
-def test_the_evolving_gradient_is_that_of_a_tanh_growing_steep(sign, progress):
-    g = jnp.arange(1, 1 + len(_X), dtype=jnp.float32)
-    y, backward = jax.vjp(sign, jnp.asarray(_X), jnp.float32(progress))
-    assert set(np.abs(y)) <= {0, 1}
-    gradient, of_progress = backward(g)
-    np.testing.assert_allclose(gradient, _evolving(_X, progress) * np.asarray(g), rtol=1e-4, atol=1e-4)
-    assert of_progress == 0
-
-
-def test_the_first_evolving_gradient_passes_everywhere_and_the_last_almost_nowhere():
-    first, last = _evolving(_X, 0.0), _evolving(_X, 1.0)
-    # t = 0.1 and k = 10; then t = 10 and k = 1.
-    assert first[1:].min() > 0.8
-    assert (last > 1e-3).tolist() == [False, False, True, True, True, True, False, False, False]
-
-
-def test_the_weights_gradient_can_be_the_piecewise_quadratic_one():
-    _, backward = jax.vjp(lambda w: binary.sign_weight(w, 1.2, "piecewise_quadratic"), jnp.asarray(_X))
-    slope = np.where(np.abs(_X) <= 1, 2 - 2 * np.abs(_X), 0)
-    np.testing.assert_allclose(backward(jnp.ones(len(_X)))[0], slope, rtol=1e-6)
+from ftbnn_jax.ops.quantizers import Identity, ThreeValuedSign
 
 
 def _run(net, index, x, progress=1.0):
@@ -159,7 +119,9 @@ def test_real_weights_have_the_gradient_of_a_real_convolution():
     x = jnp.asarray(np.random.default_rng(1).normal(size=(1, 3, 3, 4)), jnp.float32)
 
     def middle(kernel):
-        return binary.binary_conv2d(x, [kernel], padding=0, binary_weights=False).sum()
+        return binary.binary_conv2d(
+            x, [kernel], input_quantizer=ThreeValuedSign(), kernel_quantizer=Identity(), padding=0
+        ).sum()
 
     # Also beyond the bound of the clipped gradient.
     expected = np.broadcast_to(np.sign(x[0])[..., None], kernel.shape)

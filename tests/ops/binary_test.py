@@ -1,4 +1,4 @@
-"""Binarisation and binary convolution against sums of signs counted in NumPy's integers."""
+"""Binary convolution against sums of signs counted in NumPy's integers."""
 
 import functools
 
@@ -11,19 +11,9 @@ from jax import lax
 
 from ftbnn_jax.ops import binary
 from ftbnn_jax.ops.conv import convolution
+from ftbnn_jax.ops.quantizers import Clipped, ThreeValuedSign, TwoValuedSign
 
 _DTYPES = [np.float32, ml_dtypes.bfloat16, np.float16]
-
-
-def _planted_values(dtype):
-    """Zeros of both signs, tiny and huge values, and +-1.2 in `dtype` with its neighbours."""
-    info = ml_dtypes.finfo(dtype)
-    bound = np.asarray(1.2, dtype)
-    # 1.2 lies between 1 and 2, where neighbours are eps apart.
-    beyond, within = bound + info.eps, bound - info.eps
-    assert within < bound < beyond
-    positive = [info.smallest_normal, 1e-3, 1.0, within, bound, beyond, 3.0, info.max]
-    return np.array([0.0, -0.0, *positive, *(-np.asarray(v, dtype) for v in positive)], dtype)
 
 
 def _three_valued(x):
@@ -32,39 +22,6 @@ def _three_valued(x):
 
 def _two_valued(x):
     return np.where(x > 0, 1, -1)
-
-
-@pytest.mark.parametrize("dtype", _DTYPES)
-@pytest.mark.parametrize("bound", [1.2, 1.0])
-@pytest.mark.parametrize(
-    ("function", "expected"),
-    [
-        (lambda x, bound: binary.sign_activation(x, bound), _three_valued),
-        (lambda x, bound: binary.sign_activation(x, bound, True), _two_valued),
-        (lambda x, bound: binary.sign_weight(x, bound), _two_valued),
-    ],
-)
-def test_signs_and_their_clipped_straight_through_gradients(function, expected, bound, dtype):
-    x = _planted_values(dtype)
-    y, vjp = jax.vjp(lambda x: function(x, bound), jnp.asarray(x))
-    assert y.dtype == dtype
-    np.testing.assert_array_equal(y, expected(x).astype(dtype))
-    # A zero of the sign bit would be a one in packed bits.
-    assert not np.signbit(np.asarray(y)[np.asarray(y) == 0]).any()
-
-    cotangent = np.arange(1, len(x) + 1).astype(dtype)
-    (gradient,) = vjp(jnp.asarray(cotangent))
-    assert gradient.dtype == dtype
-    inside = np.abs(x) <= np.asarray(bound, dtype)
-    assert 0 < inside.sum() < len(x)
-    np.testing.assert_array_equal(gradient, np.where(inside, cotangent, 0).astype(dtype))
-
-
-def test_the_default_bound_is_the_papers():
-    x = jnp.array([-1.2, 1.2, -1.21, 1.21])
-    for function in (binary.sign_activation, binary.sign_weight):
-        gradient = jax.grad(lambda x: jnp.sum(function(x)))(x)  # noqa: B023
-        np.testing.assert_array_equal(gradient, [1, 1, 0, 0])
 
 
 @pytest.mark.parametrize(
@@ -93,6 +50,9 @@ def test_grouped_conv2d_wants_kernels_for_all_channels():
     with pytest.raises(ValueError, match=r"kernels take \[2, 3\] channels, the input has 6"):
         kernels = [jnp.ones((1, 1, 2, 1)), jnp.ones((1, 1, 3, 1))]
         convolution.grouped_conv2d(jnp.ones((1, 2, 2, 6)), kernels, 1, 0)
+
+
+_QUANTIZERS = {_three_valued: ThreeValuedSign, _two_valued: TwoValuedSign}
 
 
 def _operands(features_in, features_out, groups, size, kernel_size, seed=0):
@@ -153,7 +113,7 @@ def test_binary_conv2d_counts_exactly_in_every_compute_dtype(
     features_in, features_out, groups, size, kernel_size, stride, padding
 ):
     x, kernels = _operands(features_in, features_out, groups, size, kernel_size)
-    variants = [(sign, dtype) for sign in (_three_valued, _two_valued) for dtype in _DTYPES]
+    variants = [(sign, dtype) for sign in _QUANTIZERS for dtype in _DTYPES]
 
     @jax.jit  # One compilation for all variants: that is where the time of this test goes.
     def run(x, kernels):
@@ -163,7 +123,8 @@ def test_binary_conv2d_counts_exactly_in_every_compute_dtype(
                 kernels,
                 stride=stride,
                 padding=padding,
-                two_valued=sign is _two_valued,
+                input_quantizer=_QUANTIZERS[sign](),
+                kernel_quantizer=TwoValuedSign(),
                 compute_dtype=dtype,
             )
             for sign, dtype in variants
@@ -181,7 +142,14 @@ def test_binary_conv2d_counts_thousands_of_equal_signs_exactly():
     kernels = [jnp.asarray(np.where(np.arange(4608) < 4608 - n, 1, -1)) for n in range(0, 1804, 451)]
     kernel = jnp.stack(kernels, -1).reshape(3, 3, 512, -1).astype(jnp.float32)
     for compute_dtype in _DTYPES:
-        y = binary.binary_conv2d(x, [kernel], padding=0, compute_dtype=compute_dtype)
+        y = binary.binary_conv2d(
+            x,
+            [kernel],
+            input_quantizer=ThreeValuedSign(),
+            kernel_quantizer=TwoValuedSign(),
+            padding=0,
+            compute_dtype=compute_dtype,
+        )
         np.testing.assert_array_equal(y[0, 0, 0], [4608 - 2 * n for n in range(0, 1804, 451)])
 
 
@@ -223,15 +191,17 @@ def test_gradients_are_those_of_a_convolution_of_straight_through_signs(
     @jax.jit
     def run(x, kernels, cotangent):
         results = []
-        for two_valued in (False, True):
-            sign = (lambda x: jnp.where(x > 0, 1, -1)) if two_valued else jnp.sign
+        for quantizer, sign in (
+            (ThreeValuedSign, jnp.sign),
+            (TwoValuedSign, lambda x: jnp.where(x > 0, 1, -1)),
+        ):
             expected = jax.vjp(lambda x, k: plain(x, k, sign), x, kernels)[1](cotangent)  # noqa: B023
             for compute_dtype in _DTYPES:
                 convolve = functools.partial(
                     binary.binary_conv2d,
+                    input_quantizer=quantizer(Clipped(bound)),
+                    kernel_quantizer=TwoValuedSign(Clipped(bound)),
                     stride=stride,
-                    bound=bound,
-                    two_valued=two_valued,
                     compute_dtype=compute_dtype,
                 )
                 results.append((jax.vjp(convolve, x, kernels)[1](cotangent), expected))
@@ -246,18 +216,20 @@ def test_gradients_are_those_of_a_convolution_of_straight_through_signs(
 
 
 @pytest.mark.parametrize(
-    ("inputs", "two_valued", "expected"),
+    ("inputs", "quantizer", "expected"),
     [
         # After the ReLU, with zeros kept (Eq. 5 and 7).
-        ([0, 0, 1.5, 2, 0], False, 0),
+        ([0, 0, 1.5, 2, 0], ThreeValuedSign(), 0),
         # Zeros as -1: Eq. 3 counts 2 equal signs of 5, and a sum of signs is 2 * equal - 5.
-        ([0, 0, 1.5, 2, 0], True, 2 * 2 - 5),
+        ([0, 0, 1.5, 2, 0], TwoValuedSign(), 2 * 2 - 5),
         # Without the ReLU the signs are the same ones.
-        ([-3, -2, 1.5, 2, -1.2], False, 2 * 2 - 5),
+        ([-3, -2, 1.5, 2, -1.2], ThreeValuedSign(), 2 * 2 - 5),
     ],
 )
-def test_the_worked_example_of_appendix_b(inputs, two_valued, expected):
+def test_the_worked_example_of_appendix_b(inputs, quantizer, expected):
     x = jnp.asarray(inputs, jnp.float32).reshape(1, 1, 1, 5)
     kernel = jnp.array([1.0, -1, 1, -1, 1]).reshape(1, 1, 5, 1)
-    y = binary.binary_conv2d(x, [kernel], padding=0, two_valued=two_valued)
+    y = binary.binary_conv2d(
+        x, [kernel], input_quantizer=quantizer, kernel_quantizer=TwoValuedSign(), padding=0
+    )
     assert y.item() == expected

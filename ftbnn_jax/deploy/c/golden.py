@@ -11,7 +11,7 @@ import numpy as np
 
 from ftbnn_jax.deploy.c import schedule
 from ftbnn_jax.errors import UserError
-from ftbnn_jax.ops import binary
+from ftbnn_jax.ops import quantizers
 from ftbnn_jax.ops.packed import bits
 
 _MAGIC = 0x47425446
@@ -67,10 +67,10 @@ def pack(
 def _planes(block: schedule.Block, x: np.ndarray) -> list[np.ndarray]:
     """Packs signs group after group, each beginning with a new word: uint32 `[N, H, W, words]`."""
     x = x.astype(np.float32)
-    positive = np.asarray(binary.is_positive(x))
+    positive = np.asarray(quantizers.is_positive(x))
     planes = [positive]
     if block.form == "ternary":
-        planes.append(positive | np.asarray(binary.is_negative(x)))
+        planes.append(positive | np.asarray(quantizers.is_negative(x)))
     ends = np.cumsum(block.group_inputs)[:-1]
     return [
         np.concatenate([bits.pack_rows(group) for group in np.split(plane, ends, axis=-1)], axis=-1)

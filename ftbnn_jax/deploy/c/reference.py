@@ -12,7 +12,7 @@ from ftbnn_jax.deploy.c import fixed_point, golden, schedule
 from ftbnn_jax.deploy.c.arithmetic import FixedPoint, SinglePrecision
 from ftbnn_jax.deploy.c.emulator import Emulator, Trace
 from ftbnn_jax.errors import UserError
-from ftbnn_jax.ops import binary
+from ftbnn_jax.ops import quantizers
 
 # As many names as a line holds.
 _NAMES = 4
@@ -48,10 +48,10 @@ class Losses:
             for block, (x, _) in zip(network.blocks, single.records, strict=True)
         ]
         for name, form, x in [*values, ("logits", "ternary", single.logits)]:
-            lost = np.asarray(binary.is_positive(x)) & (x < half)
+            lost = np.asarray(quantizers.is_positive(x)) & (x < half)
             # In the other forms nothing is below 0, or 0 counts as that.
             if form == "ternary":
-                lost |= np.asarray(binary.is_negative(x)) & (x > -half)
+                lost |= np.asarray(quantizers.is_negative(x)) & (x > -half)
             _add(self.lost_signs, {name: int(lost.sum())})
             _add(self.signs, {name: x.size})
 

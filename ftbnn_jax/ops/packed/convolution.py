@@ -22,7 +22,7 @@ import numpy as np
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
-from ftbnn_jax.ops import binary
+from ftbnn_jax.ops import quantizers
 from ftbnn_jax.ops.conv.geometry import Padding, Pair, output_size
 from ftbnn_jax.ops.packed import bits as bitpack
 from ftbnn_jax.ops.packed import popcount as counting
@@ -200,14 +200,14 @@ class PackedConv:
         """`[N, H, W, groups, I]` to int32 `[N, H', W', groups, O]`."""
         edges = ((0, 0), *self.padding, (0, 0), (0, 0))
         # Padding what is packed here costs nothing; padding words is a pass over them.
-        words = bitpack.pack_channels(binary.is_positive(jnp.pad(x, edges)))
+        words = bitpack.pack_channels(quantizers.is_positive(jnp.pad(x, edges)))
         gathered = self._windows(band, words)
         if self.form == "xnor":
             return _materialized(lambda operand: self._xnor(*operand), (weights, gathered))
         if self.form == "and":
             own = windows.own_bits(words, self._geometry)
             return _materialized(lambda operand: self._and(*operand), (weights, gathered, own))
-        nonzero = bitpack.pack_channels(binary.is_positive(jnp.abs(x)))
+        nonzero = bitpack.pack_channels(quantizers.is_positive(jnp.abs(x)))
         full = bitpack.pack_rows(np.ones(band.in_features, bool))
         # Hardly any value is exactly 0 behind an FPReLU: then fewer words do.
         return lax.cond(
