@@ -1,20 +1,27 @@
-"""Traces a flax module into programs whose operations name the module that they belong to.
+"""Traces functions and flax modules into programs whose operations name the layer they belong to.
 
-Nothing is computed and no weights are made: all arrays are shapes.
+Nothing is computed and no weights are made.
 """
 
+import contextlib
+import dataclasses
 import inspect
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax.core import DenyList
+from jax import export
+from jax.extend import core
 
-from ftbnn_jax.graph import walk
+from ftbnn_jax.errors import UserError, summary
+from ftbnn_jax.graph import values, walk
 from ftbnn_jax.ops import marks
-from ftbnn_jax.ops.conv import table
+from ftbnn_jax.ops.conv import convolution, table
 
 _NORMS = (nn.BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm, nn.RMSNorm)
 
@@ -88,14 +95,93 @@ class Program:
                     mutable=DenyList("params"),
                 )[0]
 
-            with nn.intercept_methods(_name_scopes):
-                return function(apply, arguments["params"])
+            return function(apply, arguments["params"])
 
-        # What a network costs does not depend on how a backend computes its convolutions.
-        with table.forced("direct", "transposed", "transposed"):
+        with _plainly():
             jaxpr = jax.make_jaxpr(program)(arguments)
         flat, _ = jax.tree_util.tree_flatten_with_path(arguments)
         return jaxpr, [path[0].key for path, _ in flat]
+
+
+@dataclasses.dataclass(frozen=True)
+class Traced:
+    """An inference function as a program.
+
+    Attributes:
+      program: its arguments are the variables' arrays and, last, the images.
+      arguments: what is known of each; of the variables, the numbers.
+      image: the last of these.
+    """
+
+    program: core.ClosedJaxpr
+    arguments: tuple[walk.Array, ...]
+
+    @property
+    def image(self) -> walk.Array:
+        """The images."""
+        return self.arguments[-1]
+
+    def run(self, images: jax.Array) -> walk.Steps:
+        """Walks the program with images, or tracers for them, of the size that it was traced for."""
+        given = dataclasses.replace(self.image, numbers=images)
+        return walk.walk(self.program, [*self.arguments[:-1], given], compute=True)
+
+
+def trace(
+    function: Callable[[Any, Any], Any], variables: Any, example: Any, batch: int | None = None
+) -> Traced:
+    """Traces `function(variables, images)`.
+
+    Args:
+      function: of any library; it returns one array.
+      variables: any tree of arrays.
+      example: images, or a `jax.ShapeDtypeStruct`, with the batch as the first axis.
+      batch: how many images the program takes; None for any number of them.
+
+    Raises:
+      UserError: the function cannot be traced, or returns something else.
+    """
+    size = batch
+    if size is None:
+        (size,) = export.symbolic_shape("batch")
+    shape, dtype = tuple(np.shape(example)), getattr(example, "dtype", np.float32)
+    if not shape:
+        raise UserError("example: images with a batch in front expected, found one number")
+    image = jax.ShapeDtypeStruct((size, *shape[1:]), dtype)
+    with _plainly():
+        try:
+            program, result = jax.make_jaxpr(function, return_shape=True)(variables, image)
+        except UserError:
+            raise
+        # Whatever the function raises under tracers, a mistake in it among them.
+        except Exception as error:
+            frames = traceback.extract_tb(error.__traceback__)[::-1]
+            place = walk.user_line([(frame.filename, frame.lineno) for frame in frames])
+            raise UserError(f"{place}: the network cannot be traced: {summary(error)}") from error
+    leaves = jax.tree.leaves(result)
+    if len(leaves) != 1 or len(leaves[0].shape) < 1 or leaves[0].shape[0] != size:
+        shapes = ", ".join(str(list(leaf.shape)) for leaf in leaves) or "nothing"
+        raise UserError(
+            f"the network returns {shapes}; one array is expected, its first axis the images'"
+        )
+    flat, _ = jax.tree_util.tree_flatten_with_path(variables)
+    known = []
+    for (path, leaf), var in zip(flat, program.jaxpr.invars, strict=False):
+        name = jax.tree_util.keystr(path, simple=True, separator="/").removeprefix("params/")
+        known.append(walk.argument(values.constant(leaf), var.aval, jnp.asarray(leaf), name))
+    known.append(walk.argument(values.Value(from_input=True), program.jaxpr.invars[-1].aval))
+    return Traced(program, tuple(known))
+
+
+@contextlib.contextmanager
+def _plainly() -> Iterator[None]:
+    """Layers are named, and no convolution is computed in a way that is a backend's own."""
+    with (
+        nn.intercept_methods(_name_scopes),
+        table.forced("direct", "transposed", "transposed"),
+        convolution.signs_as_numbers(),
+    ):
+        yield
 
 
 def _is_shape(x: Input) -> bool:

@@ -7,14 +7,17 @@ steps that `walk` yields: budgets, memory, the packed graph and its proof are su
 import contextlib
 import dataclasses
 import math
+import pathlib
 import re
+import sys
+import sysconfig
 from collections.abc import Generator, Iterable, Sequence
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core, source_info_util
+from jax.extend import core
 
 from ftbnn_jax.graph import values
 from ftbnn_jax.graph.values import Value
@@ -65,7 +68,7 @@ class Step:
       shapes: of the results, those of a call as well.
       layer: path of the flax module that it belongs to, or else the names of the scopes it stands in.
       times: how often it is done, or None where that cannot be known.
-      functions: names of the called functions that it stands in, the outermost first.
+      outer: the calls of functions that it stands in, the outermost first.
       info: where it stands in the source.
       calls: whether it calls a function, whose steps follow.
       branches: of a choice, the steps of each.
@@ -80,7 +83,7 @@ class Step:
     shapes: list[tuple[Any, ...]]
     layer: str
     times: int | None
-    functions: tuple[str, ...]
+    outer: tuple["Step", ...]
     info: Any
     calls: bool = False
     branches: tuple[list["Step"], ...] = ()
@@ -94,10 +97,34 @@ class Step:
     @property
     def source(self) -> str:
         """File and line in the user's code."""
-        return source_info_util.summarize(self.info)
+        traces = [step.info.traceback for step in (self, *self.outer[::-1])]
+        frames = [frame for trace in traces if trace for frame in trace.frames]
+        return user_line([(frame.file_name, frame.line_num) for frame in frames])
+
+    @property
+    def functions(self) -> list[str]:
+        """Names of the called functions that it stands in, the outermost first."""
+        return [str(step.params.get("name", step.name)) for step in self.outer]
 
 
 Steps = Generator[Step, None, list[Array]]
+
+_LIBRARIES = (sysconfig.get_path("purelib"), sysconfig.get_path("stdlib"), sys.prefix, "<")
+_PACKAGE = str(pathlib.Path(__file__).parents[1])
+
+
+def user_line(places: Iterable[tuple[str, int]]) -> str:
+    """Returns where a user's own code stands in a stack, as "FILE:LINE", or else this package's.
+
+    Args:
+      places: file and line of each frame, the innermost first.
+    """
+    places = [(f, n) for f, n in places if not f.startswith(_LIBRARIES) or f.startswith(_PACKAGE)]
+    # Layers say more than the operations that they are made of.
+    own = [(f, n) for f, n in places if not f.startswith(_PACKAGE)]
+    layers = [(f, n) for f, n in places if f.startswith(f"{_PACKAGE}/nn/")]
+    file, line = next(iter([*layers[:1], *own, *places]), ("", 0))
+    return f"{file}:{line}" if file else "unknown"
 
 
 def argument(value: Value, aval: Any, numbers: Any = None, name: str = "") -> Array:
@@ -175,7 +202,7 @@ class _Walk:
         arguments: Sequence[Array],
         layer: str,
         times: int | None,
-        functions: tuple[str, ...],
+        outer: tuple[Step, ...],
     ) -> Steps:
         known: dict[core.Var, Array] = {}
         if isinstance(jaxpr, core.ClosedJaxpr):
@@ -189,7 +216,7 @@ class _Walk:
         for eqn in jaxpr.eqns:
             operands = [read(atom) for atom in eqn.invars]
             path = layer_of(eqn.source_info, layer)
-            results = yield from self._eqn(eqn, operands, path, times, functions)
+            results = yield from self._eqn(eqn, operands, path, times, outer)
             known.update(zip(eqn.outvars, results, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
@@ -210,13 +237,13 @@ class _Walk:
         operands: list[Array],
         layer: str,
         times: int | None,
-        functions: tuple[str, ...],
+        outer: tuple[Step, ...],
     ) -> Steps:
         name = eqn.primitive.name
         shapes = [tuple(getattr(var.aval, "shape", ())) for var in eqn.outvars]
         step = Step(
             *(eqn.primitive, eqn.params, operands, [], shapes),
-            *(layer, times, functions, eqn.source_info),
+            *(layer, times, outer, eqn.source_info),
         )
         if name == "scan" and self._compute:
             body = _unrolled(eqn)
@@ -234,8 +261,7 @@ class _Walk:
         if body is not None:
             step.calls = True
             yield step
-            inner = (*functions, str(eqn.params.get("name", name)))
-            return (yield from self.jaxpr(body, operands, layer, times, inner))
+            return (yield from self.jaxpr(body, operands, layer, times, (*outer, step)))
         key = _key(eqn, operands)
         if key not in self._done:
             self._done[key] = self._results(eqn, operands), operands
@@ -288,7 +314,7 @@ class _Walk:
         carry = self._settle(body, operands, constants, carries, step)
         arguments = _arguments(body, [*operands[:constants], *carry, *operands[constants + carries :]])
         times = None if step.times is None else step.times * eqn.params["length"]
-        results = yield from self.jaxpr(body, arguments, step.layer, times, step.functions)
+        results = yield from self.jaxpr(body, arguments, step.layer, times, step.outer)
         found = [*carry, *(x.value for x in results[carries:])]
         step.results = [argument(v, var.aval) for v, var in zip(found, eqn.outvars, strict=True)]
         yield step
@@ -313,7 +339,7 @@ class _Walk:
         body, operands = eqn.params["body_jaxpr"], [x.value for x in step.operands[skip:]]
         carry = self._settle(body, operands, constants, len(operands) - constants, step)
         arguments = _arguments(body, [*operands[:constants], *carry])
-        yield from self.jaxpr(body, arguments, step.layer, None, step.functions)
+        yield from self.jaxpr(body, arguments, step.layer, None, step.outer)
         step.results = [argument(v, var.aval) for v, var in zip(carry, eqn.outvars, strict=True)]
         yield step
         return step.results
@@ -321,7 +347,7 @@ class _Walk:
     def _cond(self, eqn: core.JaxprEqn, step: Step) -> Steps:
         branches, results = [], []
         for branch in eqn.params["branches"]:
-            inside = self.jaxpr(branch, step.operands[1:], step.layer, step.times, step.functions)
+            inside = self.jaxpr(branch, step.operands[1:], step.layer, step.times, step.outer)
             steps, found = collect(inside)
             branches.append(steps)
             results.append([x.value for x in found])

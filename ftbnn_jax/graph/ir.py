@@ -1,0 +1,491 @@
+"""The graph: a network as a list of operations out of one closed table.
+
+`lower` makes a graph of any traced program, `passes` put binary products in the place of products of
+signs, and every target (the packed runtime, ONNX, the file) is a table or a loop over this one.
+
+An array is an input, a tensor, or the result of the node of its name. Images come first in every shape
+that depends on them: a dimension below 0 is that many times the batch, so `(-1, 7, 7, 64)` holds one
+image's features a row, and `-49` is 49 positions of each image.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from ftbnn_jax import fields
+from ftbnn_jax.errors import UserError, summary
+from ftbnn_jax.ops.conv import convolution
+from ftbnn_jax.ops.packed import bits as bitpack
+from ftbnn_jax.ops.packed import convolution as packed
+
+# Dtypes of arrays; bits are words of 32.
+DTYPES = (
+    *("float32", "bfloat16", "float16", "bool"),
+    *("int8", "int16", "int32", "uint8", "uint16", "uint32"),
+)
+BATCH = -1
+# Larger numbers, longer lists and more nodes than any network needs.
+_MOST = 2**31 - 1
+_LONGEST = 2**16
+_MOST_NODES = 2**16
+# Elements of one array for one image; a file that asks for more than this is no network.
+_MOST_ELEMENTS = 2**31
+
+
+class Node(NamedTuple):
+    """One operation.
+
+    Attributes:
+      name: of its result.
+      op: one of `OPERATIONS`.
+      inputs: names of its operands.
+      attributes: by name; what the operation's rule takes.
+      layer: path of the module it belongs to.
+    """
+
+    name: str
+    op: str
+    inputs: tuple[str, ...]
+    attributes: dict[str, Any]
+    layer: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Graph:
+    """A network.
+
+    Attributes:
+      nodes: in the order in which they can be computed.
+      tensors: its constants by name.
+      input: what the images are called.
+      dtype: of the images.
+      shape: of the images, the batch first: `(-1, H, W, C)`.
+      output: name of the result.
+    """
+
+    nodes: tuple[Node, ...]
+    tensors: Mapping[str, np.ndarray]
+    input: str
+    dtype: str
+    shape: tuple[int, ...]
+    output: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns all of it but the tensors' numbers as values that JSON can hold.
+
+        Operands are numbers: 0 is the input, then come the tensors in the order of their names, then
+        the nodes. What many nodes share is short that way.
+        """
+        tensors = sorted(self.tensors)
+        number = {self.input: 0, **{name: 1 + i for i, name in enumerate(tensors)}}
+        for node in self.nodes:
+            number[node.name] = len(number)
+        nodes = [
+            [n.name, n.op, [number[i] for i in n.inputs], n.attributes, n.layer] for n in self.nodes
+        ]
+        head = {"name": self.input, "dtype": self.dtype, "shape": list(self.shape)}
+        return {"input": head, "tensors": tensors, "nodes": nodes, "output": number[self.output]}
+
+    @classmethod
+    def from_json(cls, value: Any, tensors: Mapping[str, np.ndarray]) -> "Graph":
+        """Builds a graph from `to_json`'s result and its tensors, and checks all of it.
+
+        Raises:
+          UserError: an operation, an operand or an attribute is none that there can be, or the shapes do
+            not go together.
+        """
+        value = _object(value, "graph", ("input", "tensors", "nodes", "output"))
+        head = _object(value["input"], "graph.input", ("name", "dtype", "shape"))
+        name = _text(head["name"], "graph.input.name")
+        _require(head["dtype"] in DTYPES, "graph.input.dtype", f"one of {DTYPES}", head["dtype"])
+        shape = _dims(head["shape"], "graph.input.shape")
+        _require(shape[:1] == (BATCH,), "graph.input.shape", "the batch, -1, first", head["shape"])
+        _require(value["tensors"] == sorted(tensors), "graph.tensors", "the file's", value["tensors"])
+        names = [name, *value["tensors"]]
+        _require(
+            isinstance(value["nodes"], list) and 0 < len(value["nodes"]) <= _MOST_NODES,
+            *("graph.nodes", f"a list of 1 to {_MOST_NODES:,}", value["nodes"]),
+        )
+        nodes = []
+        for i, item in enumerate(value["nodes"]):
+            nodes.append(_node(item, f"graph.nodes[{i}]", names))
+            names.append(nodes[-1].name)
+        _require(len(set(names)) == len(names), "graph.nodes", "names that differ", "one twice")
+        output = _number(value["output"], "graph.output", 0, len(names) - 1)
+        graph = cls(tuple(nodes), dict(tensors), name, head["dtype"], shape, names[output])
+        graph.shapes()
+        return graph
+
+    def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns shape and dtype of every array for one image, by name.
+
+        Raises:
+          UserError: operands do not go together.
+        """
+        found: dict[str, jax.ShapeDtypeStruct] = {}
+
+        def note(name, x):
+            if math.prod(x.shape) > _MOST_ELEMENTS:
+                raise UserError(f"{name}: {list(x.shape)} is more than any network needs")
+            found[name] = jax.ShapeDtypeStruct(x.shape, x.dtype)
+            return x
+
+        image = jax.ShapeDtypeStruct(sized(self.shape, 1), self.dtype)
+        constants = {n: jax.ShapeDtypeStruct(t.shape, t.dtype) for n, t in self.tensors.items()}
+        jax.eval_shape(lambda x, c: self.run(x, c, note=note), image, constants)
+        return found
+
+    def run(
+        self,
+        images: jax.Array,
+        tensors: Mapping[str, Any],
+        note: Callable[[str, Any], Any] = lambda name, x: x,
+    ) -> jax.Array:
+        """Computes the network.
+
+        Args:
+          images: of `dtype` and `shape`.
+          tensors: by name; of a binary product the words of its kernels, or what `prepare` made of them.
+            An array that is there already is not computed.
+          note: is shown every array, by name, and returns what takes its place.
+
+        Raises:
+          UserError: operands do not go together.
+        """
+        arrays = {**tensors, self.input: note(self.input, images)}
+        batch = images.shape[0]
+        for node in self.nodes:
+            if node.name not in arrays:
+                operands = [arrays[i] for i in node.inputs]
+                try:
+                    result = apply(node, batch, operands)
+                except (TypeError, ValueError, IndexError, NotImplementedError) as error:
+                    raise UserError(f"{node.name} ({node.op}): {summary(error)}") from error
+                arrays[node.name] = note(node.name, result)
+        return arrays[self.output]
+
+    def binary_products(self) -> list[Node]:
+        """Returns the nodes that count bits, in order."""
+        return [node for node in self.nodes if node.op in BINARY]
+
+
+def apply(node: Node, batch: int, operands: Sequence[Any]) -> jax.Array:
+    """Computes one node for `batch` images."""
+    operation = OPERATIONS[node.op]
+    attributes = {
+        name: sized(value, batch) if operation.attributes[name] is _dims else value
+        for name, value in node.attributes.items()
+    }
+    return operation.rule(*operands, **attributes)
+
+
+def sized(shape: Sequence[int], batch: int) -> tuple[int, ...]:
+    """Returns a shape for a batch of that many images."""
+    return tuple(n if n >= 0 else -n * batch for n in shape)
+
+
+# Binary products.
+
+
+def packed_conv(attributes: Mapping[str, Any]) -> packed.PackedConv:
+    """Returns the binary convolution of a node; one along a line has a height of 1."""
+    a = attributes
+    line = len(a.get("kernel_size", ())) == 1
+    geometry = {}
+    if a.get("kernel_size"):
+        geometry = {
+            "kernel_size": (1,) * line + a["kernel_size"],
+            "strides": (1,) * line + a["strides"],
+            "padding": ((0, 0),) * line + a["padding"],
+            "dilation": (1,) * line + a["dilation"],
+        }
+    else:
+        geometry = {"kernel_size": (1, 1), "padding": ((0, 0), (0, 0))}
+    return packed.PackedConv(a["in_features"], a["out_features"], a["form"], **geometry)
+
+
+def kernel_shapes(attributes: Mapping[str, Any]) -> list[tuple[int, ...]]:
+    """Returns `(KH, KW, I_g, O_g)` for each group of a binary product."""
+    size = packed_conv(attributes).kernel_size
+    groups = zip(attributes["in_features"], attributes["out_features"], strict=True)
+    return [(*size, i, o) for i, o in groups]
+
+
+def pack(kernels: Sequence[np.ndarray]) -> np.ndarray:
+    """Packs booleans `[KH, KW, I_g, O_g]`, True for +1, one a group, into words without a gap."""
+    return bitpack.pack_stream(np.concatenate([kernel.reshape(-1) for kernel in kernels]))
+
+
+def unpack(attributes: Mapping[str, Any], words: np.ndarray) -> list[np.ndarray]:
+    """Returns the kernels that `pack` packed."""
+    shapes = kernel_shapes(attributes)
+    sizes = [math.prod(shape) for shape in shapes]
+    found = np.split(bitpack.unpack_stream(words, sum(sizes)), np.cumsum(sizes)[:-1])
+    return [b.reshape(shape) for b, shape in zip(found, shapes, strict=True)]
+
+
+def prepare(node: Node, words: np.ndarray, shape: Sequence[int]) -> packed.Weights:
+    """Returns the kernels of a binary product in the form that it reads, for inputs of one shape."""
+    height, width = _plane(node.attributes, shape)
+    return packed_conv(node.attributes).prepare(unpack(node.attributes, words), height, width)
+
+
+def _plane(attributes: Mapping[str, Any], shape: Sequence[int]) -> tuple[int, int]:
+    dims = len(attributes.get("kernel_size", ()))
+    return (*((1,) * (2 - dims)), *shape[1 : 1 + dims])
+
+
+def _binary(x, weights, dtype, **attributes):
+    """Integers of a binary product of signs `[N, (H,) (W,) I]`, or of rows `[..., I]`."""
+    conv = packed_conv(attributes)
+    dims = len(attributes.get("kernel_size", ()))
+    if x.ndim != 2 + dims if dims else x.ndim < 2:
+        raise TypeError(f"{x.ndim} dimensions")
+    if x.shape[-1] != sum(attributes["in_features"]):
+        raise TypeError(f"{x.shape[-1]} channels for {sum(attributes['in_features'])}")
+    planes = x.reshape(-1, 1, 1, x.shape[-1]) if not dims else x
+    planes = planes[:, None] if dims == 1 else planes
+    if isinstance(weights, list):
+        sums = conv(weights, planes)
+    else:
+        # Words alone have no size to be prepared for: this is the shape of the result.
+        count = sum(math.prod(shape) for shape in kernel_shapes(attributes))
+        if weights.dtype != jnp.uint32 or weights.shape != (bitpack.words_for(count),):
+            raise TypeError(f"{list(weights.shape)} words for {count:,} bits")
+        shape = (planes.shape[0], *conv.output_shape(*planes.shape[1:3]), sum(conv.out_features))
+        sums = jnp.zeros(shape, jnp.int32)
+    outer = x.shape[:-1] if not dims else (*sums.shape[:1], *sums.shape[3 - dims : 3])
+    return sums.reshape(*outer, sums.shape[-1]).astype(dtype)
+
+
+# Real operations.
+
+
+def _elementwise(function):
+    def rule(*operands):
+        if len({x.dtype for x in operands[-2:]}) > 1:
+            raise TypeError(f"operands of {' and '.join(str(x.dtype) for x in operands)}")
+        shape = jnp.broadcast_shapes(*(x.shape for x in operands))
+        # Scalars and operands of one rank are what the operations take themselves.
+        ranks = {x.ndim for x in operands if x.ndim}
+        if len(ranks) > 1:
+            operands = [jnp.broadcast_to(x, shape) for x in operands]
+        return function(*operands)
+
+    return rule
+
+
+def _conv(x, kernel, strides, padding, input_dilation, dilation, groups, dtype):
+    plain = x.ndim == 4 and groups == 1 and set(input_dilation + dilation) == {1}
+    if plain and len(set(strides)) == 1 and x.dtype == kernel.dtype == jnp.float32 == dtype:
+        # The algorithm that suits the machine and the shape.
+        return convolution.forward(x, kernel, strides[0], padding, dtype)
+    space = "DHW"[3 - len(strides) :]
+    return lax.conv_general_dilated(
+        *(x, kernel, strides, padding, input_dilation, dilation),
+        dimension_numbers=(f"N{space}C", f"{space}IO", f"N{space}C"),
+        feature_group_count=groups,
+        preferred_element_type=dtype,
+    )
+
+
+def _dot(x, y, contracting, batch, dtype):
+    return lax.dot_general(x, y, (contracting, batch), preferred_element_type=dtype)
+
+
+def _window(x, window, strides, padding, init, function):
+    return lax.reduce_window(x, jnp.asarray(init, x.dtype), function, window, strides, padding)
+
+
+def _lowest(dtype):
+    if jnp.issubdtype(dtype, jnp.floating):
+        return -jnp.inf
+    return False if dtype == jnp.bool_ else jnp.iinfo(dtype).min
+
+
+_COMPARE = {"eq": lax.eq, "ne": lax.ne, "lt": lax.lt, "le": lax.le, "gt": lax.gt, "ge": lax.ge}
+
+
+# What attributes may be: each returns the value, of lists as tuples.
+
+
+def _require(right: bool, where: str, what: str, found: Any) -> None:
+    if not right:
+        raise UserError(f"metadata {where}: {what} expected, found {fields.shown(found)}")
+
+
+def _object(value: Any, where: str, names: Sequence[str]) -> dict[str, Any]:
+    right = isinstance(value, dict) and sorted(value) == sorted(names)
+    _require(right, where, f"an object of {', '.join(names)}", value)
+    return value
+
+
+def _text(value: Any, where: str) -> str:
+    right = isinstance(value, str) and len(value) <= 1000 and value.isprintable()
+    _require(right, where, "a name", value)
+    return value
+
+
+def _number(value: Any, where: str, least: int = 0, most: int = _MOST) -> int:
+    right = type(value) is int and least <= value <= most
+    _require(right, where, f"a number from {least:,} to {most:,}", value)
+    return value
+
+
+def _numbers(value: Any, where: str, least: int = 0) -> tuple[int, ...]:
+    right = isinstance(value, (list, tuple)) and len(value) <= _LONGEST
+    _require(right, where, f"a list of at most {_LONGEST:,}", value)
+    return tuple(_number(n, where, least) for n in value)
+
+
+def _positive(value: Any, where: str) -> tuple[int, ...]:
+    return _numbers(value, where, 1)
+
+
+def _dims(value: Any, where: str) -> tuple[int, ...]:
+    return _numbers(value, where, -_MOST)
+
+
+def _pairs(value: Any, where: str) -> tuple[tuple[int, ...], ...]:
+    right = isinstance(value, (list, tuple)) and len(value) <= 8
+    _require(right, where, "a list of at most 8", value)
+    pairs = tuple(_numbers(pair, where, -_MOST) for pair in value)
+    return pairs
+
+
+def _dtype(value: Any, where: str) -> str:
+    _require(value in DTYPES if isinstance(value, str) else False, where, f"one of {DTYPES}", value)
+    return value
+
+
+def _one_of(*names: str) -> Callable[[Any, str], str]:
+    def check(value, where):
+        _require(isinstance(value, str) and value in names, where, f"one of {names}", value)
+        return value
+
+    return check
+
+
+class Operation(NamedTuple):
+    """An entry of the table.
+
+    Attributes:
+      operands: how many it takes; 0 for one or more.
+      rule: computes it with JAX.
+      attributes: what each may be.
+    """
+
+    operands: int
+    rule: Callable[..., jax.Array]
+    attributes: Mapping[str, Callable[[Any, str], Any]] = {}
+
+
+_UNARY = {
+    **{"neg": lax.neg, "abs": lax.abs, "sign": lax.sign, "floor": lax.floor, "ceil": lax.ceil},
+    **{"exp": lax.exp, "log": lax.log, "tanh": lax.tanh, "logistic": lax.logistic, "erf": lax.erf},
+    **{"sqrt": lax.sqrt, "rsqrt": lax.rsqrt, "not": lax.bitwise_not},
+    "round": lambda x: lax.round(x, lax.RoundingMethod.TO_NEAREST_EVEN),
+}
+_BINARY = {
+    **{"add": lax.add, "sub": lax.sub, "mul": lax.mul, "div": lax.div, "pow": lax.pow},
+    **{"max": lax.max, "min": lax.min, "and": lax.bitwise_and, "or": lax.bitwise_or},
+}
+_GEOMETRY = {"strides": _positive, "padding": _pairs, "dilation": _positive}
+_GROUPS = {
+    "form": _one_of(*packed.FORMS),
+    "in_features": _positive,
+    "out_features": _positive,
+    "dtype": _dtype,
+}
+BINARY = ("binary_conv", "binary_dot")
+
+OPERATIONS: dict[str, Operation] = {
+    **{name: Operation(1, _elementwise(function)) for name, function in _UNARY.items()},
+    **{name: Operation(2, _elementwise(function)) for name, function in _BINARY.items()},
+    "compare": Operation(
+        2,
+        lambda x, y, direction: _elementwise(_COMPARE[direction])(x, y),
+        {"direction": _one_of(*_COMPARE)},
+    ),
+    # The second operand where the first is False, the third where it is True.
+    "select": Operation(3, lambda p, x, y: lax.select_n(*_select_operands(p, x, y))),
+    "cast": Operation(1, lambda x, dtype: x.astype(dtype), {"dtype": _dtype}),
+    "integer_pow": Operation(
+        1, lambda x, y: lax.integer_pow(x, y), {"y": lambda v, where: _number(v, where, -64, 64)}
+    ),
+    "reshape": Operation(1, lambda x, shape: lax.reshape(x, shape), {"shape": _dims}),
+    "transpose": Operation(1, lax.transpose, {"permutation": _numbers}),
+    # `axes`: which axis of the result each axis of the operand becomes.
+    "broadcast": Operation(
+        1,
+        lambda x, shape, axes: lax.broadcast_in_dim(x, shape, axes),
+        {"shape": _dims, "axes": _numbers},
+    ),
+    "slice": Operation(
+        1,
+        lambda x, start, limit, strides: lax.slice(x, start, limit, strides),
+        {"start": _numbers, "limit": _dims, "strides": _positive},
+    ),
+    # Places along one axis, the second operand, int32 `[n]`.
+    "take": Operation(2, lambda x, i, axis: jnp.take(x, i, axis, mode="clip"), {"axis": _number}),
+    "concatenate": Operation(0, lambda *x, axis: lax.concatenate(x, axis), {"axis": _number}),
+    # Low, high and between, of each axis; the second operand is what is put there.
+    "pad": Operation(2, lambda x, v, edges: lax.pad(x, v, edges), {"edges": _pairs}),
+    "reduce_sum": Operation(1, lambda x, axes: lax.reduce_sum(x, axes), {"axes": _numbers}),
+    "reduce_max": Operation(1, lambda x, axes: lax.reduce_max(x, axes), {"axes": _numbers}),
+    "argmax": Operation(1, lambda x, axis: lax.argmax(x, axis, jnp.int32), {"axis": _number}),
+    "window_sum": Operation(
+        1,
+        lambda x, **a: _window(x, **a, init=0, function=lax.add),
+        {"window": _positive, "strides": _positive, "padding": _pairs},
+    ),
+    "window_max": Operation(
+        1,
+        lambda x, **a: _window(x, **a, init=_lowest(x.dtype), function=lax.max),
+        {"window": _positive, "strides": _positive, "padding": _pairs},
+    ),
+    # Positions between the batch, first, and the channels, last; kernels [..., I / groups, O].
+    "conv": Operation(
+        2,
+        _conv,
+        {**_GEOMETRY, "input_dilation": _positive, "groups": _number, "dtype": _dtype},
+    ),
+    # Axes of the first and of the second operand.
+    "dot": Operation(2, _dot, {"contracting": _pairs, "batch": _pairs, "dtype": _dtype}),
+    # Of signs and of words of kernels, group after group: [row, column, input, output].
+    "binary_conv": Operation(2, _binary, {**_GROUPS, **_GEOMETRY, "kernel_size": _positive}),
+    "binary_dot": Operation(2, _binary, _GROUPS),
+}
+
+
+def _select_operands(which, x, y):
+    shape = jnp.broadcast_shapes(which.shape, x.shape, y.shape)
+    return [jnp.broadcast_to(a, shape) for a in (which, x, y)]
+
+
+def _node(item: Any, where: str, names: Sequence[str]) -> Node:
+    right = isinstance(item, list) and len(item) == 5 and isinstance(item[3], dict)
+    _require(right, where, "[name, operation, operands, attributes, layer]", item)
+    name, op, inputs, attributes, layer = item
+    operation = OPERATIONS.get(op) if isinstance(op, str) else None
+    _require(operation is not None, f"{where}.op", f"one of {', '.join(OPERATIONS)}", op)
+    inputs = _numbers(inputs, f"{where}.inputs")
+    count = operation.operands or max(1, len(inputs))
+    _require(len(inputs) == count, f"{where}.inputs", f"{count} operands", inputs)
+    for i in inputs:
+        _number(i, f"{where}.inputs", 0, len(names) - 1)
+    _object(attributes, f"{where}.attributes", tuple(operation.attributes))
+    checked = {n: check(attributes[n], f"{where}.{n}") for n, check in operation.attributes.items()}
+    return Node(
+        _text(name, f"{where}.name"),
+        op,
+        tuple(names[i] for i in inputs),
+        checked,
+        _text(layer, f"{where}.layer"),
+    )

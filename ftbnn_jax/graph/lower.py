@@ -1,0 +1,494 @@
+"""From a traced program to a graph: the one file that knows JAX's primitives and their parameters.
+
+Calls are followed, what does not depend on the input is computed once, what is never read is dropped.
+Nothing is re-associated: a last place that changes can turn a sign.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from ftbnn_jax.errors import UserError
+from ftbnn_jax.graph import ir, walk
+from ftbnn_jax.graph.trace import Traced
+from ftbnn_jax.graph.values import Value, words
+from ftbnn_jax.graph.walk import Array, Step
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """A convolution or a product of matrices that reads the input.
+
+    Attributes:
+      number: its place among the program's products.
+      node: of the graph that computes it.
+      x: what is known of the first operand of the node.
+      kernel: what is known of the second.
+      shape: of the first operand.
+      fixed: the numbers of the second operand where they are the same for every input.
+      source: file and line in the user's code.
+      operands: from the operands of the program's product to those of the node.
+      result: from the result of the program's product to that of the node.
+    """
+
+    number: int
+    node: ir.Node
+    x: Value
+    kernel: Value
+    shape: tuple[int, ...]
+    fixed: np.ndarray | None
+    source: str
+    operands: Callable[[Any, Any], tuple[Any, Any]]
+    result: Callable[[Any], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Lowered:
+    """A graph without binary products, and what is known of its products.
+
+    Attributes:
+      graph: what the program computes.
+      products: by the name of the node.
+      replaced: layers whose straight-through estimator, a sum, became the sign it stands for.
+    """
+
+    graph: ir.Graph
+    products: dict[str, Product]
+    replaced: tuple[str, ...]
+
+
+def lower(traced: Traced) -> Lowered:
+    """Makes a graph of a traced program.
+
+    Raises:
+      UserError: it holds an operation that no graph has: a loop or a choice that depends on the input, a
+        random number, or a primitive that is not in the table; the line names layer and primitive.
+    """
+    lowering = _Lowering()
+    lowering.names[traced.image] = "images"
+    steps = walk.walk(traced.program, traced.arguments, compute=True)
+    while True:
+        try:
+            lowering.add(next(steps))
+        except StopIteration as end:
+            (result,) = end.value
+            break
+    return lowering.finish(traced.image, result)
+
+
+def is_product(step: Step) -> bool:
+    """Whether a step is a product of the program that reads the input; these are numbered in order."""
+    return step.name in _PRODUCTS and any(x.value.from_input for x in step.operands)
+
+
+_PRODUCTS = frozenset(["conv_general_dilated", "dot_general"])
+
+
+class _Lowering:
+    def __init__(self):
+        self.names: dict[Array, str] = {}
+        self._nodes: list[ir.Node] = []
+        self._shapes: dict[str, tuple[Any, ...]] = {}
+        self._tensors: dict[str, np.ndarray] = {}
+        self._taken = {"images"}
+        self._products: dict[str, Product] = {}
+        self._replaced: dict[str, None] = {}
+        self._count = 0
+
+    def add(self, step: Step) -> None:
+        number = self._count
+        self._count += is_product(step)
+        if step.replaced is not None:
+            self._replaced[step.layer] = None
+        # Calls, what only names an array, what was there before, and what is computed already.
+        if step.calls or all(self._is_there(x) for x in step.results):
+            return
+        emit = _EMIT.get(step.name)
+        if emit is None:
+            where = step.layer or "the network"
+            raise UserError(f"{where}: {_why_not(step)} ({step.source})")
+        if is_product(step):
+            self.names[step.results[0]] = emit(self, step, number)
+        else:
+            emitted = emit(self, step)
+            emitted = [emitted] if isinstance(emitted, str) else emitted
+            self.names.update(zip(step.results, emitted, strict=True))
+
+    def _is_there(self, x: Array) -> bool:
+        return x in self.names or x.numbers is not None
+
+    def finish(self, image: Array, result: Array) -> Lowered:
+        if not result.value.from_input:
+            raise UserError("the network: its result does not depend on the images")
+        output = self.names[result]
+        live, kept = {output}, []
+        for node in reversed(self._nodes):
+            if node.name in live:
+                live.update(node.inputs)
+                kept.append(node)
+        tensors = {name: tensor for name, tensor in self._tensors.items() if name in live}
+        shape = tuple(map(_dim, image.shape))
+        dtype = np.dtype(image.dtype).name
+        graph = ir.Graph(tuple(kept[::-1]), tensors, "images", dtype, shape, output)
+        products = {name: p for name, p in self._products.items() if name in live}
+        return Lowered(graph, products, tuple(self._replaced))
+
+    def node(self, step: Step, op: str, inputs: Sequence[str], **attributes: Any) -> str:
+        """Adds a node and returns its name."""
+        name = self._name("/".join(filter(None, [step.layer, op])))
+        self._nodes.append(ir.Node(name, op, tuple(inputs), attributes, step.layer))
+        return name
+
+    def operand(self, step: Step, x: Array, what: str = "") -> str:
+        """Returns the name of an operand; one that is computed already becomes a tensor."""
+        if x not in self.names:
+            self.names[x] = self.tensor(self._tensor_name(step, x, what), x.numbers)
+        return self.names[x]
+
+    def operands(self, step: Step) -> list[str]:
+        return [self.operand(step, x) for x in step.operands]
+
+    def tensor(self, name: str, numbers: Any) -> str:
+        """Adds a tensor and returns its name."""
+        name = self._name(name)
+        self._tensors[name] = np.asarray(numbers)
+        return name
+
+    def product(self, product: Product) -> str:
+        self._products[product.node.name] = product
+        return product.node.name
+
+    @property
+    def last(self) -> ir.Node:
+        return self._nodes[-1]
+
+    def _tensor_name(self, step: Step, x: Array, what: str) -> str:
+        if x.shape == ():
+            return f"constants/{np.asarray(x.numbers)}"
+        return x.name or "/".join(filter(None, [step.layer, what or f"{step.name}_constant"]))
+
+    def _name(self, wanted: str) -> str:
+        name, number = wanted, 1
+        while name in self._taken:
+            number += 1
+            name = f"{wanted}_{number}"
+        self._taken.add(name)
+        return name
+
+
+def _why_not(step: Step) -> str:
+    if step.name in ("while", "cond"):
+        kind = "loop whose length" if step.name == "while" else "choice (lax.cond) that"
+        return f"{step.name}: a {kind} depends on the input cannot be packed"
+    if step.name.startswith(("random", "threefry", "rng")):
+        return f"{step.name}: a random number cannot be packed; inference has none"
+    if step.name == "dim_as_value":
+        return f"{step.name}: a number that depends on the size of the batch cannot be packed"
+    return f"{step.name}: an operation that a packed graph does not have"
+
+
+def _dim(n: Any) -> int:
+    """Returns a dimension as `ir` has it: below 0, that many times the batch."""
+    if isinstance(n, (int, np.integer)):
+        return int(n)
+    found = re.fullmatch(r"(?:(\d+)\*)?[A-Za-z_]\w*", str(n))
+    if not found:
+        raise UserError(
+            f"the network: an array has {n} elements along an axis, no multiple of the batch"
+        )
+    return -int(found[1] or 1)
+
+
+def _dims(shape: Sequence[Any]) -> tuple[int, ...]:
+    return tuple(map(_dim, shape))
+
+
+def _dtype(step: Step, wanted: Any = None) -> str:
+    name = np.dtype(step.results[0].dtype if wanted is None else wanted).name
+    if name not in ir.DTYPES:
+        raise UserError(f"{step.layer or 'the network'}: {step.name}: arrays of {name} cannot be packed")
+    return name
+
+
+def _same(op: str):
+    return lambda out, step: out.node(step, op, out.operands(step))
+
+
+def _compare(direction: str):
+    return lambda out, step: out.node(step, "compare", out.operands(step), direction=direction)
+
+
+def _reshape(out, step):
+    return out.node(step, "reshape", out.operands(step)[:1], shape=_dims(step.shapes[0]))
+
+
+def _broadcast(out, step):
+    axes = tuple(map(int, step.params["broadcast_dimensions"]))
+    return out.node(step, "broadcast", out.operands(step)[:1], shape=_dims(step.shapes[0]), axes=axes)
+
+
+def _slice(out, step):
+    p, rank = step.params, len(step.operands[0].shape)
+    strides = tuple(map(int, p["strides"] or (1,) * rank))
+    start, limit = _dims(p["start_indices"]), _dims(p["limit_indices"])
+    return out.node(step, "slice", out.operands(step), start=start, limit=limit, strides=strides)
+
+
+def _split(out, step):
+    (x,), axis, start, parts = out.operands(step), step.params["axis"], 0, []
+    shape = _dims(step.operands[0].shape)
+    for size in map(int, step.params["sizes"]):
+        first = tuple(start if i == axis else 0 for i in range(len(shape)))
+        limit = tuple(start + size if i == axis else n for i, n in enumerate(shape))
+        parts.append(out.node(step, "slice", [x], start=first, limit=limit, strides=(1,) * len(shape)))
+        start += size
+    return parts
+
+
+def _dynamic_slice(out, step):
+    x, *starts = step.operands
+    if any(i.numbers is None for i in starts):
+        raise UserError(f"{step.layer or 'the network'}: {step.name}: a place that depends on the input")
+    shape, sizes = _dims(x.shape), _dims(step.params["slice_sizes"])
+    # As JAX does, a slice that would leave the array is moved into it; the batch is never cut.
+    start = [
+        0 if size == n else max(0, min(int(i.numbers), n - size))
+        for i, size, n in zip(starts, sizes, shape, strict=True)
+    ]
+    limit = tuple(n if size == n else i + size for i, size, n in zip(start, sizes, shape, strict=True))
+    strides = (1,) * len(shape)
+    return out.node(
+        step, "slice", [out.operand(step, x)], start=tuple(start), limit=limit, strides=strides
+    )
+
+
+def _gather(out, step):
+    """Places along one axis, known beforehand: what `x[..., places]` and `x[:, ::2]` come down to."""
+    x, places = step.operands
+    d, sizes = step.params["dimension_numbers"], step.params["slice_sizes"]
+    axes = d.start_index_map
+    whole = all(
+        n == size for i, (n, size) in enumerate(zip(x.shape, sizes, strict=True)) if i not in axes
+    )
+    plain = len(axes) == 1 and whole and not d.operand_batching_dims and sizes[axes[0]] == 1
+    if not plain or places.numbers is None or tuple(d.collapsed_slice_dims) != tuple(axes):
+        raise UserError(
+            f"{step.layer or 'the network'}: gather: only places along one axis, known beforehand"
+        )
+    (axis,), index = axes, np.asarray(places.numbers)[..., 0].astype(np.int32)
+    if index.size and not 0 <= index.min() <= index.max() < x.shape[axis]:
+        raise UserError(f"{step.layer or 'the network'}: gather: a place outside of its axis")
+    name = out.tensor("/".join(filter(None, [step.layer, "places"])), index.reshape(-1))
+    taken = out.node(step, "take", [out.operand(step, x), name], axis=int(axis))
+    # The indices' axes stand where the axis was, unless the program wants them elsewhere.
+    rank = len(step.shapes[0])
+    inner = [i for i in range(rank) if i not in d.offset_dims]
+    if index.ndim == 1 and inner == [axis]:
+        return taken
+    moved = [*range(axis), *range(axis + 1, len(x.shape))]
+    order = out.node(step, "transpose", [taken], permutation=(axis, *moved))
+    shape = (*index.shape, *(x.shape[i] for i in moved))
+    spread = out.node(step, "reshape", [order], shape=_dims(shape))
+    sources = iter(range(index.ndim, rank))
+    starts = iter(range(index.ndim))
+    permutation = tuple(next(starts) if i in inner else next(sources) for i in range(rank))
+    return out.node(step, "transpose", [spread], permutation=permutation)
+
+
+def _clamp(out, step):
+    low, x, high = out.operands(step)
+    return out.node(step, "min", [out.node(step, "max", [low, x]), high])
+
+
+def _square(out, step):
+    (x,) = out.operands(step)
+    return out.node(step, "mul", [x, x])
+
+
+def _select(out, step):
+    if len(step.operands) != 3 or step.operands[0].dtype != np.bool_:
+        raise UserError(f"{step.layer or 'the network'}: select_n: only of two cases")
+    return out.node(step, "select", out.operands(step))
+
+
+def _pad(out, step):
+    edges = tuple(tuple(map(int, edge)) for edge in step.params["padding_config"])
+    return out.node(step, "pad", out.operands(step), edges=edges)
+
+
+def _round(out, step):
+    if step.params["rounding_method"] != jax.lax.RoundingMethod.TO_NEAREST_EVEN:
+        raise UserError(f"{step.layer or 'the network'}: round: only to the nearest, halves to even")
+    return out.node(step, "round", out.operands(step))
+
+
+def _reduce(op: str):
+    return lambda out, step: out.node(
+        step, op, out.operands(step), axes=tuple(map(int, step.params["axes"]))
+    )
+
+
+def _argmax(out, step):
+    (axis,) = step.params["axes"]
+    found = out.node(step, "argmax", out.operands(step), axis=int(axis))
+    dtype = _dtype(step, step.params["index_dtype"])
+    return found if dtype == "int32" else out.node(step, "cast", [found], dtype=dtype)
+
+
+def _window(op: str):
+    def emit(out, step):
+        p = step.params
+        if set(p["base_dilation"]) | set(p["window_dilation"]) != {1}:
+            raise UserError(
+                f"{step.layer or 'the network'}: {step.name}: with dilation cannot be packed"
+            )
+        geometry = [tuple(map(int, p[k])) for k in ("window_dimensions", "window_strides")]
+        padding = tuple(tuple(map(int, edge)) for edge in p["padding"])
+        window, strides = geometry
+        return out.node(step, op, out.operands(step), window=window, strides=strides, padding=padding)
+
+    return emit
+
+
+def _permuted(out, step, name: str, permutation: Sequence[int]) -> str:
+    permutation = tuple(map(int, permutation))
+    if permutation == tuple(range(len(permutation))):
+        return name
+    return out.node(step, "transpose", [name], permutation=permutation)
+
+
+def _kernel(out, step, x: Array, change: Callable[[Any], Any], emit: Callable[[str], str]) -> str:
+    """Returns a second operand in another order: a tensor in that order, or by nodes of its own."""
+    if x.numbers is None:
+        return emit(out.operand(step, x))
+    changed = change(np.asarray(x.numbers))
+    # An order that changes nothing shares its tensor with other readers.
+    if changed.shape == x.shape and np.array_equal(changed, x.numbers):
+        return out.operand(step, x, "kernel")
+    return out.tensor(
+        x.name or "/".join(filter(None, [step.layer, "kernel"])), np.ascontiguousarray(changed)
+    )
+
+
+def _conv(out, step, number=None):
+    p, (x, kernel) = step.params, step.operands
+    d = p["dimension_numbers"]
+    if p["batch_group_count"] != 1:
+        raise UserError(f"{step.layer or 'the network'}: a convolution with groups of the batch")
+    if len(x.shape) > 5:
+        raise UserError(f"{step.layer or 'the network'}: a convolution of {len(x.shape) - 2} dimensions")
+    of_x = (d.lhs_spec[0], *d.lhs_spec[2:], d.lhs_spec[1])
+    of_kernel = (*d.rhs_spec[2:], d.rhs_spec[1], d.rhs_spec[0])
+    from_result = (d.out_spec[0], *d.out_spec[2:], d.out_spec[1])
+    to_result = np.argsort(from_result)
+    name_x = _permuted(out, step, out.operand(step, x), of_x)
+    name_kernel = _kernel(
+        *(
+            out,
+            step,
+            kernel,
+            lambda k: k.transpose(of_kernel),
+            lambda n: _permuted(out, step, n, of_kernel),
+        )
+    )
+    node = out.node(
+        step,
+        "conv",
+        [name_x, name_kernel],
+        strides=tuple(map(int, p["window_strides"])),
+        padding=tuple(tuple(map(int, edge)) for edge in p["padding"]),
+        input_dilation=tuple(map(int, p["lhs_dilation"])),
+        dilation=tuple(map(int, p["rhs_dilation"])),
+        groups=int(p["feature_group_count"]),
+        dtype=_dtype(step),
+    )
+    if number is not None:
+        fixed = None if kernel.numbers is None else np.asarray(kernel.numbers).transpose(of_kernel)
+        out.product(
+            Product(
+                *(number, out.last, x.value, kernel.value),
+                *(_dims([x.shape[i] for i in of_x]), fixed, step.source),
+                lambda x, k: (x.transpose(of_x), k.transpose(of_kernel)),
+                lambda y: y.transpose(from_result),
+            )
+        )
+    return _permuted(out, step, node, to_result)
+
+
+def _dot(out, step, number=None):
+    x, y = step.operands
+    contracting, batch = step.params["dimension_numbers"]
+    contracting, batch = (tuple(tuple(map(int, a)) for a in pair) for pair in (contracting, batch))
+    # The operand that is the same for every input comes second.
+    swapped = x.numbers is not None and y.value.from_input
+    if swapped:
+        x, y, contracting, batch = y, x, contracting[::-1], batch[::-1]
+    name = out.node(
+        *(step, "dot", [out.operand(step, x), out.operand(step, y, "kernel")]),
+        contracting=contracting,
+        batch=batch,
+        dtype=_dtype(step),
+    )
+    free = [len(a.shape) - len(contracting[0]) - len(batch[0]) for a in (x, y)]
+    order = list(range(len(batch[0]) + sum(free)))
+    if swapped:
+        # Of the batch, the second operand and the first, in the program's order.
+        first = len(batch[0])
+        order = [*order[:first], *order[first + free[0] :], *order[first : first + free[0]]]
+    if number is not None:
+        back = tuple(np.argsort(order).tolist())
+        out.product(
+            Product(
+                *(number, out.last, x.value, y.value, _dims(x.shape)),
+                *(None if y.numbers is None else np.asarray(y.numbers), step.source),
+                lambda x, y: (y, x) if swapped else (x, y),
+                lambda z: z.transpose(back),
+            )
+        )
+    return _permuted(out, step, name, order)
+
+
+_SAME = words(
+    "neg abs sign floor ceil exp log tanh logistic erf sqrt rsqrt not add sub mul div pow max min"
+)
+_EMIT: dict[str, Callable[..., Any]] = {
+    **{name: _same(name) for name in _SAME},
+    **{name: _compare(name) for name in ("eq", "ne", "lt", "le", "gt", "ge")},
+    **{name: _reshape for name in ("reshape", "squeeze", "expand_dims")},
+    "add_any": _same("add"),
+    "and": _same("and"),
+    "or": _same("or"),
+    "square": _square,
+    "clamp": _clamp,
+    "round": _round,
+    "select_n": _select,
+    "integer_pow": lambda out, step: out.node(
+        step, "integer_pow", out.operands(step), y=int(step.params["y"])
+    ),
+    "convert_element_type": lambda out, step: out.node(
+        step, "cast", out.operands(step), dtype=_dtype(step)
+    ),
+    "broadcast_in_dim": _broadcast,
+    "transpose": lambda out, step: out.node(
+        step, "transpose", out.operands(step), permutation=tuple(map(int, step.params["permutation"]))
+    ),
+    "slice": _slice,
+    "split": _split,
+    "dynamic_slice": _dynamic_slice,
+    "gather": _gather,
+    "pad": _pad,
+    "concatenate": lambda out, step: out.node(
+        step, "concatenate", out.operands(step), axis=int(step.params["dimension"])
+    ),
+    "reduce_sum": _reduce("reduce_sum"),
+    "reduce_max": _reduce("reduce_max"),
+    "argmax": _argmax,
+    "reduce_window_sum": _window("window_sum"),
+    "reduce_window_max": _window("window_max"),
+    "conv_general_dilated": _conv,
+    "dot_general": _dot,
+}
