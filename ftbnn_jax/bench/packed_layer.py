@@ -16,7 +16,6 @@ import dataclasses
 import functools
 import math
 import sys
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ftbnn_jax import command, report
+from ftbnn_jax.bench import timing
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.host import machine
 from ftbnn_jax.ops import binary, quantizers
@@ -98,33 +98,9 @@ def onnx_calls(build: Callable[[str], Any], x: np.ndarray) -> list[Callable[[], 
     return [functools.partial(run, x) for run in loaded]
 
 
-def medians(calls: Sequence[Callable[[], Any]], rounds: int = _ROUNDS) -> list[float]:
-    """Times calls in turn and returns the median time of one call of each, in ms.
-
-    In a turn a call runs as often as fits into `_TURN_MS`, at least once, and counts with the mean: what
-    it reads is then in the cache as it is in a network, where the layer before has just written it.
-
-    Args:
-      calls: functions that return arrays.
-      rounds: turns of each; fewer, but at least three, where they would take longer than some seconds.
-    """
-    repeats = []
-    for call in calls:
-        jax.block_until_ready(call())
-        start = time.perf_counter()
-        jax.block_until_ready(call())
-        repeats.append(max(1, round(_TURN_MS / (1e3 * (time.perf_counter() - start)))))
-    times: list[list[float]] = [[] for _ in calls]
-    end = time.perf_counter() + _LONGEST_S
-    for finished in range(rounds):
-        if finished >= 3 and time.perf_counter() > end:
-            break
-        for call, repeat, taken in zip(calls, repeats, times, strict=True):
-            start = time.perf_counter()
-            for _ in range(repeat):
-                jax.block_until_ready(call())
-            taken.append(1e3 * (time.perf_counter() - start) / repeat)
-    return [float(np.median(taken)) for taken in times]
+def medians(calls: Sequence[Callable[[], Any]]) -> list[float]:
+    """Returns the median time of one call of each, in ms; short calls have long turns."""
+    return timing.medians(calls, _ROUNDS, _TURN_MS, _LONGEST_S)
 
 
 def layer(name: str, conv: popcount.PackedConv, size: int, batch: int) -> Row:

@@ -24,6 +24,7 @@ import rich.table
 
 from ftbnn_jax import budget, command, report
 from ftbnn_jax import config as config_lib
+from ftbnn_jax.bench import timing
 from ftbnn_jax.bench.plain_flax import PlainResNet
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.errors import UserError
@@ -171,7 +172,7 @@ def measure(name: str, config: TrainConfig, variants: Sequence[str], rounds: int
     }
     prepared = {variant: _prepare(variant, config, batch) for variant in variants}
     calls = {**{n: v.step for n, v in prepared.items()}, "peak": _large_product(config)}
-    times = alternate(calls, rounds)
+    times = dict(zip(calls, timing.medians(list(calls.values()), rounds), strict=True))
     model = state.make_model(config)
     counted = budget.count(model, shape[1:], memory=False)
     operations = 2 * _PASSES * config.batch_size * (counted.macs + counted.binary_macs)
@@ -182,26 +183,14 @@ def measure(name: str, config: TrainConfig, variants: Sequence[str], rounds: int
             variant,
             config.batch_size,
             config.image_size,
-            1e3 * times[variant],
-            config.batch_size / times[variant],
+            times[variant],
+            1e3 * config.batch_size / times[variant],
             operations / times[variant] / peak,
             prepared[variant].first_s,
             prepared[variant].temporary_mb,
         )
         for variant in variants
     ]
-
-
-def alternate(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Returns the median time of each call in seconds, after one that does not count."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(rounds + 1):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            if number:
-                times[name].append(time.perf_counter() - start)
-    return {name: float(np.median(taken)) for name, taken in times.items()}
 
 
 def _prepare(variant: str, config: TrainConfig, batch: dict[str, np.ndarray]) -> _Variant:

@@ -9,7 +9,6 @@ are real; gradients are float32 on a CPU and bfloat16 elsewhere.
 
 import functools
 import sys
-import time
 from collections.abc import Callable, Sequence
 
 import jax
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ftbnn_jax import command
+from ftbnn_jax.bench import timing
 from ftbnn_jax.host import machine
 from ftbnn_jax.ops.conv import algorithms, convolution, table
 
@@ -47,17 +47,14 @@ _CALLS_ELSEWHERE = 20
 
 def fastest(calls: dict[str, Callable[[], jax.Array]], rounds: int) -> str:
     """Returns the name of the call with the least median time, all taking turns."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        jax.block_until_ready(call())
-    for _ in range(rounds):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            for _ in range(_CALLS.get(jax.default_backend(), _CALLS_ELSEWHERE)):
-                result = call()
-            jax.block_until_ready(result)
-            times[name].append(time.perf_counter() - start)
-    return min(times, key=lambda name: np.median(times[name]))
+
+    def turn(call):
+        for _ in range(_CALLS.get(jax.default_backend(), _CALLS_ELSEWHERE)):
+            result = call()
+        return result
+
+    times = timing.medians([functools.partial(turn, call) for call in calls.values()], rounds)
+    return min(zip(times, calls, strict=True))[1]
 
 
 def measure(row: table.Row, batch: int, rounds: int) -> table.Row:

@@ -28,19 +28,6 @@ def test_mistakes_are_told_in_one_line(arguments, message, capsys):
     assert error.count("\n") == 1
 
 
-def test_every_variant_takes_its_turn_and_the_first_round_does_not_count(monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr(train_step.time, "perf_counter", lambda: clock[0])
-    order, durations = [], {"a": iter([100, 1, 5, 2]), "b": iter([9, 4, 4, 4])}
-
-    def call(name):
-        order.append(name)
-        clock[0] += next(durations[name])
-
-    assert train_step.alternate({n: lambda n=n: call(n) for n in "ab"}, 3) == {"a": 2, "b": 4}
-    assert "".join(order) == "abababab"
-
-
 def test_a_row_for_each_variant(repository, capsys):
     config = repository / "configs" / "quickstart.py"
     arguments = [f"--config={config}", "--batch_size=4", "--rounds=1", "--variants=ftbnn_jax,flax"]

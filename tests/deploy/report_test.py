@@ -2,7 +2,6 @@
 
 import json
 import os
-import types
 
 import jax
 import networks
@@ -25,21 +24,6 @@ def built():
 def test_operations_are_two_for_each_pair_of_signs():
     conv = packed.PackedConv((30, 34), (20, 24), strides=(2, 2))
     assert packed_layer.operations(conv, 14) == 2 * 9 * 7 * 7 * (30 * 20 + 34 * 24)
-
-
-def test_medians_call_each_in_turn(monkeypatch):
-    """Twice at first, to compile and to see how often a call fits into a turn, here of 1 ms."""
-    called, clock = [], [0.0]
-
-    def call(name, seconds):
-        called.append(name)
-        clock[0] += seconds
-
-    monkeypatch.setattr(packed_layer, "_TURN_MS", 1.0)
-    monkeypatch.setattr(packed_layer, "time", types.SimpleNamespace(perf_counter=lambda: clock[0]))
-    times = packed_layer.medians([lambda: call("a", 0.01), lambda: call("b", 0.00025)], rounds=3)
-    assert "".join(called) == "aabb" + "abbbb" * 3
-    np.testing.assert_allclose(times, [10, 0.25])
 
 
 @pytest.mark.parametrize("text", ["", "56", "56:64", "56:64:x", "0:64:1", "56:4:5"])
