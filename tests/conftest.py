@@ -106,9 +106,9 @@ def imagenet_manual_dir() -> pathlib.Path:
 @pytest.fixture(scope="session")
 def serialize():
     """Returns a function that makes the `tf.train.Example` of features, bytes or whole numbers."""
-    from ftbnn_jax.data import tfrecords
+    from ftbnn_jax.data.lazy import tf
 
-    train = tfrecords.import_tensorflow().train
+    train = tf.train
 
     def example(**features):
         values = {
@@ -129,8 +129,7 @@ def write_split(serialize):
     Labels are numbers, counted over all files; `per_file` records go into each.
     """
     from ftbnn_jax.data import tfrecords
-
-    tf = tfrecords.import_tensorflow()
+    from ftbnn_jax.data.lazy import tf
 
     def write(directory, images, per_file=5):
         files = []

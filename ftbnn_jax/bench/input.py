@@ -26,6 +26,8 @@ from ftbnn_jax import config as config_lib
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.data import batches as batches_lib
 from ftbnn_jax.data import decode, sets, stream, tfrecords
+from ftbnn_jax.data.lazy import tf
+from ftbnn_jax.data.split import CorruptRecordError
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.host import machine, paths
 
@@ -108,7 +110,7 @@ def measure(config: TrainConfig, seconds: float) -> dict[str, Any]:
       UserError: the data set is not there, or its images are not encoded ones in records.
     """
     split = sets.open_split(config, train=True)
-    if not isinstance(split, tfrecords.RecordSplit):
+    if split.shape:
         raise UserError(f"config.augment={config.augment!r}: no images are decoded; use 'resized_crop'")
     split = split.head(_MOST_IMAGES)
     cores = machine.num_cores()
@@ -136,7 +138,6 @@ def _variants(
     split: tfrecords.RecordSplit, config: TrainConfig, cores: int
 ) -> dict[str, Callable[[float], float]]:
     """Functions that run one variant for about so many seconds and return images per second."""
-    tf = tfrecords.import_tensorflow()
     images, windows = _sample(split, config.seed)
     size, channels = config.image_size, split.channels
 
@@ -146,11 +147,11 @@ def _variants(
         return tf.cast(tf.round(resized), tf.uint8)
 
     def fused(image, window):
-        return resize(decode.crop(tf, image, lambda _: tf.unstack(window), channels))
+        return resize(decode.crop(image, lambda _: tf.unstack(window), channels))
 
     def separate(image, window):
         top, left, height, width = tf.unstack(window)
-        pixels = decode.crop(tf, image, lambda shape: (0, 0, shape[0], shape[1]), channels)
+        pixels = decode.crop(image, lambda shape: (0, 0, shape[0], shape[1]), channels)
         crop = pixels[top : top + height, left : left + width]
         crop.set_shape((None, None, channels))
         return resize(crop)
@@ -174,14 +175,13 @@ def _variants(
 
 def _sample(split: tfrecords.RecordSplit, seed: int) -> tuple[list[bytes], np.ndarray]:
     """Returns the encoded images, and random windows in them, int32 `[_CROPS_PER_IMAGE * n, 4]`."""
-    tf = tfrecords.import_tensorflow()
     try:
-        images = split.read_many(np.arange(split.num_examples))[0].tolist()
+        images = split.fetch(np.arange(split.num_examples))[0].tolist()
         shapes = [decode.from_bytes(image, split.channels).shape for image in images]
-    except tfrecords.CorruptRecordError as error:
+    except CorruptRecordError as error:
         raise UserError(f"{split.files[0].path}: among its first records are corrupt ones") from error
     draws = tf.data.Dataset.from_tensor_slices(np.array(shapes, np.int32)).repeat(_CROPS_PER_IMAGE)
-    draws = draws.enumerate().map(lambda i, shape: tf.stack(decode.random_window(tf, shape, (seed, i))))
+    draws = draws.enumerate().map(lambda i, shape: tf.stack(decode.random_window(shape, (seed, i))))
     return images, np.stack(list(draws.as_numpy_iterator()))
 
 

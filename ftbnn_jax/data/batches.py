@@ -14,8 +14,8 @@ import jax
 import numpy as np
 
 from ftbnn_jax.config import TrainConfig
-from ftbnn_jax.data import sets, stream
-from ftbnn_jax.data.stream import Batch
+from ftbnn_jax.data import stream
+from ftbnn_jax.data.split import Batch, Split
 from ftbnn_jax.ops import preprocessing
 
 
@@ -64,7 +64,7 @@ class Order:
 
 
 def train_batches(
-    split: sets.Split,
+    split: Split,
     config: TrainConfig,
     *,
     first_step: int,
@@ -94,7 +94,7 @@ def train_batches(
 
 
 def eval_batches(
-    split: sets.Split,
+    split: Split,
     config: TrainConfig,
     *,
     num_examples: int = 0,
@@ -126,11 +126,11 @@ def eval_batches(
     # The last batches may hold nothing for this host.
     num_filled = sum(len(indices_of(number)) > 0 for number in range(num_batches))
     rule = config.preprocessing(split.channels)
-    if isinstance(split, sets.RecordSplit):
+    if split.shape:
+        batches = (_in_memory(split, rule, indices_of(number)) for number in range(num_filled))
+    else:
         decoded = stream.Stream(split, config, lambda n: (indices_of(n),) * 2, share, train=False)
         batches = decoded.batches(0, num_filled)
-    else:
-        batches = (_with_weight(split, rule, indices_of(number)) for number in range(num_filled))
     blank = {
         "image": np.zeros((share, *rule.shape), np.uint8),
         "label": np.zeros(share, np.int32),
@@ -143,7 +143,7 @@ def eval_batches(
         yield blank
 
 
-def with_decoded(split: sets.Split, batches: Iterable[Batch]) -> Iterator[dict[str, Any]]:
+def with_decoded(split: Split, batches: Iterable[Batch]) -> Iterator[dict[str, Any]]:
     """Adds the whole images to the batches that `eval_batches` yields to a single host.
 
     Yields:
@@ -154,20 +154,18 @@ def with_decoded(split: sets.Split, batches: Iterable[Batch]) -> Iterator[dict[s
     for batch in batches:
         decoded = []
         for weight in batch["weight"]:
-            decoded.append(stream.decode_whole(split, index) if weight else None)
+            decoded.append(split.whole(index) if weight else None)
             index += 1
         yield {**batch, "decoded": decoded}
 
 
-def _with_weight(
-    split: sets.ArraySplit, rule: preprocessing.Preprocessing, indices: np.ndarray
-) -> Batch:
+def _in_memory(split: Split, rule: preprocessing.Preprocessing, indices: np.ndarray) -> Batch:
+    images, labels = split.fetch(indices)
     weight = np.ones(len(indices), np.float32)
-    images = rule.stack(split.images[indices])
-    return {"image": images, "label": split.labels[indices], "weight": weight}
+    return {"image": rule.stack(images), "label": labels, "weight": weight}
 
 
-def train_batch_shapes(split: sets.Split, config: TrainConfig) -> dict[str, jax.ShapeDtypeStruct]:
+def train_batch_shapes(split: Split, config: TrainConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns shape and dtype of a training batch over all hosts, as `train_batches` yields it."""
     image = (config.batch_size, *config.preprocessing(split.channels).shape)
     return {
@@ -176,7 +174,7 @@ def train_batch_shapes(split: sets.Split, config: TrainConfig) -> dict[str, jax.
     }
 
 
-def eval_batch_shapes(split: sets.Split, config: TrainConfig) -> dict[str, jax.ShapeDtypeStruct]:
+def eval_batch_shapes(split: Split, config: TrainConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns shape and dtype of an evaluation batch over all hosts, as `eval_batches` yields it."""
     weight = jax.ShapeDtypeStruct((config.batch_size,), np.float32)
     return {**train_batch_shapes(split, config), "weight": weight}
@@ -212,14 +210,15 @@ def _shifts(split, config, order, first_step, last_step, mine) -> Iterator[Batch
         rng = np.random.default_rng((config.seed, step))
         top, left = rng.integers(0, 2 * padding + 1, (2, config.batch_size))[:, mine]
         mirrored = rng.random(config.batch_size)[mine] < (0.5 if config.flip else 0)
-        images = rule.stack(split.images[indices])
+        images, labels = split.fetch(indices)
+        images = rule.stack(images)
         if padding:
             sides = (padding, padding)
             images = np.pad(images, ((0, 0), sides, sides, (0, 0)))
         rows, columns = top[:, None] + size, left[:, None] + size
         columns = np.where(mirrored[:, None], columns[:, ::-1], columns)
         images = images[np.arange(len(images))[:, None, None], rows[:, :, None], columns[:, None, :]]
-        yield {"image": images, "label": split.labels[indices]}
+        yield {"image": images, "label": labels}
 
 
 def _crops(split, config, order, first_step, last_step, mine) -> Iterator[Batch]:

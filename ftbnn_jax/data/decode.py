@@ -16,7 +16,8 @@ import numpy as np
 from PIL import Image
 
 from ftbnn_jax.config import TrainConfig
-from ftbnn_jax.data.tfrecords import CorruptRecordError, first_line
+from ftbnn_jax.data.lazy import first_line, tf
+from ftbnn_jax.data.split import CorruptRecordError
 
 # Every core has a thread of its own that resizes.
 cv2.setNumThreads(1)
@@ -41,13 +42,10 @@ _EVAL_DCT, _TRAIN_DCT = "INTEGER_ACCURATE", "INTEGER_FAST"
 Window = tuple[Any, Any, Any, Any]
 
 
-def random_crop(
-    tf: Any, image: Any, position: Any, config: TrainConfig, channels: int
-) -> tuple[Any, Any]:
+def random_crop(image: Any, position: Any, config: TrainConfig, channels: int) -> tuple[Any, Any]:
     """Cuts out a window of random scale, aspect ratio and place (Appendix C).
 
     Args:
-      tf: the module.
       image: encoded, a string; or decoded, uint8 `[H, W, C]`.
       position: int64, the image's number in the training, which its augmentation is drawn from.
       config: gives the seed, and whether to mirror.
@@ -57,29 +55,26 @@ def random_crop(
       The window, uint8 `[H', W', channels]`, and whether to mirror it, bool.
     """
     seed = tf.stack([tf.cast(config.seed, tf.int64), position])
-    cut = crop(tf, image, lambda shape: random_window(tf, shape, seed), channels)
+    cut = crop(image, lambda shape: random_window(shape, seed), channels)
     # Another seed than the crop's, or the two would depend on each other.
     draw = tf.random.stateless_uniform((), seed=seed + tf.constant([1, 0], tf.int64))
     return cut, draw < (0.5 if config.flip else 0.0)
 
 
-def whole(tf: Any, image: Any, channels: int) -> Any:
+def whole(image: Any, channels: int) -> Any:
     """Decodes an image: uint8 `[H, W, channels]`; one that is decoded already stays as it is.
 
     Evaluation cuts its square out of this. To decode no more than the square would save a third of the
     time, but where colour is subsampled its edge would be interpolated from fewer neighbours.
     """
-    if image.dtype == tf.string:
 
-        def of_jpeg(shape):
-            return tf.image.decode_jpeg(image, channels=channels, dct_method=_EVAL_DCT)
+    def of_jpeg(shape):
+        return tf.image.decode_jpeg(image, channels=channels, dct_method=_EVAL_DCT)
 
-        image = _decoded(tf, image, channels, of_jpeg, lambda pixels: pixels)
-    image.set_shape((None, None, channels))
-    return image
+    return _decoded(image, channels, of_jpeg, lambda pixels: pixels)
 
 
-def random_window(tf: Any, shape: Any, seed: Any) -> Window:
+def random_window(shape: Any, seed: Any) -> Window:
     """Returns top, left, height and width of a random crop of an image of int32 `shape`."""
     begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
         shape,
@@ -135,12 +130,7 @@ def from_bytes(encoded: bytes, channels: int) -> np.ndarray:
         raise CorruptRecordError(first_line(error)) from error
 
 
-def crop(
-    tf: Any,
-    image: Any,
-    window_of: Callable[[Any], Window],
-    channels: int,
-) -> Any:
+def crop(image: Any, window_of: Callable[[Any], Window], channels: int) -> Any:
     """Decodes the window of an image that `window_of` its shape gives: uint8 `[H, W, channels]`.
 
     Of a JPEG, only the blocks that the window touches are decoded, unless its colours must be changed.
@@ -154,18 +144,13 @@ def crop(
         window = tf.stack(window_of(shape))
         return tf.image.decode_and_crop_jpeg(image, window, channels=channels, dct_method=_TRAIN_DCT)
 
-    if image.dtype == tf.string:
-        cut = _decoded(tf, image, channels, of_jpeg, of_pixels)
-    else:
-        cut = of_pixels(image)
-    cut.set_shape((None, None, channels))
-    return cut
+    return _decoded(image, channels, of_jpeg, of_pixels)
 
 
-def _decoded(tf: Any, image: Any, channels: int, of_jpeg: Callable, of_pixels: Callable) -> Any:
+def _decoded(image: Any, channels: int, of_jpeg: Callable, of_pixels: Callable) -> Any:
     """Returns `of_jpeg` of the shape of a JPEG, int32, if TensorFlow brings its colours to the channels.
 
-    Of everything else it returns `of_pixels` of the whole image, as Pillow decodes it.
+    Of everything else it returns `of_pixels` of the whole image, as Pillow decodes it or as it is there.
     """
 
     def by_pillow():
@@ -184,7 +169,12 @@ def _decoded(tf: Any, image: Any, channels: int, of_jpeg: Callable, of_pixels: C
         small = tf.cast(shape[0], tf.int64) * tf.cast(shape[1], tf.int64) <= _MOST_PIXELS
         return tf.cond(fits & small, lambda: of_jpeg(shape), by_pillow)
 
-    return tf.cond(tf.image.is_jpeg(image), of_any_jpeg, by_pillow)
+    if image.dtype == tf.string:
+        result = tf.cond(tf.image.is_jpeg(image), of_any_jpeg, by_pillow)
+    else:
+        result = of_pixels(image)
+    result.set_shape((None, None, channels))
+    return result
 
 
 def resize(windows: Sequence[np.ndarray], mirrored: Sequence[bool], size: int) -> np.ndarray:

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ftbnn_jax import command
+from ftbnn_jax.data.lazy import first_line, tf, tfds
 from ftbnn_jax.errors import UserError, summary
 from ftbnn_jax.host import paths
 
@@ -172,17 +173,12 @@ def prepare(manual_dir: pathlib.Path, data_dir: pathlib.Path, *, dry_run: bool =
     checked = not (data_dir / _NAME).exists()
     if checked:
         _check(manual_dir, data_dir)
-    from ftbnn_jax.data import tfrecords
-
-    tf = tfrecords.import_tensorflow()
-    import tensorflow_datasets as tfds
-
     try:
         builder = tfds.builder(_NAME, data_dir=data_dir)
     # TFDS hands on whatever its reader of a damaged dataset_info.json raises.
     except Exception as error:
         raise UserError(
-            f"{data_dir / _NAME}: cannot be opened: {tfrecords.first_line(error)}; remove the "
+            f"{data_dir / _NAME}: cannot be opened: {first_line(error)}; remove the "
             "directory and prepare again"
         ) from error
     counts = prepared_images(builder)

@@ -1,12 +1,13 @@
 """Where images come from: scikit-learn's digits, random images, or any TFDS image classification set.
 
-A split is either an `ArraySplit`, wholly in memory as uint8, or a `RecordSplit`, whose encoded images
-stay on disk. Both can be read at any index, in any order.
+A split is either an `ArraySplit`, wholly in memory as uint8, or, where training takes random crops of
+images of any size, a `RecordSplit`, whose encoded images stay on disk.
 """
 
-import dataclasses
+import concurrent.futures
 import difflib
 import functools
+import itertools
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -15,39 +16,17 @@ import numpy as np
 
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.data import decode, tfrecords
-from ftbnn_jax.data.tfrecords import CorruptRecordError, RecordSplit
+from ftbnn_jax.data.lazy import first_line, tf, tfds
+from ftbnn_jax.data.split import ArraySplit, CorruptRecordError, Split
+from ftbnn_jax.data.tfrecords import RecordSplit
 from ftbnn_jax.errors import UserError
-from ftbnn_jax.host import paths
+from ftbnn_jax.host import machine, paths
 
 # Records that are looked at before a run begins: their number, and about how many bytes.
 _LOOK, _LOOK_BYTES = 1000, 2**25
+# Records that a thread decodes at a time, of a split that is decoded as a whole.
+_PART = 64
 _FAKE_SIZES = {"train": 256, "test": 64}
-
-
-@dataclasses.dataclass(frozen=True)
-class ArraySplit:
-    """Images in memory.
-
-    Attributes:
-      images: uint8 `[N, H, W, C]`.
-      labels: int32 `[N]`.
-      class_names: one name a class, in the order of the labels.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-    class_names: tuple[str, ...]
-
-    @property
-    def num_examples(self) -> int:
-        return len(self.labels)
-
-    @property
-    def channels(self) -> int:
-        return self.images.shape[-1]
-
-
-Split = ArraySplit | RecordSplit
 
 
 def open_split(config: TrainConfig, *, train: bool) -> Split:
@@ -119,17 +98,13 @@ def _data_dir(data_dir: str) -> str:
         root = paths.expand(path)
     except UserError as error:
         raise UserError(f"{name}={error}") from error
-    gfile = tfrecords.import_tensorflow().io.gfile
-    if root and gfile.exists(root) and not gfile.isdir(root):
+    if root and tf.io.gfile.exists(root) and not tf.io.gfile.isdir(root):
         raise UserError(f"{name}={path}: is no directory; TFDS's data sets lie in one")
     return root
 
 
 @functools.lru_cache(maxsize=4)
 def _tfds_builder(dataset: str, data_dir: str) -> Any:
-    tf = tfrecords.import_tensorflow()
-    import tensorflow_datasets as tfds
-
     name = dataset.partition("/")[0].partition(":")[0]
     known = tfds.list_builders(with_community_datasets=False)
     root = _data_dir(data_dir) or tfds.core.constants.DATA_DIR
@@ -143,7 +118,7 @@ def _tfds_builder(dataset: str, data_dir: str) -> Any:
     # TFDS hands on whatever its readers of a damaged dataset_info.json or features.json raise.
     except Exception as error:
         raise UserError(
-            f"config.dataset={dataset!r}: cannot be opened in {root}: {tfrecords.first_line(error)}"
+            f"config.dataset={dataset!r}: cannot be opened in {root}: {first_line(error)}"
         ) from error
     if not prepared:
         archived = name == "imagenet2012"
@@ -202,8 +177,6 @@ def _tfds_split(config: TrainConfig, field: str) -> Split:
 
 def _flat(features: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yields the features of a set, those in dictionaries by the names that they have in records."""
-    import tensorflow_datasets as tfds
-
     for key, feature in features.items():
         if isinstance(feature, tfds.features.FeaturesDict):
             yield from _flat(feature, f"{prefix}{key}/")
@@ -213,9 +186,6 @@ def _flat(features: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _keys(dataset: str, info: Any) -> tuple[str, str]:
     """Returns the names of image and label: those in `supervised_keys`, or else the only ones."""
-    tf = tfrecords.import_tensorflow()
-    import tensorflow_datasets as tfds
-
     # The last of three parts is a weight.
     parts = (info.supervised_keys or (list(info.features),) * 2)[:2]
     found = []
@@ -264,19 +234,30 @@ def _check_labels(split: RecordSplit, indices: np.ndarray, labels: np.ndarray, w
 
 def _decoded(split: RecordSplit, shape: tuple[int, int], limit: int, where: str) -> ArraySplit:
     """Decodes a split of images of one size, and leaves out up to `limit` corrupt records."""
-    images = np.empty((split.num_examples, *shape, split.channels), np.uint8)
-    labels = np.empty(split.num_examples, np.int64)
-    for index in range(split.num_examples):
-        try:
-            image, labels[index] = split.example(index)
-            pixels = decode.from_bytes(image, split.channels)
-            if pixels.shape[:2] != shape:
-                found, size = ("{} x {}".format(*s) for s in (pixels.shape, shape))
-                raise CorruptRecordError(f"an image of {found} pixels in a set of {size}")
-            images[index] = pixels
-        except CorruptRecordError as error:
-            split.report_corrupt(index, str(error), limit)
-    kept = np.delete(np.arange(split.num_examples), sorted(split.corrupt))
+    count = split.num_examples
+    images = np.empty((count, *shape, split.channels), np.uint8)
+    labels = np.empty(count, np.int64)
+
+    def decode_part(part: range) -> list[tuple[int, str]]:
+        """Fills in images and labels; returns which ones are corrupt, and what is wrong with each."""
+        corrupt = []
+        for index in part:
+            try:
+                encoded, labels[index] = split.example(index)
+                pixels = decode.from_bytes(encoded, split.channels)
+                if pixels.shape[:2] != shape:
+                    found, size = ("{} x {}".format(*s) for s in (pixels.shape, shape))
+                    raise CorruptRecordError(f"an image of {found} pixels in a set of {size}")
+                images[index] = pixels
+            except CorruptRecordError as error:
+                corrupt.append((index, str(error)))
+        return corrupt
+
+    parts = [range(count)[start : start + _PART] for start in range(0, count, _PART)]
+    with concurrent.futures.ThreadPoolExecutor(machine.num_cores()) as pool:
+        for index, reason in itertools.chain.from_iterable(pool.map(decode_part, parts)):
+            split.report_corrupt(index, reason, limit)
+    kept = np.delete(np.arange(count), sorted(split.corrupt))
     _check_labels(split, kept, labels[kept], where)
     images = images[kept] if split.corrupt else images
     return ArraySplit(images, labels[kept].astype(np.int32), split.class_names)

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import functools
 import os
-import re
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -18,7 +17,9 @@ import google_crc32c
 import numpy as np
 from google.protobuf import message as protobuf_message
 
-from ftbnn_jax import report
+from ftbnn_jax.data import decode
+from ftbnn_jax.data.lazy import first_line, tf
+from ftbnn_jax.data.split import CorruptRecordError, Split
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.host import paths
 
@@ -26,10 +27,6 @@ _HEADER_BYTES = 12
 _FOOTER_BYTES = 4
 # Disks and buckets answer many small requests at a time sooner than one after the other.
 _READ_THREADS = 32
-
-
-class CorruptRecordError(ValueError):
-    """A record holds no readable image with a label; the message says what is wrong."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +47,7 @@ class RecordFile:
 
 
 @dataclasses.dataclass(frozen=True)
-class RecordSplit:
+class RecordSplit(Split):
     """Encoded examples in TFRecord files, readable at any index without reading those before it.
 
     Attributes:
@@ -62,7 +59,6 @@ class RecordSplit:
       label_key: name of the label.
       class_names: one name a class, in the order of the labels.
       channels: colour channels of a decoded image.
-      corrupt: indices of the corrupt records that were met.
     """
 
     files: tuple[RecordFile, ...]
@@ -73,11 +69,14 @@ class RecordSplit:
     label_key: str
     class_names: tuple[str, ...]
     channels: int
-    corrupt: set[int] = dataclasses.field(default_factory=set)
 
     @property
     def num_examples(self) -> int:
         return len(self.offset_of)
+
+    @property
+    def shape(self) -> None:
+        return None
 
     def head(self, count: int) -> "RecordSplit":
         """Returns the split of the first `count` examples."""
@@ -117,7 +116,7 @@ class RecordSplit:
           UserError: the file cannot be read.
         """
         try:
-            features = _example_message().FromString(self.read(index)).features.feature
+            features = tf.train.Example.FromString(self.read(index)).features.feature
         except protobuf_message.DecodeError as error:
             raise CorruptRecordError("no tf.train.Example") from error
         images = features[self.image_key].bytes_list.value
@@ -127,13 +126,11 @@ class RecordSplit:
                 raise CorruptRecordError(f"{len(values)} values of the feature {key!r} instead of one")
         return images[0], labels[0]
 
-    def read_many(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the encoded images, bytes `[n]`, and the labels, int32 `[n]`, at some indices.
+    def whole(self, index: int) -> np.ndarray:
+        encoded, _ = self.example(index)
+        return decode.from_bytes(encoded, self.channels)
 
-        Raises:
-          CorruptRecordError: as `example` does.
-          UserError: a file cannot be read, or a label is none of the classes.
-        """
+    def fetch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if paths.is_remote(self.files[0].path):
             examples = list(_pool().map(self.example, indices.tolist()))
         else:
@@ -166,27 +163,6 @@ class RecordSplit:
                 with _open_local(self.files[self.file_of[index]].path) as file:
                     size = int(self.length_of[index]) + _FOOTER_BYTES
                     os.posix_fadvise(file, int(self.offset_of[index]), size, os.POSIX_FADV_WILLNEED)
-
-    def report_corrupt(self, index: int, reason: str, limit: int) -> None:
-        """Counts a corrupt record and warns of it, the first time that it is met.
-
-        Raises:
-          UserError: the split has more than `limit` of them, or nothing else.
-        """
-        known = index in self.corrupt
-        self.corrupt.add(index)
-        if len(self.corrupt) == self.num_examples:
-            raise UserError(
-                f"{self.name(index)}: corrupt ({reason}), and so is every other record of the split; "
-                "prepare the set again"
-            )
-        if len(self.corrupt) > limit:
-            raise UserError(
-                f"{self.name(index)}: corrupt ({reason}), as {len(self.corrupt) - 1} before it; "
-                f"config.max_corrupt_records={limit} allows no more: prepare the set again"
-            )
-        if not known:
-            report.warn(f"{self.name(index)}: corrupt ({reason}); passed over")
 
 
 def index_files(
@@ -221,25 +197,6 @@ def wrong_labels(labels: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
 
 
 @functools.cache
-def import_tensorflow() -> Any:
-    """Imports TensorFlow for reading data only: silent, and without taking the accelerator."""
-    # JAX sets 1, and every failed operation would be announced.
-    if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
-        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    # Of no use for reading data, and announced on every start.
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    import tensorflow as tf
-
-    tf.config.set_visible_devices([], "GPU")
-    return tf
-
-
-@functools.cache
-def _example_message() -> Any:
-    return import_tensorflow().train.Example
-
-
-@functools.cache
 def _pool() -> concurrent.futures.ThreadPoolExecutor:
     return concurrent.futures.ThreadPoolExecutor(_READ_THREADS, "records")
 
@@ -249,7 +206,7 @@ def _open(path: str) -> Iterator[Callable[[int, int], bytes]]:
     """Yields a function that reads from an offset a number of bytes, or as many as there are."""
     try:
         if paths.is_remote(path):
-            with import_tensorflow().io.gfile.GFile(path, "rb") as file:
+            with tf.io.gfile.GFile(path, "rb") as file:
 
                 def read(offset: int, size: int) -> bytes:
                     file.seek(offset)
@@ -260,7 +217,7 @@ def _open(path: str) -> Iterator[Callable[[int, int], bytes]]:
             with _open_local(path) as file:
                 yield lambda offset, size: os.pread(file, size, offset)
     except Exception as error:
-        if not paths.is_remote(path) or not isinstance(error, import_tensorflow().errors.OpError):
+        if not paths.is_remote(path) or not isinstance(error, tf.errors.OpError):
             raise
         raise UserError(f"{path}: {first_line(error)}") from error
 
@@ -284,7 +241,7 @@ def _index_file(file: RecordFile) -> tuple[np.ndarray, np.ndarray]:
     unpack = struct.Struct("<Q").unpack
     with _open(file.path) as read:
         if paths.is_remote(file.path):
-            end = import_tensorflow().io.gfile.stat(file.path).length
+            end = tf.io.gfile.stat(file.path).length
         else:
             end = os.path.getsize(file.path)
         for record in range(file.skip + file.take):
@@ -301,15 +258,6 @@ def _index_file(file: RecordFile) -> tuple[np.ndarray, np.ndarray]:
                 "prepare the set again"
             )
     return np.asarray(offsets[file.skip :], np.int64), np.asarray(lengths[file.skip :], np.int64)
-
-
-def first_line(error: Exception) -> str:
-    """Returns what an error says, in one line; TensorFlow's, without where in the graph they arose."""
-    text = re.sub(r"\{\{.*?\}\}|\[\[.*|\[Op:.*", "", getattr(error, "message", str(error)))
-    text = re.sub(r"^\s*Error in user-defined function .*? iterator: \S+: ", "", text)
-    where = re.compile(r"\s*$|Graph execution error:|Detected at node|  File |<stack traces")
-    lines = [line.strip() for line in text.splitlines() if not where.match(line)]
-    return lines[0] if lines else type(error).__name__
 
 
 def split_files(file_instructions: Iterable[Any]) -> tuple[RecordFile, ...]:

@@ -8,7 +8,8 @@ import pytest
 
 from ftbnn_jax import config as config_lib
 from ftbnn_jax.data import batches as batches_lib
-from ftbnn_jax.data import decode, sets, stream, tfrecords
+from ftbnn_jax.data import decode, sets, stream
+from ftbnn_jax.data.lazy import tf, tfds
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn import architectures
 
@@ -114,7 +115,6 @@ def test_batches_do_not_depend_on_how_images_are_grouped(monkeypatch, train):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_resized_windows_are_bilinear(channels):
     """Within a level of TensorFlow's; of windows smaller and larger than the result."""
-    tf = tfrecords.import_tensorflow()
     rng = np.random.default_rng(0)
     sizes = [(9, 40), (24, 24), (100, 31), (1, 1)]
     windows = [rng.integers(0, 256, (*size, channels), np.uint8) for size in sizes]
@@ -230,8 +230,6 @@ REAL = [("mnist", (28, 28, 1), 60000, 10000), ("cifar10", (32, 32, 3), 50000, 10
 @pytest.mark.parametrize(("name", "shape", "train", "test"), REAL)
 def test_real_records_are_read_at_any_index(tfds_data_dir, name, shape, train, test):
     """Records found through their headers are those that TFDS reads one after the other."""
-    import tensorflow_datasets as tfds
-
     config = dataclasses.replace(
         DIGITS,
         dataset=name,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ftbnn_jax.data import tfrecords
+from ftbnn_jax.data.lazy import tf, tfds
 
 
 @pytest.fixture(scope="session")
@@ -11,8 +11,6 @@ def write_set(serialize):
 
     `splits` holds for each split its examples, each a dictionary of what `serialize` takes.
     """
-    tf = tfrecords.import_tensorflow()
-    import tensorflow_datasets as tfds
 
     def write(directory, splits, features=None, keys=("image", "label")):
         place = directory / "own" / "1.0.0"

@@ -11,7 +11,9 @@ from PIL import Image
 
 from ftbnn_jax import config as config_lib
 from ftbnn_jax.data import batches as batches_lib
-from ftbnn_jax.data import decode, tfrecords
+from ftbnn_jax.data import decode
+from ftbnn_jax.data.lazy import tf
+from ftbnn_jax.data.split import CorruptRecordError
 from ftbnn_jax.nn import architectures
 
 # Of 64 pixels 224/256 are 56, so that evaluation does not resize.
@@ -106,7 +108,7 @@ def decoded(request, tmp_path_factory, write_split):
     The second evaluation is that of a batch with a corrupt record, the second training that of PNGs with
     the pixels.
     """
-    tf, channels = tfrecords.import_tensorflow(), request.param
+    channels = request.param
     pixels = []
     for data, known in ODD.values():
         if known is None:
@@ -195,7 +197,7 @@ BAD = {
 )
 def test_pillow_and_tensorflow_decode_the_same_pixels(kind, channels):
     """Bit for bit, wherever evaluation takes TensorFlow's."""
-    data, tf = ODD[kind][0], tfrecords.import_tensorflow()
+    data = ODD[kind][0]
     pixels = tf.io.decode_jpeg(data, channels=channels, dct_method="INTEGER_ACCURATE")
     np.testing.assert_array_equal(decode.from_bytes(data, channels), pixels)
 
@@ -211,7 +213,7 @@ def test_damaged_bytes_are_pixels_or_one_line(kind):
         channels = int(rng.choice([1, 3]))
         try:
             pixels = decode.from_bytes(bytes(data), channels)
-        except tfrecords.CorruptRecordError as error:
+        except CorruptRecordError as error:
             assert len(str(error).splitlines()) == 1
         else:
             assert (pixels.dtype, pixels.ndim, pixels.shape[2]) == (np.uint8, 3, channels)

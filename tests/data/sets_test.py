@@ -1,7 +1,6 @@
 """Which sets are taken, and what is said of those that are not."""
 
 import dataclasses
-import importlib
 import io
 
 import numpy as np
@@ -11,12 +10,9 @@ from PIL import Image
 from ftbnn_jax import config as config_lib
 from ftbnn_jax.data import batches as batches_lib
 from ftbnn_jax.data import sets, tfrecords
+from ftbnn_jax.data.lazy import tfds
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn import architectures
-
-# TFDS alone would import a TensorFlow that speaks of all that it does.
-tfrecords.import_tensorflow()
-tfds = importlib.import_module("tensorflow_datasets")
 
 CONFIG = config_lib.TrainConfig(
     architectures.small((1,), 8),

@@ -11,6 +11,8 @@ from PIL import Image
 from ftbnn_jax import config as config_lib
 from ftbnn_jax.data import batches as batches_lib
 from ftbnn_jax.data import tfrecords
+from ftbnn_jax.data.lazy import tf
+from ftbnn_jax.data.split import ArraySplit, CorruptRecordError
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn import architectures
 
@@ -67,7 +69,7 @@ def test_records_are_found_in_parts_of_several_files(tmp_path, write_split):
     part = dataclasses.replace(part, files=tuple(files))
     # Files of 5 records: the second one here begins with record 10.
     assert [part.read(i) for i in range(5)] == [whole.read(i) for i in (3, 4, 11, 12, 13)]
-    images, labels = part.read_many(np.array([4, 0, 2]))
+    images, labels = part.fetch(np.array([4, 0, 2]))
     assert images.tolist() == [IMAGES[i] for i in (13, 3, 11)]
     assert labels.tolist() == [13, 3, 11]
     assert [part.name(i) for i in (1, 2)] == [
@@ -77,7 +79,6 @@ def test_records_are_found_in_parts_of_several_files(tmp_path, write_split):
 
 
 def test_files_in_other_file_systems_are_read_through_gfile(tmp_path, write_split):
-    tf = tfrecords.import_tensorflow()
     local, remote = write_split(tmp_path, IMAGES), write_split("ram://records", IMAGES)
     assert [remote.read(i) for i in range(COUNT)] == [local.read(i) for i in range(COUNT)]
     assert_same(train_batches(remote, CONFIG, 1, 3), train_batches(local, CONFIG, 1, 3))
@@ -90,7 +91,7 @@ def test_files_in_other_file_systems_are_read_through_gfile(tmp_path, write_spli
     shortened = dataclasses.replace(
         remote, files=(*remote.files[:3], tfrecords.RecordFile("ram://records/short", 0, 2))
     )
-    with pytest.raises(tfrecords.CorruptRecordError, match="ends within"):
+    with pytest.raises(CorruptRecordError, match="ends within"):
         shortened.read(COUNT - 1)
 
 
@@ -111,13 +112,13 @@ def test_a_file_that_vanishes_is_named_in_one_line(tmp_path, write_split, capfd)
 def test_damage_is_noticed(tmp_path, write_split):
     split = write_split(tmp_path, IMAGES)
     flip_bit(split, 7)
-    with pytest.raises(tfrecords.CorruptRecordError, match="checksum"):
+    with pytest.raises(CorruptRecordError, match="checksum"):
         split.read(7)
-    with pytest.raises(tfrecords.CorruptRecordError, match="checksum"):
-        split.read_many(np.arange(COUNT))
+    with pytest.raises(CorruptRecordError, match="checksum"):
+        split.fetch(np.arange(COUNT))
     path = tmp_path / "train-2"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(tfrecords.CorruptRecordError, match="ends within"):
+    with pytest.raises(CorruptRecordError, match="ends within"):
         split.read(14)
 
 
@@ -202,11 +203,11 @@ NOT_EXAMPLES = {
 def test_payloads_that_are_no_image_with_a_label(tmp_path, serialize, kind):
     payload, told = NOT_EXAMPLES[kind]
     payload = payload if isinstance(payload, bytes) else serialize(**payload)
-    with tfrecords.import_tensorflow().io.TFRecordWriter(f"{tmp_path}/one") as writer:
+    with tf.io.TFRecordWriter(f"{tmp_path}/one") as writer:
         writer.write(payload)
     files = (tfrecords.RecordFile(f"{tmp_path}/one", 0, 1),)
     split = tfrecords.RecordSplit(files, *tfrecords.index_files(files), "image", "label", ("0", "1"), 3)
-    with pytest.raises(tfrecords.CorruptRecordError, match=told):
+    with pytest.raises(CorruptRecordError, match=told):
         split.example(0)
 
 
@@ -244,10 +245,16 @@ def test_evaluation_covers_each_record_once(tmp_path, write_split, count, hosts)
     assert {b["image"].shape for host in batches for b in host} == {(6 // hosts, 16, 16, 3)}
 
 
-def test_an_error_that_passes_is_told_and_changes_nothing(tmp_path, write_split, capfd, monkeypatch):
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_an_error_that_passes_is_told_and_changes_nothing(
+    tmp_path, write_split, capfd, monkeypatch, in_memory
+):
     split = write_split(tmp_path, IMAGES)
+    if in_memory:
+        images = np.random.default_rng(0).integers(0, 256, (COUNT, 24, 20, 3), np.uint8)
+        split = ArraySplit(images, np.arange(COUNT, dtype=np.int32), split.class_names)
     expected = train_batches(split, CONFIG, 0, 4)
-    read, failures = tfrecords.RecordSplit.read_many, []
+    read, failures = type(split).fetch, []
 
     def failing_once(self, indices):
         if not failures:
@@ -256,7 +263,7 @@ def test_an_error_that_passes_is_told_and_changes_nothing(tmp_path, write_split,
         return read(self, indices)
 
     capfd.readouterr()
-    monkeypatch.setattr(tfrecords.RecordSplit, "read_many", failing_once)
+    monkeypatch.setattr(type(split), "fetch", failing_once)
     assert_same(train_batches(split, CONFIG, 0, 4), expected)
     assert_one_warning(capfd.readouterr().err, "batch 0", "connection lost")
     assert split.corrupt == set()
@@ -266,12 +273,12 @@ def test_no_image_before_the_first_step_is_read(tmp_path, write_split, monkeypat
     """What is read for steps 100,000 and 100,001, in the order in which it is."""
     split = write_split(tmp_path, IMAGES)
     order = batches_lib.Order(COUNT, CONFIG.seed).indices(np.arange(600_000, 600_012))
-    read, seen = tfrecords.RecordSplit.read_many, []
+    read, seen = tfrecords.RecordSplit.fetch, []
 
     def counting(self, indices):
         seen.extend(indices)
         return read(self, indices)
 
-    monkeypatch.setattr(tfrecords.RecordSplit, "read_many", counting)
+    monkeypatch.setattr(tfrecords.RecordSplit, "fetch", counting)
     train_batches(split, CONFIG, 100_000, 100_002)
     assert seen == order.tolist()
