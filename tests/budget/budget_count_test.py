@@ -74,7 +74,8 @@ def test_operations_without_our_modules():
 
 @jax.jit
 def _compiled_conv(x, kernel):
-    return binary.binary_conv2d(x, [kernel])
+    signs = quantizers.TwoValuedSign()
+    return binary.binary_conv2d(x, [kernel], input_quantizer=signs, kernel_quantizer=signs)
 
 
 class CompiledBefore(nn.Module):
