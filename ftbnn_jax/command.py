@@ -15,6 +15,8 @@ from ftbnn_jax.errors import UserError, one_line, summary
 
 MISTAKE = 2
 INTERRUPTED = 128 + signal.SIGINT
+# EX_TEMPFAIL of sysexits.h: it stopped early with everything saved; the same command goes on from there.
+UNFINISHED = 75
 
 
 class ArgumentParser(argparse.ArgumentParser):

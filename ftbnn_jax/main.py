@@ -219,7 +219,7 @@ def _train_or_evaluate(options: argparse.Namespace, config: config_lib.TrainConf
         stages.train(config, workdir)
     except interrupt.Interrupted as message:
         print(f"{message}; the same command goes on from there", file=sys.stderr)
-        return interrupt.EXIT_STATUS
+        return command.UNFINISHED
     return 0
 
 

@@ -54,6 +54,8 @@ _WITHOUT = {
     "nn.spec": _FRAMEWORKS | {"jax"},
     "nn.architectures": _FRAMEWORKS | {"jax"},
     "nn": _FRAMEWORKS - {"flax"},
+    # Reading metrics and writing events takes no TensorFlow.
+    "train.metrics": _FRAMEWORKS | {"jax"},
     # What a device or a server loads an artifact with.
     "deploy.runtime": _FRAMEWORKS,
     "deploy.onnx": _FRAMEWORKS,

@@ -1,8 +1,4 @@
-"""Examples in TFRecord files, on disk or in a bucket: found once, then read at any index and checked.
-
-A TFRecord is an 8-byte little-endian length, 4 bytes of its checksum, the payload, and 4 bytes of the
-payload's checksum.
-"""
+"""Examples in TFRecord files, on disk or in a bucket: found once, then read at any index and checked."""
 
 import concurrent.futures
 import contextlib
@@ -13,18 +9,16 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import google_crc32c
 import numpy as np
 from google.protobuf import message as protobuf_message
 
 from ftbnn_jax.data import decode
+from ftbnn_jax.data.framing import FOOTER_BYTES, HEADER_BYTES, checksum
 from ftbnn_jax.data.lazy import first_line, tf
 from ftbnn_jax.data.split import CorruptRecordError, Split
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.host import paths
 
-_HEADER_BYTES = 12
-_FOOTER_BYTES = 4
 # Disks and buckets answer many small requests at a time sooner than one after the other.
 _READ_THREADS = 32
 
@@ -100,11 +94,11 @@ class RecordSplit(Split):
         length = int(self.length_of[index])
         path = self.files[self.file_of[index]].path
         with _open(path) as read:
-            data = read(int(self.offset_of[index]), length + _FOOTER_BYTES)
-        if len(data) < length + _FOOTER_BYTES:
+            data = read(int(self.offset_of[index]), length + FOOTER_BYTES)
+        if len(data) < length + FOOTER_BYTES:
             raise CorruptRecordError("the file ends within it")
         payload, footer = data[:length], data[length:]
-        if struct.pack("<I", masked_crc32c(payload)) != footer:
+        if checksum(payload) != footer:
             raise CorruptRecordError("its checksum does not fit")
         return payload
 
@@ -161,7 +155,7 @@ class RecordSplit(Split):
         if hasattr(os, "posix_fadvise"):
             for index in indices:
                 with _open_local(self.files[self.file_of[index]].path) as file:
-                    size = int(self.length_of[index]) + _FOOTER_BYTES
+                    size = int(self.length_of[index]) + FOOTER_BYTES
                     os.posix_fadvise(file, int(self.offset_of[index]), size, os.POSIX_FADV_WILLNEED)
 
 
@@ -183,12 +177,6 @@ def index_files(
         np.concatenate([offsets for offsets, _ in found]),
         np.concatenate([lengths for _, lengths in found]),
     )
-
-
-def masked_crc32c(data: bytes) -> int:
-    """The checksum of the TFRecord format: CRC-32C, rotated by 15 bits, plus a constant."""
-    crc = google_crc32c.value(data)
-    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def wrong_labels(labels: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
@@ -246,10 +234,10 @@ def _index_file(file: RecordFile) -> tuple[np.ndarray, np.ndarray]:
             end = os.path.getsize(file.path)
         for record in range(file.skip + file.take):
             length = unpack(read(position, 8))[0] if position + 8 <= end else end
-            following = position + _HEADER_BYTES + length + _FOOTER_BYTES
+            following = position + HEADER_BYTES + length + FOOTER_BYTES
             if following > end:
                 raise UserError(f"{file.path}: truncated at record {record}; prepare the set again")
-            offsets.append(position + _HEADER_BYTES)
+            offsets.append(position + HEADER_BYTES)
             lengths.append(length)
             position = following
         if file.skip + file.take == file.holds and position < end:

@@ -17,18 +17,10 @@ import numpy as np
 import rich.table
 from sklearn import discriminant_analysis
 
-from ftbnn_jax import command, plots, report
+from ftbnn_jax import command, plots, published, report
 from ftbnn_jax.experiments import discrepancy, figures, members, results, sweep
 from ftbnn_jax.host import machine, paths
 
-# Test accuracy in percent and discrepancy, mean and standard deviation of five runs (Figure 2).
-PUBLISHED = {
-    "linear": ("", ""),
-    "binary": ("98.45 ± 0.16", "1.04 ± 0.03"),
-    "prelu": ("98.70 ± 0.07", "1.66 ± 0.04"),
-    "relu": ("98.83 ± 0.07", "2.41 ± 0.13"),
-    "fprelu": ("", ""),
-}
 _TITLES = {
     "linear": "Linear",
     "binary": "Binary",
@@ -140,7 +132,12 @@ def _report(wanted: Sequence[members.Member], workdir: str) -> None:
     for header in ("runs", "test accuracy, %", "published, %"):
         table.add_column(header, justify="right")
     for name, values in accuracies.items():
-        table.add_row(name, str(len(values)), results.spread(values, 100), PUBLISHED[name][0])
+        table.add_row(
+            name,
+            str(len(values)),
+            results.spread(values, 100),
+            _spread(published.FIGURE2_ACCURACY, name),
+        )
     report.console.print(table)
 
     names = [name for name in found if any(found[name])]
@@ -151,7 +148,9 @@ def _report(wanted: Sequence[members.Member], workdir: str) -> None:
         cells = [results.spread([run[definition] for run in found[name]]) for name in names]
         table.add_row(definition, formula, *cells)
     table.add_section()
-    table.add_row("published", "not said", *(PUBLISHED[name][1] for name in names))
+    table.add_row(
+        "published", "not said", *(_spread(published.FIGURE2_DISCREPANCY, name) for name in names)
+    )
     report.console.print(table)
     report.console.print(
         "mean ± sample standard deviation over the seeds; b: binary convolution, c: with the sign of "
@@ -168,6 +167,11 @@ def _report(wanted: Sequence[members.Member], workdir: str) -> None:
             print(path)
 
 
+def _spread(printed: dict[str, tuple[float, float]], name: str) -> str:
+    """Returns mean and standard deviation of a model as the paper prints them, "" where it does not."""
+    return "{:.2f} ± {:.2f}".format(*printed[name]) if name in printed else ""
+
+
 def main(arguments: Sequence[str]) -> int:
     """Does what the command line says and returns the exit status."""
     parser = command.ArgumentParser(
@@ -175,15 +179,15 @@ def main(arguments: Sequence[str]) -> int:
     )
     sweep.add_arguments(parser, seeds="0,1,2,3,4")
     parser.add_argument(
-        "--models", default=",".join(PUBLISHED), metavar="MODEL,MODEL", help="(default: all)"
+        "--models", default=",".join(_TITLES), metavar="MODEL,MODEL", help="(default: all)"
     )
     options = parser.parse_args(arguments)
     config = members.find_config("mnist_figure2.py")
-    models = sweep.chosen("models", options.models, PUBLISHED)
+    models = sweep.chosen("models", options.models, _TITLES)
     wanted = members.make({name: f"{config}:{name}" for name in models}, options.seeds)
     machine.start_jax()
     status = 0 if options.report else sweep.run(wanted, options.workdir, options.shard, options.jobs)
-    if status != sweep.INTERRUPTED:
+    if status != command.UNFINISHED:
         _report(wanted, options.workdir)
     return status
 

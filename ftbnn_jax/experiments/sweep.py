@@ -26,9 +26,6 @@ from ftbnn_jax.errors import UserError
 from ftbnn_jax.experiments import members, results
 from ftbnn_jax.host import lock, paths
 
-# What a run says when it was asked to stop, and what a sweep says then.
-INTERRUPTED = 75
-
 
 class _Started(NamedTuple):
     """A run that is being made; `claim` keeps other sweeps from it."""
@@ -113,7 +110,7 @@ def run(
       jobs: runs at a time.
 
     Returns:
-      The exit status: 0, 1 where a run failed, or 75 where they were interrupted.
+      The exit status: 0, 1 where a run failed, or `command.UNFINISHED` where they were interrupted.
     """
     part, parts = shard
     waiting = [m for i, m in enumerate(wanted) if i % parts == part - 1 and not m.is_finished(workdir)]
@@ -154,7 +151,7 @@ def run(
                     report.warn(f"{member.label}: exit status {status}; {member.last_line(workdir)}")
         if caught:
             print("interrupted; the same command goes on from there", file=sys.stderr)
-            return INTERRUPTED
+            return command.UNFINISHED
     return 1 if failed else 0
 
 
@@ -229,7 +226,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(own)
     wanted = members.make({members.name_of(c): c for c in options.configs}, options.seeds, overrides)
     status = 0 if options.report else run(wanted, options.workdir, options.shard, options.jobs)
-    if status != INTERRUPTED:
+    if status != command.UNFINISHED:
         print_table("Sweep", accuracies(wanted, options.workdir), {})
     return status
 

@@ -10,22 +10,9 @@ and split over machines with `--shard`.
 import sys
 from collections.abc import Sequence
 
-from ftbnn_jax import command
+from ftbnn_jax import command, published
 from ftbnn_jax.experiments import members, sweep
 
-# Top-1 and top-5 accuracy on ImageNet, in percent.
-PUBLISHED = {
-    "bireal_published": "56.4 / 79.5",
-    "bireal": "52.3 / 75.9",
-    "none": "52.5 / 76.0",
-    "prelu": "58.9 / 81.1",
-    "fprelu": "59.3 / 81.3",
-    "relu": "45.9 / 70.5",
-    "stage_relu": "59.6 / 81.4",
-    "stage_relu_prelu": "59.7 / 81.6",
-    "baseline": "60.2 / 82.0",
-    "full_precision": "69.8 / 89.2",
-}
 _DATASETS = {"imagenet2012": "", "cifar10": ",cifar10"}
 
 
@@ -38,17 +25,20 @@ def main(arguments: Sequence[str]) -> int:
     )
     sweep.add_arguments(parser, seeds="0")
     parser.add_argument("--dataset", choices=_DATASETS, default="imagenet2012")
-    parser.add_argument("--rows", default=",".join(PUBLISHED), metavar="ROW,ROW", help="(default: all)")
+    parser.add_argument(
+        "--rows", default=",".join(published.TABLE3), metavar="ROW,ROW", help="(default: all)"
+    )
     own, overrides = sweep.split_arguments(arguments)
     options = parser.parse_args(own)
     config = members.find_config("ablation.py")
-    rows = sweep.chosen("rows", options.rows, PUBLISHED)
+    rows = sweep.chosen("rows", options.rows, published.TABLE3)
     suffix = _DATASETS[options.dataset]
     wanted = members.make({row: f"{config}:{row}{suffix}" for row in rows}, options.seeds, overrides)
     status = 0 if options.report else sweep.run(wanted, options.workdir, options.shard, options.jobs)
-    if status != sweep.INTERRUPTED:
+    if status != command.UNFINISHED:
         title = f"Table 3 on {options.dataset}"
-        sweep.print_table(title, sweep.accuracies(wanted, options.workdir), PUBLISHED)
+        beside = {row: f"{top1} / {top5}" for row, (top1, top5) in published.TABLE3.items()}
+        sweep.print_table(title, sweep.accuracies(wanted, options.workdir), beside)
     return status
 
 

@@ -12,10 +12,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from ftbnn_jax import report
+from ftbnn_jax import command, report
 from ftbnn_jax.errors import UserError, summary
 from ftbnn_jax.host import machine
-from ftbnn_jax.host.interrupt import EXIT_STATUS
 
 T = TypeVar("T")
 
@@ -113,13 +112,13 @@ def together() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        _leave(f"error: {error}", 2)
+        _leave(f"error: {error}", command.MISTAKE)
     except jax.errors.JaxRuntimeError as error:
         summary = str(error).strip().splitlines()[0][:200]
         _leave(
             "error: a computation over all processes failed; most likely one of them was lost "
             f"({summary}); the same command in all of them goes on from the newest checkpoint",
-            EXIT_STATUS,
+            command.UNFINISHED,
         )
     except Exception:
         _leave(traceback.format_exc(), 1)

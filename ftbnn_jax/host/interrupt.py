@@ -16,10 +16,8 @@ from types import FrameType
 import jax
 from jax.experimental import multihost_utils
 
+from ftbnn_jax import command
 from ftbnn_jax.errors import UserError
-
-# EX_TEMPFAIL of sysexits.h: the run stopped early with everything saved; start it again to go on.
-EXIT_STATUS = 75
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -68,7 +66,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def expendable(self, message: str) -> Iterator[None]:
-        """Where there is nothing to save, a signal ends the process at once, with `EXIT_STATUS`.
+        """Where there is nothing to save, a signal ends the process at once, with `command.UNFINISHED`.
 
         Python runs a signal's handler when the compiler has returned, which can take minutes.
 
@@ -113,7 +111,7 @@ class StopRequest:
         while number := reader.recv(1):
             if self._expendable and number[0] in _SIGNALS:
                 print(self._expendable, file=sys.stderr, flush=True)
-                os._exit(EXIT_STATUS)
+                os._exit(command.UNFINISHED)
 
 
 class PreemptionNotice:

@@ -3,16 +3,15 @@
 import json
 import math
 import socket
-import struct
 import time
 from typing import Any
 
 import rich.progress
 from etils import epath
-from tensorboardX import record_writer
 from tensorboardX.proto import event_pb2, summary_pb2
 
 from ftbnn_jax import report
+from ftbnn_jax.data import framing
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.host import paths
 from ftbnn_jax.report import console
@@ -159,11 +158,7 @@ class _Events:
 
     def _write(self, step: int, **content: Any) -> None:
         event = event_pb2.Event(wall_time=time.time(), step=step, **content)
-        payload = event.SerializeToString()
-        length = struct.pack("<Q", len(payload))
-        for part in (length, payload):
-            checksum = struct.pack("<I", record_writer.masked_crc32c(part))
-            self._file.write(part + checksum)
+        self._file.write(framing.framed(event.SerializeToString()))
 
 
 class Progress:

@@ -7,6 +7,7 @@ import time
 import pytest
 import runs
 
+from ftbnn_jax import command
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.experiments import members, sweep, table3
 from ftbnn_jax.host import lock
@@ -117,7 +118,7 @@ def test_an_interrupt_is_handed_to_the_runs(tmp_path, stub, capsys):
 
     threading.Thread(target=interrupt).start()
     started = time.monotonic()
-    assert sweep.run(_members("wait", "a"), str(tmp_path)) == sweep.INTERRUPTED
+    assert sweep.run(_members("wait", "a"), str(tmp_path)) == command.UNFINISHED
     assert time.monotonic() - started < 30
     assert "the same command goes on" in capsys.readouterr().err
     # Nothing new was begun.
