@@ -6,12 +6,13 @@ steps that `walk` yields: budgets, memory, the packed graph and its proof are su
 
 import contextlib
 import dataclasses
+import functools
 import math
 import pathlib
 import re
 import sys
 import sysconfig
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -43,6 +44,8 @@ class Array:
       shape: its dimensions, that of the batch may be a symbol.
       dtype: of its elements.
       numbers: the array itself where it is given or could be computed, or a tracer for it; else None.
+      later: computes a constant that is one of few numbers, spread over many elements, which is not worth
+        its memory as long as nothing else of that size meets it; None elsewhere.
       name: what an argument of the program is called, and whatever holds the same elements.
       terms: the arrays whose sum it is but for rounding, each with how often it is added; None for one
         that is no sum of known arrays.
@@ -52,6 +55,7 @@ class Array:
     shape: tuple[Any, ...]
     dtype: np.dtype
     numbers: Any = None
+    later: Callable[[], Any] | None = None
     name: str = ""
     terms: dict["Array", int] | None = None
 
@@ -129,7 +133,7 @@ def user_line(places: Iterable[tuple[str, int]]) -> str:
 
 def argument(value: Value, aval: Any, numbers: Any = None, name: str = "") -> Array:
     """Returns an argument of a program, of the shape and dtype of `aval`."""
-    return Array(value, tuple(aval.shape), aval.dtype, numbers, name)
+    return Array(value, tuple(aval.shape), aval.dtype, numbers, name=name)
 
 
 def walk(program: core.ClosedJaxpr, arguments: Sequence[Array], compute: bool = False) -> Steps:
@@ -276,36 +280,44 @@ class _Walk:
         found = values.apply_rule(
             eqn.primitive.name, eqn.params, [x.value for x in operands], len(eqn.outvars)
         )
-        computed = self._computed(eqn, operands) if self._compute else None
         results = []
-        for i, (var, value) in enumerate(zip(eqn.outvars, found, strict=True)):
+        for var, value in zip(eqn.outvars, found, strict=True):
             shape, dtype = getattr(var.aval, "shape", ()), getattr(var.aval, "dtype", None)
             if value.numbers is None and dtype == np.bool_:
                 value = dataclasses.replace(value, numbers=frozenset({0.0, 1.0}))
-            results.append(Array(value, tuple(shape), dtype, computed[i] if computed else None))
+            results.append(Array(value, tuple(shape), dtype))
+        if self._compute:
+            self._compute_now(eqn, operands, results)
         if eqn.primitive.name in _VIEWS and math.prod(operands[0].shape) == math.prod(results[0].shape):
             results[0].name = operands[0].name
         if eqn.primitive.name in _SUMS and all(x.shape == results[0].shape for x in operands):
             results[0].terms = _sum(eqn.primitive.name, operands)
         return results
 
-    def _computed(self, eqn: core.JaxprEqn, operands: list[Array]) -> list[Any] | None:
-        if any(x.numbers is None for x in operands):
-            return None
+    def _compute_now(self, eqn: core.JaxprEqn, operands: list[Array], results: list[Array]) -> None:
+        """Computes results whose operands are all there, or sees to it that they can be computed."""
+        if not all(x.numbers is not None or x.later for x in operands):
+            return
+
+        def compute():
+            given = [x.later() if x.numbers is None else x.numbers for x in operands]
+            # What does not depend on the input is computed once, also where this runs under a trace.
+            with contextlib.nullcontext() if from_input else jax.ensure_compile_time_eval():
+                found = eqn.primitive.bind(*given, **eqn.params)
+            return found if eqn.primitive.multiple_results else [found]
+
         from_input = any(x.value.from_input for x in operands)
-        shapes = [var.aval.shape for var in eqn.outvars]
-        if not from_input:
-            if not all(map(dimensions, shapes)):
-                return None
-            largest = max((math.prod(x.shape) for x in operands), default=0)
-            spread = any(math.prod(shape) > max(_MOST_SPREAD, largest) for shape in shapes)
-            if spread and eqn.primitive.name in _SPREADS and not self._runs:
-                return None
-        # What does not depend on the input is computed once, also where this runs under a trace.
-        now = contextlib.nullcontext() if from_input else jax.ensure_compile_time_eval()
-        with now:
-            found = eqn.primitive.bind(*(x.numbers for x in operands), **eqn.params)
-        return found if eqn.primitive.multiple_results else [found]
+        if not from_input and not all(dimensions(x.shape) for x in results):
+            return
+        size = max(math.prod(x.shape) for x in results)
+        largest = max((math.prod(x.shape) for x in operands if x.numbers is not None), default=0)
+        if not from_input and not self._runs and size > max(_MOST_SPREAD, largest):
+            once = functools.cache(compute)
+            for i, x in enumerate(results):
+                x.later = functools.partial(lambda i: once()[i], i)
+            return
+        for x, numbers in zip(results, compute(), strict=True):
+            x.numbers = numbers
 
     def _scan(self, eqn: core.JaxprEqn, step: Step) -> Steps:
         body, constants = eqn.params["jaxpr"], eqn.params["num_consts"]
@@ -361,7 +373,6 @@ class _Walk:
 # Operations whose result holds the elements of the first operand, if there are as many.
 _VIEWS = values.words("reshape squeeze expand_dims broadcast_in_dim")
 _SUMS = frozenset(["add", "add_any", "sub"])
-_SPREADS = frozenset(["broadcast_in_dim", "iota"])
 
 
 def _arguments(body: core.ClosedJaxpr, known: Sequence[Value]) -> list[Array]:
