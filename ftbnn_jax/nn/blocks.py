@@ -95,27 +95,19 @@ class BatchNorm(nn.Module):
     In training, the statistics are those of the whole batch, over every device it is spread on.
     Otherwise the running statistics are folded into one multiplication and one addition, or those of
     `nn.folding` are taken where they are given. An input scale, `[C]`, multiplies the input first.
-
-    A `tail` is what follows on the normalised `y`, in training alone: a function of `y` and further
-    arguments, those with a batch axis in front (`tail_batch`), and others (`tail_others`). The backward
-    pass is handed the statistics and all arguments, and no intermediate result; `largest_integer` is the
-    largest that `x`, then made of integers, can hold.
     """
 
     momentum: float = 0.9
     epsilon: float = 1e-5
 
+    def __call__(self, x: jax.Array, train: bool, input_scale: jax.Array | None = None) -> jax.Array:
+        return self.normalizer(x, train, input_scale)(x)
+
     @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        train: bool,
-        input_scale: jax.Array | None = None,
-        tail: Callable[..., jax.Array] | None = None,
-        tail_batch: tuple[jax.Array, ...] = (),
-        tail_others: tuple[jax.Array, ...] = (),
-        largest_integer: int | None = None,
-    ) -> jax.Array:
+    def normalizer(
+        self, x: jax.Array, train: bool, input_scale: jax.Array | None = None
+    ) -> Callable[[jax.Array], jax.Array]:
+        """Returns what normalises `x`, in training a `Normalizer`; updates the running statistics."""
         shape = x.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, shape)
         bias = self.param("bias", nn.initializers.zeros, shape)
@@ -127,34 +119,13 @@ class BatchNorm(nn.Module):
             else:
                 statistics = running_mean.value, running_var.value
                 folded = batch_norm.fold(scale, bias, *statistics, self.epsilon, input_scale)
-            return batch_norm.apply_folded(x, *folded)
-
-        def scaled(x, input_scale):
-            return x if input_scale is None else x * input_scale
-
-        if tail is None:
-            y, mean, var = batch_norm.normalize(scaled(x, input_scale), scale, bias, self.epsilon)
-        else:
-
-            def statistics(batch, input_scale):
-                return batch_norm.statistics(scaled(batch[0], input_scale))
-
-            def finish(batch, input_scale, *others):
-                *normalizers, others = others
-                x = scaled(batch[0], input_scale)
-                y = batch_norm.normalize_by(x, *normalizers, self.epsilon)
-                return tail(y, *batch[1:], *others)
-
-            kept = narrowed(x, largest_integer)
-            mean, var = recomputed(statistics)((x,), kept, input_scale)
-            y = recomputed(finish)(
-                (x, *tail_batch), kept, input_scale, mean, var, scale, bias, tail_others
-            )
+            return lambda x: batch_norm.apply_folded(x, *folded)
+        normalizer = batch_norm.Normalizer.of(x, scale, bias, self.epsilon, input_scale)
         if not self.is_initializing():
             keep = self.momentum
-            running_mean.value = keep * running_mean.value + (1 - keep) * mean
-            running_var.value = keep * running_var.value + (1 - keep) * var
-        return y
+            running_mean.value = keep * running_mean.value + (1 - keep) * normalizer.mean
+            running_var.value = keep * running_var.value + (1 - keep) * normalizer.variance
+        return normalizer
 
 
 def _batch_norm(spec: ResNetSpec, name: str) -> BatchNorm:
@@ -247,19 +218,22 @@ class BinaryBlock(nn.Module):
         act = activations.MODULES[p.activation](name="act")
         function = activations.FUNCTIONS[p.activation]
 
-        def tail(y, *arguments):
-            if shortcut is not None:
-                y, arguments = y + arguments[0].astype(jnp.float32), arguments[1:]
-            return function(y.astype(stream_dtype(self.compute_dtype)), *arguments)
+        def finish(batch, normalizer, slopes):
+            y, *shortcut = batch
+            y = normalizer(y)
+            if shortcut:
+                y = y + shortcut[0].astype(jnp.float32)
+            return function(y.astype(stream_dtype(self.compute_dtype)), *slopes)
 
-        batch = () if shortcut is None else (shortcut,)
+        batch = (y,) if shortcut is None else (y, shortcut)
         slopes = act.slopes(p.features)
-        if self.recompute and train:
-            integers = conv.input_quantizer.gives_signs and conv.kernel_quantizer.gives_signs
-            integers = integers and s.scaling not in strategies.FROM_INPUT
-            largest = binary.largest_sum(conv.kernel_size, x.shape[-1], p.groups)
-            return bn(y, train, scale, tail, batch, slopes, largest if integers else None)
-        return tail(bn(y, train, scale), *batch, *slopes)
+        if not (self.recompute and train):
+            return finish(batch, lambda y: bn(y, train, scale), slopes)
+        integers = conv.input_quantizer.gives_signs and conv.kernel_quantizer.gives_signs
+        integers = integers and s.scaling not in strategies.FROM_INPUT
+        largest = binary.largest_sum(conv.kernel_size, x.shape[-1], p.groups)
+        kept = narrowed(y, largest if integers else None)
+        return recomputed(finish)(batch, kept, bn.normalizer(y, train, scale), slopes)
 
 
 class RealBlock(nn.Module):

@@ -4,6 +4,9 @@ Training graph and packed runtime share `fold` and `apply_folded`; given the sam
 that is exactly 0 in one is exactly 0 in the other.
 """
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -42,30 +45,55 @@ def apply_folded(x: jax.Array, multiplier: jax.Array, offset: jax.Array) -> jax.
     return mark(x.astype(jnp.float32) * multiplier + offset, BATCH_NORM)
 
 
-def normalize(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Normalises by the batch's own statistics (Ioffe & Szegedy, 2015).
+def statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns mean and biased variance of each channel, which carry no gradient.
 
-    Under `jax.jit` over a batch sharded on several devices, the statistics are the whole batch's.
+    Under `jax.jit` over a batch sharded on several devices, they are the whole batch's.
 
     Args:
       x: `[..., C]`, any floating point dtype; computed in float32.
-      scale: float32 `[C]`.
-      bias: float32 `[C]`.
+
+    Returns:
+      `(mean, variance)`, float32 `[C]` each.
+    """
+    x = jax.lax.stop_gradient(x.astype(jnp.float32))
+    axes = tuple(range(x.ndim - 1))
+    mean = jnp.mean(x, axes)
+    # One pass over x instead of two; rounding can leave a tiny negative, hence the maximum.
+    return mean, jnp.maximum(jnp.mean(jnp.square(x), axes) - jnp.square(mean), 0)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def normalize(
+    x: jax.Array,
+    mean: jax.Array,
+    variance: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    epsilon: float,
+) -> jax.Array:
+    """Normalises by the batch's own statistics (Ioffe & Szegedy, 2015).
+
+    The gradient of `x` is that through its statistics as well. It takes `x` and the incoming gradient
+    twice, where JAX's own would have `x - mean` kept too.
+
+    Args:
+      x: `[..., C]`, any floating point dtype; computed in float32.
+      mean: of `x`, float32 `[C]`, and so are the next three.
+      variance: of `x`.
+      scale: of the normalised numbers.
+      bias: added to them.
       epsilon: added to the variance.
 
     Returns:
-      `(y, mean, variance)`: float32 of the shape of `x`, and the batch's statistics, `[C]`; the variance
-      is the biased one. The statistics that are returned carry no gradient.
+      float32, of the shape of `x`.
     """
-    mean, variance = jax.lax.stop_gradient(statistics(x))
-    return _normalize(x, mean, variance, scale, bias, epsilon), mean, variance
+    y = (x.astype(jnp.float32) - mean) * (scale / jnp.sqrt(variance + epsilon)) + bias
+    return mark(y, BATCH_NORM)
 
 
 def _normalize_fwd(x, mean, variance, scale, bias, epsilon):
-    y = normalize_by(x, mean, variance, scale, bias, epsilon)
-    return y, (x, mean, variance, scale)
+    return normalize(x, mean, variance, scale, bias, epsilon), (x, mean, variance, scale)
 
 
 def _normalize_bwd(epsilon, residuals, g):
@@ -79,29 +107,51 @@ def _normalize_bwd(epsilon, residuals, g):
     return dx.astype(x.dtype), None, None, of_scale, of_bias
 
 
-def statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns mean and biased variance of each channel, float32 `[C]`; `x` is `[..., C]`."""
-    x = x.astype(jnp.float32)
-    axes = tuple(range(x.ndim - 1))
-    mean = jnp.mean(x, axes)
-    # One pass over x instead of two; rounding can leave a tiny negative, hence the maximum.
-    return mean, jnp.maximum(jnp.mean(jnp.square(x), axes) - jnp.square(mean), 0)
+normalize.defvjp(_normalize_fwd, _normalize_bwd)
 
 
-def normalize_by(
-    x: jax.Array,
-    mean: jax.Array,
-    variance: jax.Array,
-    scale: jax.Array,
-    bias: jax.Array,
-    epsilon: float,
-) -> jax.Array:
-    """Normalises `[..., C]` by given statistics; returns float32."""
-    y = (x.astype(jnp.float32) - mean) * (scale / jnp.sqrt(variance + epsilon)) + bias
-    return mark(y, BATCH_NORM)
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Normalizer:
+    """`normalize` with all but `x` filled in: a function that is a pytree of its arrays.
+
+    A function with a gradient of its own, such as those of `ops.recompute`, can so be given it as an
+    argument.
+
+    Attributes:
+      mean: of the batch, times the input scale if there is one, float32 `[C]`, and so are the others.
+      variance: likewise.
+      scale: of the normalised numbers.
+      bias: added to them.
+      input_scale: what `x` is multiplied with first; None for nothing.
+      epsilon: added to the variance.
+    """
+
+    mean: jax.Array
+    variance: jax.Array
+    scale: jax.Array
+    bias: jax.Array
+    input_scale: jax.Array | None
+    epsilon: float = dataclasses.field(metadata={"static": True})
+
+    @classmethod
+    def of(
+        cls,
+        x: jax.Array,
+        scale: jax.Array,
+        bias: jax.Array,
+        epsilon: float,
+        input_scale: jax.Array | None = None,
+    ) -> "Normalizer":
+        """Returns the normaliser of a batch `x`, `[..., C]`; the other arguments are its attributes."""
+        mean, variance = statistics(_scaled(x, input_scale))
+        return cls(mean, variance, scale, bias, input_scale, epsilon)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns float32 of the shape of `x`, the batch that the statistics are of."""
+        x = _scaled(x, self.input_scale)
+        return normalize(x, self.mean, self.variance, self.scale, self.bias, self.epsilon)
 
 
-# This gradient knows whose statistics these are. It keeps `x` and goes through it and the incoming
-# gradient twice; JAX's own would have `x - mean` kept too.
-_normalize = jax.custom_vjp(normalize_by, nondiff_argnums=(5,))
-_normalize.defvjp(_normalize_fwd, _normalize_bwd)
+def _scaled(x: jax.Array, input_scale: jax.Array | None) -> jax.Array:
+    return x if input_scale is None else x * input_scale

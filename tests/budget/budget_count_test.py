@@ -182,7 +182,7 @@ class Elementwise(nn.Module):
         c = x.shape[-1]
         ones = jnp.ones(c)
         return {
-            "normalize": lambda: batch_norm.normalize(x, ones, ones, 1e-5)[0],
+            "normalize": lambda: batch_norm.Normalizer.of(x, ones, ones, 1e-5)(x),
             "folded": lambda: batch_norm.apply_folded(x, ones, ones),
             "our batch norm": lambda: blocks.BatchNorm()(x, train=True),
             "our batch norm, folded": lambda: blocks.BatchNorm()(x, train=False),

@@ -1,5 +1,6 @@
 """The modules that the networks are made of, each alone."""
 
+import functools
 import math
 
 import jax
@@ -89,3 +90,36 @@ def test_running_statistics_are_moving_averages_of_the_batchs(momentum):
         np.testing.assert_allclose(
             state["batch_stats"][name], momentum * start + (1 - momentum) * expected[name], rtol=1e-5
         )
+
+
+@pytest.mark.parametrize(
+    ("fields", "index"),
+    [
+        ({"groups": 3, "downsample": "duplicate"}, 1),
+        # Learnt factors before the norm, and no integers after others.
+        ({"scaling": "xnor_net++"}, 0),
+        ({"scaling": "real_to_bin", "activation": "prelu"}, 1),
+        ({"bridge": True, "weight_gradient": "evolving", "stage_end_activation": "relu"}, 0),
+    ],
+)
+def test_a_block_that_computes_again_gives_the_same_and_has_the_same_gradients(fields, index):
+    net = architectures.small((1, 1), 6, **fields)
+    plan = net.plan()[index]
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((2, 5, 6, plan.in_features)), jnp.float32)
+    plain = blocks.BinaryBlock(net, plan)
+    shapes = jax.eval_shape(lambda: plain.init(jax.random.key(0), x, True))
+    variables = jax.tree.map(lambda s: rng.uniform(-1.5, 1.5, s.shape).astype(np.float32), shapes)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(block, params, x):
+        def loss(params, x):
+            y, state = block.apply({**variables, "params": params}, x, True, 0.3, mutable="batch_stats")
+            return jnp.sum(jnp.sin(y)), (y, state)
+
+        return jax.grad(loss, argnums=(0, 1), has_aux=True)(params, x)
+
+    results = [run(block, variables["params"], x) for block in (plain, plain.clone(recompute=True))]
+    for one, other in zip(*map(jax.tree.leaves, results), strict=True):
+        # Factors before a batch norm have gradients of rounding errors alone.
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)

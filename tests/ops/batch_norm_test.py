@@ -20,11 +20,16 @@ def _arguments(shape, dtype=np.float32):
     return x, scale, bias
 
 
+def _normalized(x, scale, bias, epsilon=_EPSILON):
+    mean, variance = batch_norm.statistics(x)
+    return batch_norm.normalize(x, mean, variance, scale, bias, epsilon), mean, variance
+
+
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("shape", [(4, 5, 3, 6), (32, 3)])
 def test_normalize_follows_the_formula(shape, dtype):
     x, scale, bias = _arguments(shape, dtype)
-    y, mean, variance = batch_norm.normalize(jnp.asarray(x), scale, bias, _EPSILON)
+    y, mean, variance = _normalized(jnp.asarray(x), scale, bias)
     assert {a.dtype for a in (y, mean, variance)} == {jnp.dtype(jnp.float32)}
     x = x.astype(np.float64)
     axes = tuple(range(x.ndim - 1))
@@ -38,7 +43,7 @@ def test_normalize_follows_the_formula(shape, dtype):
 
 def test_folded_equals_normalised_with_the_same_statistics():
     x, scale, bias = _arguments((4, 5, 3, 6))
-    y, mean, variance = batch_norm.normalize(jnp.asarray(x), scale, bias, _EPSILON)
+    y, mean, variance = _normalized(jnp.asarray(x), scale, bias)
     multiplier, offset = batch_norm.fold(scale, bias, mean, variance, _EPSILON)
     folded = batch_norm.apply_folded(jnp.asarray(x), multiplier, offset)
     np.testing.assert_allclose(folded, y, rtol=1e-5, atol=1e-5)
@@ -61,9 +66,7 @@ def test_gradients_go_through_the_statistics():
     x, scale, bias = _arguments((8, 3, 2, 4))
     dy = np.random.default_rng(1).standard_normal(x.shape)
     vjp = jax.jit(
-        lambda x, scale, bias, dy: jax.vjp(
-            lambda *a: batch_norm.normalize(*a, _EPSILON)[0], x, scale, bias
-        )[1](dy)
+        lambda x, scale, bias, dy: jax.vjp(lambda *a: _normalized(*a)[0], x, scale, bias)[1](dy)
     )
     actual = vjp(x, scale, bias, dy.astype(np.float32))
     x, axes = x.astype(np.float64), (0, 1, 2)
@@ -78,6 +81,6 @@ def test_gradients_go_through_the_statistics():
 def test_a_constant_channel_has_no_negative_variance(value):
     """Mean of squares minus square of mean can round below 0, and its root would be NaN."""
     x = jnp.full((3, 7, 7, 2), value)
-    y, _, variance = batch_norm.normalize(x, jnp.ones(2), jnp.zeros(2), 1e-12)
+    y, _, variance = _normalized(x, jnp.ones(2), jnp.zeros(2), 1e-12)
     assert (np.asarray(variance) >= 0).all()
     assert np.isfinite(y).all()
