@@ -249,6 +249,8 @@ def _binary(x, weights, dtype, **attributes):
         raise TypeError(f"{x.ndim} dimensions")
     if x.shape[-1] != sum(attributes["in_features"]):
         raise TypeError(f"{x.shape[-1]} channels for {sum(attributes['in_features'])}")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        x = x.astype(jnp.float32)
     planes = x.reshape(-1, 1, 1, x.shape[-1]) if not dims else x
     planes = planes[:, None] if dims == 1 else planes
     if isinstance(weights, list):

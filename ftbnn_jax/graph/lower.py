@@ -5,11 +5,13 @@ Nothing is re-associated: a last place that changes can turn a sign.
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ftbnn_jax.errors import UserError
@@ -109,8 +111,7 @@ class _Lowering:
             return
         emit = _EMIT.get(step.name)
         if emit is None:
-            where = step.layer or "the network"
-            raise UserError(f"{where}: {_why_not(step)} ({step.source})")
+            raise _refusal(step, _why_not(step))
         if is_product(step):
             self.names[step.results[0]] = emit(self, step, number)
         else:
@@ -180,15 +181,19 @@ class _Lowering:
         return name
 
 
+def _refusal(step: Step, why: str) -> UserError:
+    return UserError(f"{step.layer or 'the network'}: {step.name}: {why} ({step.source})")
+
+
 def _why_not(step: Step) -> str:
     if step.name in ("while", "cond"):
         kind = "loop whose length" if step.name == "while" else "choice (lax.cond) that"
-        return f"{step.name}: a {kind} depends on the input cannot be packed"
+        return f"a {kind} depends on the input cannot be packed"
     if step.name.startswith(("random", "threefry", "rng")):
-        return f"{step.name}: a random number cannot be packed; inference has none"
+        return "a random number cannot be packed; inference has none"
     if step.name == "dim_as_value":
-        return f"{step.name}: a number that depends on the size of the batch cannot be packed"
-    return f"{step.name}: an operation that a packed graph does not have"
+        return "a number that depends on the size of the batch cannot be packed"
+    return "an operation that a packed graph does not have"
 
 
 def _dim(n: Any) -> int:
@@ -210,7 +215,7 @@ def _dims(shape: Sequence[Any]) -> tuple[int, ...]:
 def _dtype(step: Step, wanted: Any = None) -> str:
     name = np.dtype(step.results[0].dtype if wanted is None else wanted).name
     if name not in ir.DTYPES:
-        raise UserError(f"{step.layer or 'the network'}: {step.name}: arrays of {name} cannot be packed")
+        raise _refusal(step, f"arrays of {name} cannot be packed")
     return name
 
 
@@ -231,6 +236,13 @@ def _broadcast(out, step):
     return out.node(step, "broadcast", out.operands(step)[:1], shape=_dims(step.shapes[0]), axes=axes)
 
 
+def _iota(out, step):
+    p, shape = step.params, step.shapes[0]
+    numbers = np.arange(_dim(shape[p["dimension"]])).astype(_dtype(step))
+    name = out.tensor("/".join(filter(None, [step.layer, "iota"])), numbers)
+    return out.node(step, "broadcast", [name], shape=_dims(shape), axes=(int(p["dimension"]),))
+
+
 def _slice(out, step):
     p, rank = step.params, len(step.operands[0].shape)
     strides = tuple(map(int, p["strides"] or (1,) * rank))
@@ -249,54 +261,92 @@ def _split(out, step):
     return parts
 
 
-def _dynamic_slice(out, step):
-    x, *starts = step.operands
-    if any(i.numbers is None for i in starts):
-        raise UserError(f"{step.layer or 'the network'}: {step.name}: a place that depends on the input")
-    shape, sizes = _dims(x.shape), _dims(step.params["slice_sizes"])
-    # As JAX does, a slice that would leave the array is moved into it; the batch is never cut.
-    start = [
-        0 if size == n else max(0, min(int(i.numbers), n - size))
-        for i, size, n in zip(starts, sizes, shape, strict=True)
-    ]
-    limit = tuple(n if size == n else i + size for i, size, n in zip(start, sizes, shape, strict=True))
-    strides = (1,) * len(shape)
-    return out.node(
-        step, "slice", [out.operand(step, x)], start=tuple(start), limit=limit, strides=strides
-    )
+def _moved(move: Callable[..., Any]):
+    """Lowers an operation that puts elements of its first operand elsewhere: slices, and takes.
+
+    Args:
+      move: the operation itself on a batch of two images, given the operand, an array of numbers, the
+        other operands, and the parameters. Where its elements come from is read off its result.
+    """
+
+    def emit(out, step):
+        x, *others = step.operands
+        if any(i.numbers is None for i in others):
+            raise _refusal(step, "places that depend on the input cannot be packed")
+        dims = _dims(x.shape)
+        shape = ir.sized(dims, 2)
+        positions = np.arange(math.prod(shape), dtype=np.int32).reshape(shape)
+        positions = np.asarray(move(positions, *(np.asarray(i.numbers) for i in others), **step.params))
+        places, order = _places(step, positions, shape)
+        start, limit, strides = [0] * len(dims), list(dims), [1] * len(dims)
+        after, takes = list(dims), []
+        for axis, place in enumerate(places):
+            if np.array_equal(place, np.arange(shape[axis])):
+                continue
+            if dims[axis] < 0:
+                raise _refusal(step, "some images of a batch cannot be taken out of it")
+            after[axis] = len(place)
+            stride = int(place[1] - place[0]) if len(place) > 1 else 1
+            if stride > 0 and (np.diff(place) == stride).all():
+                start[axis], limit[axis], strides[axis] = int(place[0]), int(place[-1]) + 1, stride
+            else:
+                takes.append((axis, place))
+        name = out.operand(step, x)
+        if any(start) or limit != list(dims) or set(strides) != {1}:
+            geometry = {"start": tuple(start), "limit": tuple(limit), "strides": tuple(strides)}
+            name = out.node(step, "slice", [name], **geometry)
+        for axis, place in takes:
+            index = out.tensor("/".join(filter(None, [step.layer, "places"])), place)
+            name = out.node(step, "take", [name, index], axis=axis)
+        name, wanted = _permuted(out, step, name, order), _dims(step.shapes[0])
+        if tuple(after[axis] for axis in order) == wanted:
+            return name
+        return out.node(step, "reshape", [name], shape=wanted)
+
+    return emit
 
 
-def _gather(out, step):
-    """Places along one axis, known beforehand: what `x[..., places]` and `x[:, ::2]` come down to."""
-    x, places = step.operands
-    d, sizes = step.params["dimension_numbers"], step.params["slice_sizes"]
-    axes = d.start_index_map
-    whole = all(
-        n == size for i, (n, size) in enumerate(zip(x.shape, sizes, strict=True)) if i not in axes
-    )
-    plain = len(axes) == 1 and whole and not d.operand_batching_dims and sizes[axes[0]] == 1
-    if not plain or places.numbers is None or tuple(d.collapsed_slice_dims) != tuple(axes):
-        raise UserError(
-            f"{step.layer or 'the network'}: gather: only places along one axis, known beforehand"
-        )
-    (axis,), index = axes, np.asarray(places.numbers)[..., 0].astype(np.int32)
-    if index.size and not 0 <= index.min() <= index.max() < x.shape[axis]:
-        raise UserError(f"{step.layer or 'the network'}: gather: a place outside of its axis")
-    name = out.tensor("/".join(filter(None, [step.layer, "places"])), index.reshape(-1))
-    taken = out.node(step, "take", [out.operand(step, x), name], axis=int(axis))
-    # The indices' axes stand where the axis was, unless the program wants them elsewhere.
-    rank = len(step.shapes[0])
-    inner = [i for i in range(rank) if i not in d.offset_dims]
-    if index.ndim == 1 and inner == [axis]:
-        return taken
-    moved = [*range(axis), *range(axis + 1, len(x.shape))]
-    order = out.node(step, "transpose", [taken], permutation=(axis, *moved))
-    shape = (*index.shape, *(x.shape[i] for i in moved))
-    spread = out.node(step, "reshape", [order], shape=_dims(shape))
-    sources = iter(range(index.ndim, rank))
-    starts = iter(range(index.ndim))
-    permutation = tuple(next(starts) if i in inner else next(sources) for i in range(rank))
-    return out.node(step, "transpose", [spread], permutation=permutation)
+def _places(
+    step: Step, positions: np.ndarray, shape: tuple[int, ...]
+) -> tuple[list[np.ndarray], list[int]]:
+    """Returns which places along each axis are taken, and in which order the axes come.
+
+    Args:
+      step: the operation.
+      positions: for each element of its result, where it was in the flattened operand.
+      shape: of the operand.
+    """
+    if not positions.size or not 0 <= positions.min() <= positions.max() < math.prod(shape):
+        raise _refusal(step, "a place outside of its axis")
+    places, becomes, before = [], [], -1
+    for axis, n in enumerate(shape):
+        coordinate = positions // math.prod(shape[axis + 1 :]) % n
+        varies = [a for a in range(positions.ndim) if (np.diff(coordinate, axis=a) != 0).any()]
+        if len(varies) > 1 or set(varies) & set(becomes):
+            raise _refusal(step, "places that are no grid of some along each axis cannot be packed")
+        one = tuple(slice(None) if a in varies else 0 for a in range(positions.ndim))
+        places.append(np.atleast_1d(coordinate[one]))
+        becomes.append(varies[0] if varies else before)
+        before = becomes[-1]
+    if math.prod(map(len, places)) != positions.size:
+        raise _refusal(step, "places that are no grid of some along each axis cannot be packed")
+    return places, sorted(range(len(shape)), key=lambda axis: becomes[axis])
+
+
+def _gathered(x, places, slice_sizes, **params):
+    sizes = ir.sized(_dims(slice_sizes), 2)
+    return jax.lax.gather_p.bind(jnp.asarray(x), jnp.asarray(places), slice_sizes=sizes, **params)
+
+
+def _cut(x, *starts, slice_sizes):
+    return jax.lax.dynamic_slice(x, starts, ir.sized(_dims(slice_sizes), 2))
+
+
+def _stack(out, step):
+    axis, shape = int(step.params["axis"]), list(_dims(step.shapes[0]))
+    shape[axis] = 1
+    parts = [out.node(step, "reshape", [x], shape=tuple(shape)) for x in out.operands(step)]
+    return out.node(step, "concatenate", parts, axis=axis)
 
 
 def _clamp(out, step):
@@ -311,7 +361,7 @@ def _square(out, step):
 
 def _select(out, step):
     if len(step.operands) != 3 or step.operands[0].dtype != np.bool_:
-        raise UserError(f"{step.layer or 'the network'}: select_n: only of two cases")
+        raise _refusal(step, "only of two cases")
     return out.node(step, "select", out.operands(step))
 
 
@@ -322,7 +372,7 @@ def _pad(out, step):
 
 def _round(out, step):
     if step.params["rounding_method"] != jax.lax.RoundingMethod.TO_NEAREST_EVEN:
-        raise UserError(f"{step.layer or 'the network'}: round: only to the nearest, halves to even")
+        raise _refusal(step, "only to the nearest, halves to even")
     return out.node(step, "round", out.operands(step))
 
 
@@ -330,6 +380,21 @@ def _reduce(op: str):
     return lambda out, step: out.node(
         step, op, out.operands(step), axes=tuple(map(int, step.params["axes"]))
     )
+
+
+def _of_negative(emit: Callable[..., str], back: bool = True):
+    """Finds the least as the largest of the negative, and takes that back."""
+
+    def least(out, step):
+        (x,) = step.operands
+        if not np.issubdtype(x.dtype, np.floating):
+            raise _refusal(step, f"of {np.dtype(x.dtype).name} cannot be packed; of float32 it can")
+        negative = dataclasses.replace(x)
+        out.names[negative] = out.node(step, "neg", [out.operand(step, x)])
+        found = emit(out, dataclasses.replace(step, operands=[negative]))
+        return out.node(step, "neg", [found]) if back else found
+
+    return least
 
 
 def _argmax(out, step):
@@ -343,9 +408,7 @@ def _window(op: str):
     def emit(out, step):
         p = step.params
         if set(p["base_dilation"]) | set(p["window_dilation"]) != {1}:
-            raise UserError(
-                f"{step.layer or 'the network'}: {step.name}: with dilation cannot be packed"
-            )
+            raise _refusal(step, "one with dilation cannot be packed")
         geometry = [tuple(map(int, p[k])) for k in ("window_dimensions", "window_strides")]
         padding = tuple(tuple(map(int, edge)) for edge in p["padding"])
         window, strides = geometry
@@ -378,9 +441,9 @@ def _conv(out, step, number=None):
     p, (x, kernel) = step.params, step.operands
     d = p["dimension_numbers"]
     if p["batch_group_count"] != 1:
-        raise UserError(f"{step.layer or 'the network'}: a convolution with groups of the batch")
+        raise _refusal(step, "groups of the batch cannot be packed")
     if len(x.shape) > 5:
-        raise UserError(f"{step.layer or 'the network'}: a convolution of {len(x.shape) - 2} dimensions")
+        raise _refusal(step, f"one of {len(x.shape) - 2} dimensions cannot be packed")
     of_x = (d.lhs_spec[0], *d.lhs_spec[2:], d.lhs_spec[1])
     of_kernel = (*d.rhs_spec[2:], d.rhs_spec[1], d.rhs_spec[0])
     from_result = (d.out_spec[0], *d.out_spec[2:], d.out_spec[1])
@@ -473,22 +536,29 @@ _EMIT: dict[str, Callable[..., Any]] = {
         step, "cast", out.operands(step), dtype=_dtype(step)
     ),
     "broadcast_in_dim": _broadcast,
+    "iota": _iota,
     "transpose": lambda out, step: out.node(
         step, "transpose", out.operands(step), permutation=tuple(map(int, step.params["permutation"]))
     ),
     "slice": _slice,
     "split": _split,
-    "dynamic_slice": _dynamic_slice,
-    "gather": _gather,
+    "dynamic_slice": _moved(_cut),
+    "gather": _moved(_gathered),
+    "rev": _moved(lambda x, dimensions: np.flip(x, dimensions)),
+    "tile": _moved(lambda x, reps: np.tile(x, reps)),
+    "stack": _stack,
     "pad": _pad,
     "concatenate": lambda out, step: out.node(
         step, "concatenate", out.operands(step), axis=int(step.params["dimension"])
     ),
     "reduce_sum": _reduce("reduce_sum"),
     "reduce_max": _reduce("reduce_max"),
+    "reduce_min": _of_negative(_reduce("reduce_max")),
     "argmax": _argmax,
+    "argmin": _of_negative(_argmax, back=False),
     "reduce_window_sum": _window("window_sum"),
     "reduce_window_max": _window("window_max"),
+    "reduce_window_min": _of_negative(_window("window_max")),
     "conv_general_dilated": _conv,
     "dot_general": _dot,
 }

@@ -4,6 +4,7 @@ A product is binary where its activations are known to be signs and its kernel h
 pattern has to be recognised for that: the signs are whatever the program computes.
 """
 
+import collections
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -277,9 +278,12 @@ def _merge_groups(graph: ir.Graph, checks: list[Check]) -> tuple[ir.Graph, list[
     by_node = {check.node: check for check in checks}
     tensors = dict(graph.tensors)
     channels = {name: s.shape[-1] for name, s in graph.shapes().items() if s.shape}
+    readers = collections.Counter(name for node in graph.nodes for name in node.inputs)
     for node in graph.nodes:
         parts = [nodes.get(name) for name in node.inputs]
-        if node.op != "concatenate" or not _are_groups(node, parts, nodes, channels):
+        if node.op != "concatenate" or any(readers[name] > 1 for name in node.inputs):
+            continue
+        if not _are_groups(node, parts, nodes, channels):
             continue
         one = {k: v for k, v in parts[0].attributes.items()}
         for key in ("in_features", "out_features"):

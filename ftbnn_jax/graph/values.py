@@ -123,7 +123,7 @@ _SAME = words(
     "reduce_precision reduce_max reduce_min reduce_window_max reduce_window_min gather tile"
 )
 # Operations whose elements are elements of any operand.
-_JOINS = frozenset(["concatenate", "pad", "dynamic_update_slice"])
+_JOINS = frozenset(["concatenate", "stack", "pad", "dynamic_update_slice"])
 
 _ARITHMETIC: dict[str, Callable[..., float]] = {
     "add": operator.add,

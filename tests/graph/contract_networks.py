@@ -37,6 +37,7 @@ class Network:
       binary_macs: multiply-adds of binary products for one example, as the budget counts them.
       real: products that stay real.
       reason: what the report must say of a binary-looking product that stays real; "" if there is none.
+      images_dtype: float32 for standardised images, or uint8.
       needs: a package that it is written with, beside JAX and flax.
       exact: whether its signs are exactly -1, 0 and 1 in floating point. A straight-through estimator
         that adds and subtracts leaves them a rounding away.
@@ -49,12 +50,15 @@ class Network:
     binary_macs: int
     real: int = 0
     reason: str = ""
+    images_dtype: str = "float32"
     needs: str = "jax"
     exact: bool = True
 
     def images(self, count: int = 4, seed: int = 1) -> np.ndarray:
-        """Standardised images, float32: one of zeros, and zeros of both signs in the others."""
+        """Images; if standardised, with zeros of both signs, and one of nothing else."""
         rng = np.random.default_rng(seed)
+        if self.images_dtype == "uint8":
+            return rng.integers(0, 256, (count, *self.shape), np.uint8)
         x = rng.standard_normal((count, *self.shape)).astype(np.float32)
         x = np.where(rng.random(x.shape) < 0.1, _zeros(rng, x.shape), x)
         x[-1] = _zeros(rng, self.shape)
@@ -528,6 +532,78 @@ def _attention():
     return apply, variables
 
 
+def _shared_kernels():
+    """One kernel at two sizes, in one group and in two, and one matrix with either axis summed over."""
+    w = _Weights()
+    variables = {
+        "stem": w.real(3, 3, 3, 8),
+        "affines": [w.affine(8) for _ in range(5)],
+        "kernel": w.latent(3, 3, 8, 8),
+        "dense": w.latent(8, 20),
+        "head": w.dense(8, _CLASSES),
+    }
+
+    def apply(v, x):
+        kernel, dense = jnp.sign(v["kernel"]), jnp.sign(v["dense"])
+        x = _conv(x, v["stem"])
+        for p, stride in zip(v["affines"], (1, 2, 1), strict=False):
+            x = _conv(_own_sign(_affine(p, x)), kernel, stride)
+        x = _own_sign(_affine(v["affines"][3], x))
+        x = _conv(jnp.concatenate([x, x[..., ::-1]], axis=-1), kernel, groups=2)
+        x = jnp.sign(_affine(v["affines"][4], x.mean((1, 2)))) @ dense
+        return _dense(v["head"], jnp.einsum("nh,kh->nk", jnp.sign(x), dense))
+
+    return apply, variables
+
+
+def _groups_apart():
+    """Two groups whose results are put side by side, and also read by themselves."""
+    w = _Weights()
+    variables = {
+        "stem": w.real(3, 3, 3, 8),
+        "affine": w.affine(8),
+        "kernels": [w.latent(3, 3, 3, 7), w.latent(3, 3, 5, 7)],
+        "head": w.dense(14, _CLASSES),
+    }
+
+    def apply(v, x):
+        x = jnp.sign(_affine(v["affine"], _conv(x, v["stem"])))
+        parts = [
+            _conv(x[..., :3], jnp.sign(v["kernels"][0])),
+            _conv(x[..., 3:], jnp.sign(v["kernels"][1])),
+        ]
+        x = jax.nn.relu(jnp.concatenate(parts, axis=-1)) + jnp.tile(parts[0] * parts[1] / 9, 2)
+        return _dense(v["head"], x.mean((1, 2)))
+
+    return apply, variables
+
+
+def _narrow_types():
+    """Images of 8 bits, signs of 8 and 16 bits, and weights that the function closes over."""
+    w = _Weights()
+    stem, affine, head = w.real(3, 3, 3, 10), w.affine(10), w.dense(10, _CLASSES)
+    kernels = [w.latent_with_zeros(3, 3, 10, 10) for _ in range(2)]
+
+    @jax.jit
+    def apply(v, images):
+        del v
+        x = _affine(affine, _conv((images - 127.0) / 64, stem))
+        for kernel, dtype, sums in zip(
+            kernels, (jnp.int8, jnp.bfloat16), (jnp.int32, None), strict=True
+        ):
+            y = lax.conv_general_dilated(
+                jnp.sign(x).astype(dtype),
+                jnp.where(kernel > 0, 1, -1).astype(dtype),
+                *((1, 1), "SAME"),
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                preferred_element_type=sums,
+            )
+            x = x + y.astype(jnp.float32) / 30
+        return _dense(head, x.mean((1, 2)))
+
+    return apply, None
+
+
 NETWORKS = (
     Network(
         "derived, 3 uneven groups",
@@ -609,7 +685,7 @@ NETWORKS = (
         ("ternary",),
         8 * 8 * 9 * 8 * 8,
         real=2,
-        reason="kernel",
+        reason="its kernel holds numbers",
     ),
     Network(
         "batched matrix products",
@@ -620,6 +696,39 @@ NETWORKS = (
         real=2,
     ),
     Network(
+        "shared kernels",
+        _shared_kernels,
+        (8, 8, 3),
+        (*("xnor",) * 4, "ternary", "ternary"),
+        (8 * 8 + 3 * 4 * 4) * 9 * 8 * 8 + 2 * 8 * 20,
+        real=2,
+    ),
+    Network(
+        "groups that are also read apart",
+        _groups_apart,
+        (8, 8, 3),
+        ("ternary", "ternary"),
+        8 * 8 * 9 * (3 + 5) * 7,
+        real=2,
+    ),
+    Network(
+        "narrow types, closed over",
+        _narrow_types,
+        (8, 8, 3),
+        ("ternary", "ternary"),
+        2 * 8 * 8 * 9 * 10 * 10,
+        real=2,
+        images_dtype="uint8",
+    ),
+    Network(
+        "float16",
+        lambda: _flax(ResNet(architectures.small((1, 1), 10), _CLASSES, jnp.float16), (8, 8, 3)),
+        (8, 8, 3),
+        ("ternary", "and"),
+        8 * 8 * 9 * 10 * 10 + 4 * 4 * 9 * 10 * 20,
+        real=3,
+    ),
+    Network(
         "attention between signs",
         _attention,
         (9, 16),
@@ -627,6 +736,6 @@ NETWORKS = (
         # The scores are binary for the budget, though no operand is a constant that could be packed.
         3 * 9 * 16 * 8 + 9 * 9 * 8,
         real=3,
-        reason="constant",
+        reason="both operands depend on the images",
     ),
 )
