@@ -192,19 +192,20 @@ class TrainConfig:
 
     def __post_init__(self):
         if not isinstance(self.model, ResNetSpec):
-            raise UserError(f"config.model={fields.shown(self.model)}: must be a ResNetSpec")
+            raise UserError("must be a ResNetSpec", f"config.model={fields.shown(self.model)}")
         fields.check("config.", self, _ALLOWED)
         named = isinstance(self.stages, Mapping) and all(isinstance(n, str) for n in self.stages)
         if not named or not all(isinstance(stage, Mapping) for stage in self.stages.values()):
             raise UserError(
-                f"config.stages={fields.shown(self.stages)}: must be each stage's fields by its name"
+                "must be each stage's fields by its name", f"config.stages={fields.shown(self.stages)}"
             )
         if any(a >= b for a, b in itertools.pairwise(self.schedule_boundaries)):
-            raise UserError(f"config.schedule_boundaries={self.schedule_boundaries}: must ascend")
+            raise UserError("must ascend", f"config.schedule_boundaries={self.schedule_boundaries}")
         if self.batch_size * self.log_every > _INT32:
             raise UserError(
-                f"config.log_every={self.log_every}: images are counted over so many steps, in int32; "
-                f"of {self.batch_size} a step at most {_INT32 // self.batch_size} would do"
+                f"images are counted over so many steps, in int32; of {self.batch_size} a step at most "
+                f"{_INT32 // self.batch_size} would do",
+                f"config.log_every={self.log_every}",
             )
 
     def preprocessing(self, channels: int) -> Preprocessing:
@@ -237,13 +238,13 @@ class TrainConfig:
         values = _plain(values)
         if not isinstance(values, Mapping):
             raise UserError(
-                f"config={fields.shown(values)}: must be the fields of an experiment, by name"
+                "must be the fields of an experiment, by name", f"config={fields.shown(values)}"
             )
         known = {field.name: None for field in dataclasses.fields(cls)}
         for name in values:
             check_key(known, name)
         if "model" not in values:
-            raise UserError("config.model: must be given")
+            raise UserError("must be given", "config.model")
         return cls(**{**values, "model": ResNetSpec.from_dict(values["model"])})
 
 
@@ -296,7 +297,7 @@ def load(path: str, overrides: Sequence[str] = ()) -> TrainConfig:
     except KeyboardInterrupt:
         raise
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise error.within(f"{path}: ") from error
     except BaseException as error:  # A config file can raise anything, SystemExit included.
         raise UserError(f"{path}: {type(error).__name__}: {summary(error)}") from error
     for override in overrides:
@@ -329,7 +330,9 @@ def _override(config: dict[str, Any], override: str) -> None:
     place = functools.reduce(dict.__getitem__, parents, config)
     if isinstance(place[name], dict):
         inner = ", ".join(place[name]) or "none here"
-        raise UserError(f"config.{key}={text}: has fields of its own, which can be overridden: {inner}")
+        raise UserError(
+            f"has fields of its own, which can be overridden: {inner}", f"config.{key}={text}"
+        )
     place[name] = text if isinstance(place[name], str) else _literal(text)
 
 
@@ -348,7 +351,7 @@ def check_key(config: Mapping[str, Any], key: str) -> None:
     """Raises a UserError naming the nearest known key where `config` has no `key` ("model.width")."""
     if key not in (known := _dotted(config)):
         nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0)[0]
-        raise UserError(f"config.{key}: no such key; the nearest is config.{nearest}")
+        raise UserError(f"no such key; the nearest is config.{nearest}", f"config.{key}")
 
 
 def _dotted(config: Mapping[str, Any]) -> list[str]:

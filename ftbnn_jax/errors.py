@@ -6,9 +6,24 @@ _LONGEST = 200
 class UserError(ValueError):
     """Bad input: a config value, a data set, a checkpoint or an artifact.
 
-    The message is one line that names the file or field, the value found and what would be right.
-    Commands print it without a traceback and exit with status 2 (`command.run`).
+    The message is one line, "WHERE: WHAT", that names the file or field, the value found and what would
+    be right. Commands print it without a traceback and exit with status 2 (`command.run`).
+
+        UserError("must be at least 1", where="config.batch_size=0")
+
+    Attributes:
+      what: what is wrong and what would be right.
+      where: the file or field, with its value; "" where `what` names it.
     """
+
+    def __init__(self, what: str, where: str = ""):
+        super().__init__(f"{where}: {what}" if where else what)
+        self.what = what
+        self.where = where
+
+    def within(self, prefix: str) -> "UserError":
+        """Returns the error with more before its place: "configs/x.py: ", "config.data_dir="."""
+        return UserError(self.what, f"{prefix}{self.where}".removesuffix(": "))
 
 
 def one_line(text: str) -> str:

@@ -79,9 +79,8 @@ def check(prefix: str, values: Any, allowed: Mapping[str, Range | tuple[str, ...
                 problem = f"a tuple of 1 to {rule.longest} {_KINDS[element]}s, each {rule}"
             value = numbers
         if problem:
-            raise UserError(
-                f"{prefix}{field.name}={shown(getattr(values, field.name))}: must be {problem}"
-            )
+            found = shown(getattr(values, field.name))
+            raise UserError(f"must be {problem}", f"{prefix}{field.name}={found}")
         object.__setattr__(values, field.name, value)
 
 

@@ -97,9 +97,9 @@ def _data_dir(data_dir: str) -> str:
     try:
         root = paths.expand(path)
     except UserError as error:
-        raise UserError(f"{name}={error}") from error
+        raise error.within(f"{name}=") from error
     if root and tf.io.gfile.exists(root) and not tf.io.gfile.isdir(root):
-        raise UserError(f"{name}={path}: is no directory; TFDS's data sets lie in one")
+        raise UserError("is no directory; TFDS's data sets lie in one", f"{name}={path}")
     return root
 
 

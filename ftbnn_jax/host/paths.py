@@ -27,7 +27,7 @@ def expand(path: str) -> str:
       UserError: there is no such home, or the scheme is not known.
     """
     if "\0" in path:
-        raise UserError(f"{path!r}: a path cannot hold the character 0")
+        raise UserError("a path cannot hold the character 0", repr(path))
     if scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/", path):
         return _of_url(path, scheme[1].lower())
     if not path.startswith("~"):
@@ -35,9 +35,7 @@ def expand(path: str) -> str:
     home = os.path.expanduser(path)
     if home.startswith("~"):
         # "./~run" is a name that begins so.
-        raise UserError(
-            f"{path}: there is no home directory {path.partition('/')[0]}; give a whole path"
-        )
+        raise UserError(f"there is no home directory {path.partition('/')[0]}; give a whole path", path)
     return home
 
 
@@ -47,8 +45,8 @@ def _of_url(path: str, scheme: str) -> str:
     if scheme == "file" and path[len(scheme) :].startswith(":///"):
         return urllib.parse.unquote(path[len("file://") :])
     raise UserError(
-        f"{path}: must be file:///PATH, {_BUCKET}://BUCKET/PATH, or a path that does not begin with "
-        f"{scheme}:"
+        f"must be file:///PATH, {_BUCKET}://BUCKET/PATH, or a path that does not begin with {scheme}:",
+        path,
     )
 
 

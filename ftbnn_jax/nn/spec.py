@@ -122,24 +122,25 @@ class ResNetSpec:
     def __post_init__(self):
         fields.check("model.", self, _ALLOWED)
         if self.stem_kernel % 2 == 0:
-            raise UserError(f"model.stem_kernel={self.stem_kernel}: must be odd and positive")
+            raise UserError("must be odd and positive", f"model.stem_kernel={self.stem_kernel}")
         if not self.bridge and self.stem_features != self.width:
             raise UserError(
-                f"model.stem_features={self.stem_features}: without a bridge the stem must give "
-                f"model.width={self.width} channels"
+                f"without a bridge the stem must give model.width={self.width} channels",
+                f"model.stem_features={self.stem_features}",
             )
         strategies.check(self)
         if self.block == "binary":
             narrowest = min(min(p.conv_in_features, p.features) for p in self._blocks_plan())
             if self.groups > narrowest:
                 raise UserError(
-                    f"model.groups={self.groups}: larger than the {narrowest} channels of the narrowest "
-                    f"binary convolution; 1 to {narrowest} would do"
+                    f"larger than the {narrowest} channels of the narrowest binary convolution; 1 to "
+                    f"{narrowest} would do",
+                    f"model.groups={self.groups}",
                 )
         if self.features > _MOST_FEATURES:
             raise UserError(
-                f"model.width={self.width}: gives the last stage {self.features} channels; at most "
-                f"{_MOST_FEATURES} would do"
+                f"gives the last stage {self.features} channels; at most {_MOST_FEATURES} would do",
+                f"model.width={self.width}",
             )
 
     @property
@@ -196,11 +197,11 @@ class ResNetSpec:
           UserError: a field is unknown or has a value that cannot be built.
         """
         if not isinstance(values, Mapping):
-            raise UserError(f"model={fields.shown(values)}: must be the fields of a network, by name")
+            raise UserError("must be the fields of a network, by name", f"model={fields.shown(values)}")
         known = {field.name for field in dataclasses.fields(cls)}
         for name in values:
             if name not in known:
-                raise UserError(f"model.{name}: no such field; there are {', '.join(sorted(known))}")
+                raise UserError(f"no such field; there are {', '.join(sorted(known))}", f"model.{name}")
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
     def _bridge_plan(self) -> tuple[BinaryConvPlan, ...]:

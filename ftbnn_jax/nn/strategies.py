@@ -65,4 +65,4 @@ def check(spec: Any) -> None:
 def _require(spec: Any, reason: str, **values: Any) -> None:
     for field, value in values.items():
         if getattr(spec, field) != value:
-            raise UserError(f"model.{field}={getattr(spec, field)!r}: {reason}; {value!r} would do")
+            raise UserError(f"{reason}; {value!r} would do", f"model.{field}={getattr(spec, field)!r}")

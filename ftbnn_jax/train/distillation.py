@@ -144,7 +144,7 @@ def load(config: TrainConfig, split: sets.Split) -> Teacher | None:
     try:
         _check(config, split.channels, teacher)
     except UserError as error:
-        raise UserError(f"{where}: {error}") from error
+        raise error.within(f"{where}: ") from error
     return teacher
 
 

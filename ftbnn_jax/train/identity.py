@@ -15,18 +15,19 @@ from ftbnn_jax.train import optimizer
 # To go on training, to start another training, to teach, or to do what it was trained for.
 Use = Literal["resume", "start_from", "teacher", "use"]
 
-# Fields, the uses that refuse another value, and those that go on with a warning. A net that gives
-# weights or teaches may have another structure, as far as the shapes allow it, and a teacher another
-# scale. What changes of the config while a run goes on is told by `warn_of_changes`.
+# Fields of a config or of `describe`, the uses that refuse another value, and those that go on with a
+# warning. A net that gives weights or teaches may have another structure, as far as the shapes allow it,
+# and a teacher another scale. What changes of the config while a run goes on is told by
+# `warn_of_changes`.
 _FIELDS: tuple[tuple[str, set[Use], set[Use]], ...] = (
-    ("channels of the images", {"resume", "start_from", "teacher", "use"}, set()),
-    ("config.num_classes", {"resume", "start_from", "teacher", "use"}, set()),
-    ("config.model", {"resume", "use"}, set()),
-    ("config.image_size", {"teacher", "use"}, {"start_from"}),
-    ("config.pixel_mean", {"use"}, {"start_from"}),
-    ("config.pixel_std", {"use"}, {"start_from"}),
-    ("config.augment", {"use"}, {"start_from"}),
-    ("classes", {"start_from", "teacher", "use"}, {"resume"}),
+    ("channels", {"resume", "start_from", "teacher", "use"}, set()),
+    ("num_classes", {"resume", "start_from", "teacher", "use"}, set()),
+    ("model", {"resume", "use"}, set()),
+    ("image_size", {"teacher", "use"}, {"start_from"}),
+    ("pixel_mean", {"use"}, {"start_from"}),
+    ("pixel_std", {"use"}, {"start_from"}),
+    ("augment", {"use"}, {"start_from"}),
+    ("class_names", {"start_from", "teacher", "use"}, {"resume"}),
 )
 _ADVICE = {
     "resume": "; use that value or another --workdir",
@@ -92,7 +93,7 @@ def check(
         if not (difference := _difference(name, saved, here)):
             continue
         text = f"{where}: was trained with {difference}"
-        if use in refused or (name == "config.image_size" and flattens):
+        if use in refused or (name == "image_size" and flattens):
             raise UserError(text + _ADVICE[use])
         if use in told:
             report.warn(f"{text}; the training goes on with the latter")
@@ -100,7 +101,7 @@ def check(
 
 def _difference(name: str, saved: dict[str, Any], here: dict[str, Any]) -> str:
     """Both values of a field where they differ, else ""."""
-    if name == "classes":
+    if name == "class_names":
         return _other_classes(saved["class_names"], here["class_names"])
     theirs, ours = _values(name, saved), _values(name, here)
     for key in sorted(theirs.keys() | ours.keys()):
@@ -110,21 +111,20 @@ def _difference(name: str, saved: dict[str, Any], here: dict[str, Any]) -> str:
 
 
 def _values(name: str, experiment: dict[str, Any]) -> dict[str, Any]:
-    """Values of a field in a form in which equal ones have the same meaning."""
-    config, field = experiment["config"], name.removeprefix("config.")
-    if name == "channels of the images":
-        return {name: experiment["channels"]}
-    if field == "model":
+    """Values of a field, by the names that messages give them; equal ones have the same meaning."""
+    if name == "channels":
+        return {"channels of the images": experiment["channels"]}
+    value = experiment["config"][name]
+    if name == "model":
         # A checkpoint may be older than some fields, which then have their defaults.
-        model = ResNetSpec.from_dict(config["model"]).to_dict()
-        return {f"config.model.{key}": value for key, value in model.items()}
-    value = config[field]
-    if field in ("pixel_mean", "pixel_std"):
+        model = ResNetSpec.from_dict(value).to_dict()
+        return {f"config.model.{key}": inner for key, inner in model.items()}
+    if name in ("pixel_mean", "pixel_std"):
         value = tuple(value) * (experiment["channels"] if len(value) == 1 else 1)
-    if field == "augment":
+    if name == "augment":
         # What evaluation sees: the centre of an image, or all of it.
         value = value if value == "resized_crop" else "'pad_crop' or 'none'"
-    return {name: value}
+    return {f"config.{name}": value}
 
 
 def _other_classes(theirs: Sequence[str], ours: Sequence[str]) -> str:

@@ -69,7 +69,8 @@ def _stage_config(config: TrainConfig, name: str, fields: Mapping[str, Any]) -> 
     try:
         return TrainConfig.from_dict({**base, **fields, "model": model, "stages": {}})
     except UserError as error:
-        raise UserError(f"config.stages.{name}.{str(error).removeprefix('config.')}") from error
+        field = error.where.removeprefix("config.")
+        raise UserError(error.what, f"config.stages.{name}.{field}") from error
 
 
 def _below(workdir: str, name: str) -> str:
