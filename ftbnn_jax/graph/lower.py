@@ -99,6 +99,8 @@ class _Lowering:
         self._taken = {"images"}
         self._products: dict[str, Product] = {}
         self._replaced: dict[str, None] = {}
+        # Arrays that no graph can compute, and why: no mistake unless something is made of them.
+        self._refused: dict[Array, UserError] = {}
         self._count = 0
 
     def add(self, step: Step) -> None:
@@ -109,15 +111,16 @@ class _Lowering:
         # Calls, what only names an array, what was there before, and what is computed already.
         if step.calls or all(self._is_there(x) for x in step.results):
             return
-        emit = _EMIT.get(step.name)
-        if emit is None:
-            raise _refusal(step, _why_not(step))
-        if is_product(step):
-            self.names[step.results[0]] = emit(self, step, number)
-        else:
-            emitted = emit(self, step)
-            emitted = [emitted] if isinstance(emitted, str) else emitted
-            self.names.update(zip(step.results, emitted, strict=True))
+        emit = _EMIT.get(step.name, _refuse)
+        try:
+            for x in step.operands:
+                self._check(x)
+            emitted = emit(self, step, number) if is_product(step) else emit(self, step)
+        except UserError as error:
+            self._refused.update(dict.fromkeys(step.results, error))
+            return
+        emitted = [emitted] if isinstance(emitted, str) else emitted
+        self.names.update(zip(step.results, emitted, strict=True))
 
     def _is_there(self, x: Array) -> bool:
         return x in self.names or x.numbers is not None
@@ -125,6 +128,7 @@ class _Lowering:
     def finish(self, image: Array, result: Array) -> Lowered:
         if not result.value.from_input:
             raise UserError("the network: its result does not depend on the images")
+        self._check(result)
         output = self.names[result]
         live, kept = {output}, []
         for node in reversed(self._nodes):
@@ -149,6 +153,10 @@ class _Lowering:
         if x not in self.names:
             self.names[x] = self.tensor(self._tensor_name(step, x, what), x.numbers)
         return self.names[x]
+
+    def _check(self, x: Array) -> None:
+        if x in self._refused:
+            raise self._refused[x]
 
     def operands(self, step: Step) -> list[str]:
         return [self.operand(step, x) for x in step.operands]
@@ -181,8 +189,16 @@ class _Lowering:
         return name
 
 
+_BATCH_SIZE = "numbers that depend on the size of the batch cannot be packed"
+
+
 def _refusal(step: Step, why: str) -> UserError:
     return UserError(f"{step.layer or 'the network'}: {step.name}: {why} ({step.source})")
+
+
+def _refuse(out, step):
+    del out
+    raise _refusal(step, _why_not(step))
 
 
 def _why_not(step: Step) -> str:
@@ -192,7 +208,9 @@ def _why_not(step: Step) -> str:
     if step.name.startswith(("random", "threefry", "rng")):
         return "a random number cannot be packed; inference has none"
     if step.name == "dim_as_value":
-        return "a number that depends on the size of the batch cannot be packed"
+        return _BATCH_SIZE
+    if step.name == "scan":
+        return "a loop over the images cannot be packed; jax.vmap in its place can"
     return "an operation that a packed graph does not have"
 
 
@@ -238,7 +256,10 @@ def _broadcast(out, step):
 
 def _iota(out, step):
     p, shape = step.params, step.shapes[0]
-    numbers = np.arange(_dim(shape[p["dimension"]])).astype(_dtype(step))
+    length = _dim(shape[p["dimension"]])
+    if length < 0:
+        raise _refusal(step, _BATCH_SIZE)
+    numbers = np.arange(length).astype(_dtype(step))
     name = out.tensor("/".join(filter(None, [step.layer, "iota"])), numbers)
     return out.node(step, "broadcast", [name], shape=_dims(shape), axes=(int(p["dimension"]),))
 
@@ -259,6 +280,12 @@ def _split(out, step):
         parts.append(out.node(step, "slice", [x], start=first, limit=limit, strides=(1,) * len(shape)))
         start += size
     return parts
+
+
+def _unstack(out, step):
+    cuts = dataclasses.replace(step, params={**step.params, "sizes": (1,) * len(step.shapes)})
+    parts = zip(_split(out, cuts), step.shapes, strict=True)
+    return [out.node(step, "reshape", [part], shape=_dims(shape)) for part, shape in parts]
 
 
 def _moved(move: Callable[..., Any]):
@@ -368,6 +395,13 @@ def _select(out, step):
 def _pad(out, step):
     edges = tuple(tuple(map(int, edge)) for edge in step.params["padding_config"])
     return out.node(step, "pad", out.operands(step), edges=edges)
+
+
+def _is_finite(out, step):
+    (x,) = step.operands
+    infinity = out.tensor("constants/inf", np.asarray(np.inf, x.dtype))
+    size = out.node(step, "abs", [out.operand(step, x)])
+    return out.node(step, "compare", [size, infinity], direction="lt")
 
 
 def _round(out, step):
@@ -527,6 +561,7 @@ _EMIT: dict[str, Callable[..., Any]] = {
     "or": _same("or"),
     "square": _square,
     "clamp": _clamp,
+    "is_finite": _is_finite,
     "round": _round,
     "select_n": _select,
     "integer_pow": lambda out, step: out.node(
@@ -542,6 +577,7 @@ _EMIT: dict[str, Callable[..., Any]] = {
     ),
     "slice": _slice,
     "split": _split,
+    "unstack": _unstack,
     "dynamic_slice": _moved(_cut),
     "gather": _moved(_gathered),
     "rev": _moved(lambda x, dimensions: np.flip(x, dimensions)),

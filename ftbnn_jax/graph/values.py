@@ -62,7 +62,7 @@ def constant(array: Any) -> Value:
     if jnp.issubdtype(getattr(array, "dtype", np.float32), jax.dtypes.extended):
         return Value()  # Random keys.
     array = np.asarray(array)
-    real = jnp.issubdtype(array.dtype, jnp.number) or array.dtype == np.bool_
+    real = np.isrealobj(array) and (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == np.bool_)
     if not real or not 0 < array.size <= _MAX_ELEMENTS:
         return Value()
     unique = np.unique(array.astype(np.float64))

@@ -44,8 +44,8 @@ class Array:
       shape: its dimensions, that of the batch may be a symbol.
       dtype: of its elements.
       numbers: the array itself where it is given or could be computed, or a tracer for it; else None.
-      later: computes a constant that is one of few numbers, spread over many elements, which is not worth
-        its memory as long as nothing else of that size meets it; None elsewhere.
+      later: computes a constant that is one of few numbers, spread over many elements, which is not
+        worth its memory as long as nothing else of that size meets it; None elsewhere.
       name: what an argument of the program is called, and whatever holds the same elements.
       terms: the arrays whose sum it is but for rounding, each with how often it is added; None for one
         that is no sum of known arrays.
@@ -250,7 +250,8 @@ class _Walk:
             *(layer, times, outer, eqn.source_info),
         )
         if name == "scan" and self._compute:
-            body = _unrolled(eqn)
+            # A scan over the images themselves has no length that is known.
+            body = _unrolled(eqn) if dimensions([eqn.params["length"]]) else None
         elif name == "scan":
             return (yield from self._scan(eqn, step))
         elif name == "while" and not self._compute:
@@ -297,6 +298,8 @@ class _Walk:
     def _compute_now(self, eqn: core.JaxprEqn, operands: list[Array], results: list[Array]) -> None:
         """Computes results whose operands are all there, or sees to it that they can be computed."""
         if not all(x.numbers is not None or x.later for x in operands):
+            return
+        if eqn.primitive.name == "dim_as_value":  # The size of a batch that may be any.
             return
 
         def compute():
@@ -391,6 +394,8 @@ def _key(eqn: core.JaxprEqn, operands: list[Array]) -> Any:
 
 def _does_nothing(eqn: core.JaxprEqn, operands: list[Array]) -> bool:
     """Whether an operation's result is its first operand."""
+    if not eqn.outvars:
+        return False
     name, params, (var, *_) = eqn.primitive.name, eqn.params, eqn.outvars
     same = getattr(var.aval, "shape", None) == operands[0].shape if operands else False
     if name == "pad":
