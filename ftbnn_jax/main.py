@@ -4,7 +4,8 @@ import argparse
 import dataclasses
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from ftbnn_jax import command
 from ftbnn_jax import config as config_lib
@@ -12,7 +13,6 @@ from ftbnn_jax.deploy.c import prefixes
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.host import machine, paths
 
-MODES = ("train", "evaluate", "export", "verify", "benchmark", "audit")
 _DEFAULTS = {
     "checkpoint": "latest",
     "num_images": 1000,
@@ -54,7 +54,7 @@ def _parser() -> command.ArgumentParser:
     parser.add_argument(
         "--mode",
         default="train",
-        choices=MODES,
+        choices=tuple(dict.fromkeys(mode for mode, _ in _MODES)),
         help="train: until the end, from the newest checkpoint. evaluate: accuracy of a checkpoint. "
         "export: pack a checkpoint into WORKDIR/model.safetensors. verify: compare the packed integers "
         "with training's. benchmark: time both. audit: look at weights, slopes and activations.",
@@ -94,7 +94,7 @@ def _parser() -> command.ArgumentParser:
         )
     parser.add_argument(
         "--format",
-        choices=("safetensors", "c"),
+        choices=_kinds("export"),
         help="for export: c also writes the network as a program in portable C99, WORKDIR/c",
     )
     _add_switch(
@@ -110,7 +110,7 @@ def _parser() -> command.ArgumentParser:
     )
     parser.add_argument(
         "--runtime",
-        choices=("jax", "c"),
+        choices=_kinds("verify"),
         help="for verify: jax compares the packed runtime with training; c builds WORKDIR/c with $CC "
         "and compares that with the packed runtime",
     )
@@ -146,74 +146,65 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, config_lib.Tra
 def main(arguments: Sequence[str]) -> int:
     """Runs the mode that the arguments ask for; returns the exit status."""
     options, config = _parse(arguments)
-    workdir = options.workdir
+    kind = {"export": options.format, "verify": options.runtime}.get(options.mode)
+    run, needs = _MODES[options.mode, kind]
 
     # Imported late: a mistake in the command line is told without waiting for these.
     from ftbnn_jax.host import distributed
-    from ftbnn_jax.train import checkpoint, identity, stages
+    from ftbnn_jax.train import stages
 
     # What multi-step training ends with is its last stage.
+    workdir = options.workdir
     last = stages.resolve(config, workdir)[-1]
     if options.mode != "train":
         config, workdir = last.config, last.workdir
     machine.configure_jax(keep_programs=True)
-
-    if options.mode in ("train", "evaluate"):
+    if needs == _PROCESSES:
         distributed.initialize(options.distributed, options.num_processes, options.process_id)
         machine.check_devices()
         with distributed.together():
-            return _train_or_evaluate(options, config, workdir)
-
+            return run(options, config, workdir)
     machine.check_devices()
-    if paths.is_remote(workdir):
-        raise UserError(f"--workdir={workdir}: --mode={options.mode} needs a copy on this machine")
-    variables, experiment, step = checkpoint.load_variables(workdir, options.checkpoint)
+    return run(options, config, workdir, *_inputs(options, config, workdir, needs))
+
+
+def _inputs(
+    options: argparse.Namespace, config: config_lib.TrainConfig, workdir: str, needs: str
+) -> Iterator[Any]:
+    """Yields the checkpoint, as `load_variables` gives it, and a function that gives the test images.
+
+    The latter for modes that need them: batches, on request with the images as they are stored.
+
+    Raises:
+      UserError: there are none, or they are not those of the config.
+    """
+    from ftbnn_jax.data import batches, sets
+    from ftbnn_jax.train import checkpoint, identity
+
     where = f"--workdir={workdir}"
-    identity.check(where, experiment, config)
-
-    from ftbnn_jax.bench import packed_network
-    from ftbnn_jax.data import batches as batches_lib
-    from ftbnn_jax.data import sets
-    from ftbnn_jax.deploy import audit, export, verify
-    from ftbnn_jax.deploy.c import export as c_export
-    from ftbnn_jax.deploy.c import verify as c_verify
-
-    path = os.path.join(workdir, "model.safetensors")
-    c_folder = os.path.join(workdir, "c")
-    if options.mode == "export":
-        status = export.run(path, config, variables, experiment, step, options.stablehlo)
-        if status or options.format != "c":
-            return status
-    if options.mode == "benchmark":
-        return packed_network.run(path, config, variables, options.json)
+    if paths.is_remote(workdir):
+        raise UserError(f"--mode={options.mode} needs a copy on this machine", where)
+    saved = checkpoint.load_variables(workdir, options.checkpoint)
+    identity.check(where, saved[1], config)
+    yield saved
+    if needs != _IMAGES:
+        return
     split = sets.open_split(config, train=False)
-    identity.check(where, experiment, config, split)
+    identity.check(where, saved[1], config, split)
     # The activations of every layer are kept for comparison: as many images at a time as fit anywhere.
     small = dataclasses.replace(config, batch_size=max(1, 128 * 32**2 // config.image_size**2))
-    batches = batches_lib.eval_batches(split, small, num_examples=options.num_images)
-    if options.mode == "export":
-        return c_export.run(path, c_folder, batches, options.fixed_point, options.prefix)
-    if options.mode == "audit":
-        other = (
-            checkpoint.load_variables(workdir, options.against)[0]
-            if options.against is not None
-            else None
-        )
-        return audit.run(config, variables, experiment["channels"], batches, other, options.json)
-    batches = batches_lib.with_decoded(split, batches)
-    if options.runtime == "c":
-        network = config.model, config.num_classes
-        return c_verify.run(path, c_folder, *network, batches, options.json)
-    return verify.run(path, config, variables, batches, options.json)
+
+    def images(stored: bool = False) -> Iterator[dict[str, Any]]:
+        found = batches.eval_batches(split, small, num_examples=options.num_images)
+        return batches.with_decoded(split, found) if stored else found
+
+    yield images
 
 
-def _train_or_evaluate(options: argparse.Namespace, config: config_lib.TrainConfig, workdir: str) -> int:
+def _train(options, config, workdir) -> int:
     from ftbnn_jax.host import disk, interrupt
-    from ftbnn_jax.train import evaluation, stages
+    from ftbnn_jax.train import stages
 
-    if options.mode == "evaluate":
-        evaluation.evaluate(config, workdir, options.checkpoint)
-        return 0
     disk.hide_orphaned_writes()
     try:
         stages.train(config, workdir)
@@ -221,6 +212,87 @@ def _train_or_evaluate(options: argparse.Namespace, config: config_lib.TrainConf
         print(f"{message}; the same command goes on from there", file=sys.stderr)
         return command.UNFINISHED
     return 0
+
+
+def _evaluate(options, config, workdir) -> int:
+    from ftbnn_jax.train import evaluation
+
+    evaluation.evaluate(config, workdir, options.checkpoint)
+    return 0
+
+
+def _export(options, config, workdir, saved) -> int:
+    from ftbnn_jax.deploy import export
+
+    return export.run(_artifact(workdir), config, *saved, options.stablehlo)
+
+
+def _export_c(options, config, workdir, saved, images) -> int:
+    from ftbnn_jax.deploy.c import export
+
+    if status := _export(options, config, workdir, saved):
+        return status
+    files = _artifact(workdir), _c_folder(workdir)
+    return export.run(*files, images(), options.fixed_point, options.prefix)
+
+
+def _verify(options, config, workdir, saved, images) -> int:
+    from ftbnn_jax.deploy import verify
+
+    return verify.run(_artifact(workdir), config, saved[0], images(stored=True), options.json)
+
+
+def _verify_c(options, config, workdir, saved, images) -> int:
+    from ftbnn_jax.deploy.c import verify
+
+    files, network = (_artifact(workdir), _c_folder(workdir)), (config.model, config.num_classes)
+    return verify.run(*files, *network, images(stored=True), options.json)
+
+
+def _benchmark(options, config, workdir, saved) -> int:
+    from ftbnn_jax.bench import packed_network
+
+    return packed_network.run(_artifact(workdir), config, saved[0], options.json)
+
+
+def _audit(options, config, workdir, saved, images) -> int:
+    from ftbnn_jax.deploy import audit
+    from ftbnn_jax.train import checkpoint
+
+    variables, experiment, _ = saved
+    other = None
+    if options.against is not None:
+        other, _, _ = checkpoint.load_variables(workdir, options.against)
+    return audit.run(config, variables, experiment["channels"], images(), other, options.json)
+
+
+def _artifact(workdir: str) -> str:
+    return os.path.join(workdir, "model.safetensors")
+
+
+def _c_folder(workdir: str) -> str:
+    return os.path.join(workdir, "c")
+
+
+# What a mode needs: all processes of the run, a checkpoint, or a checkpoint and the test images. The
+# latter two are given to its function behind the options, the config and the work directory.
+_PROCESSES, _CHECKPOINT, _IMAGES = "processes", "checkpoint", "images"
+
+# The function of each mode, and what it needs; of export by --format, of verify by --runtime.
+_MODES: dict[tuple[str, str | None], tuple[Callable[..., int], str]] = {
+    ("train", None): (_train, _PROCESSES),
+    ("evaluate", None): (_evaluate, _PROCESSES),
+    ("export", "safetensors"): (_export, _CHECKPOINT),
+    ("export", "c"): (_export_c, _IMAGES),
+    ("verify", "jax"): (_verify, _IMAGES),
+    ("verify", "c"): (_verify_c, _IMAGES),
+    ("benchmark", None): (_benchmark, _CHECKPOINT),
+    ("audit", None): (_audit, _IMAGES),
+}
+
+
+def _kinds(mode: str) -> list[str | None]:
+    return [kind for name, kind in _MODES if name == mode]
 
 
 if __name__ == "__main__":

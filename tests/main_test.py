@@ -90,6 +90,23 @@ def test_mistake_is_one_line(repository, tmp_path, monkeypatch, capfd, config, a
     _is_one_line(tmp_path, *capfd.readouterr(), words)
 
 
+@pytest.mark.parametrize("mode", ["train", "verify"])
+def test_a_config_file_is_run_once(tmp_path, monkeypatch, capfd, mode):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(
+        "from ftbnn_jax import config\n"
+        "from ftbnn_jax.nn import architectures\n"
+        "def get_config():\n"
+        "    with open('starts', 'a') as stream:\n"
+        "        stream.write('one ')\n"
+        "    return config.make(architectures.small((1,), 8), dataset='none')\n"
+    )
+    arguments = ["--config=own.py", "--workdir=run", f"--mode={mode}", "--config.seed=1"]
+    assert command.run(main.main, arguments) == 2
+    assert "no " in capfd.readouterr().err
+    assert (tmp_path / "starts").read_text() == "one "
+
+
 @pytest.mark.parametrize(
     ("config", "arguments", "words"),
     [
