@@ -116,14 +116,17 @@ class Graph:
         for i, item in enumerate(value["nodes"]):
             nodes.append(_node(item, f"graph.nodes[{i}]", names))
             names.append(nodes[-1].name)
+            if nodes[-1].op in BINARY:
+                words = nodes[-1].inputs[1]
+                _require(words in tensors, f"graph.nodes[{i}].inputs", "a tensor of words", words)
         _require(len(set(names)) == len(names), "graph.nodes", "names that differ", "one twice")
         output = _number(value["output"], "graph.output", 0, len(names) - 1)
         graph = cls(tuple(nodes), dict(tensors), name, head["dtype"], shape, names[output])
         graph.shapes()
         return graph
 
-    def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Returns shape and dtype of every array for one image, by name.
+    def shapes(self, batch: int = 1) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns shape and dtype of the images and of every node's result for a batch, by name.
 
         Raises:
           UserError: operands do not go together.
@@ -136,7 +139,7 @@ class Graph:
             found[name] = jax.ShapeDtypeStruct(x.shape, x.dtype)
             return x
 
-        image = jax.ShapeDtypeStruct(sized(self.shape, 1), self.dtype)
+        image = jax.ShapeDtypeStruct(sized(self.shape, batch), self.dtype)
         constants = {n: jax.ShapeDtypeStruct(t.shape, t.dtype) for n, t in self.tensors.items()}
         jax.eval_shape(lambda x, c: self.run(x, c, note=note), image, constants)
         return found
@@ -392,6 +395,7 @@ _UNARY = {
     **{"neg": lax.neg, "abs": lax.abs, "sign": lax.sign, "floor": lax.floor, "ceil": lax.ceil},
     **{"exp": lax.exp, "log": lax.log, "tanh": lax.tanh, "logistic": lax.logistic, "erf": lax.erf},
     **{"sqrt": lax.sqrt, "rsqrt": lax.rsqrt, "not": lax.bitwise_not},
+    **{"expm1": lax.expm1, "log1p": lax.log1p, "erfc": lax.erfc},
     "round": lambda x: lax.round(x, lax.RoundingMethod.TO_NEAREST_EVEN),
 }
 _BINARY = {
@@ -432,7 +436,7 @@ OPERATIONS: dict[str, Operation] = {
     "slice": Operation(
         1,
         lambda x, start, limit, strides: lax.slice(x, start, limit, strides),
-        {"start": _numbers, "limit": _dims, "strides": _positive},
+        {"start": _dims, "limit": _dims, "strides": _positive},
     ),
     # Places along one axis, the second operand, int32 `[n]`.
     "take": Operation(2, lambda x, i, axis: jnp.take(x, i, axis, mode="clip"), {"axis": _number}),

@@ -151,7 +151,9 @@ class _Lowering:
     def operand(self, step: Step, x: Array, what: str = "") -> str:
         """Returns the name of an operand; one that is computed already becomes a tensor."""
         if x not in self.names:
-            self.names[x] = self.tensor(self._tensor_name(step, x, what), x.numbers)
+            # A number of Python's has no dtype of its own.
+            numbers = np.asarray(x.numbers, x.dtype)
+            self.names[x] = self.tensor(self._tensor_name(step, x, what), numbers)
         return self.names[x]
 
     def _check(self, x: Array) -> None:
@@ -550,7 +552,8 @@ def _dot(out, step, number=None):
 
 
 _SAME = words(
-    "neg abs sign floor ceil exp log tanh logistic erf sqrt rsqrt not add sub mul div pow max min"
+    "neg abs sign floor ceil exp expm1 log log1p tanh logistic erf erfc sqrt rsqrt not "
+    "add sub mul div pow max min"
 )
 _EMIT: dict[str, Callable[..., Any]] = {
     **{name: _same(name) for name in _SAME},

@@ -188,6 +188,7 @@ _COMPUTED = {
     "silu": jax.nn.silu,
     "leaky relu": jax.nn.leaky_relu,
     "hard swish": jax.nn.hard_swish,
+    "elu": lambda x: jax.nn.elu(x) - jax.nn.softplus(x) + jax.nn.gelu(x, approximate=False),
     "softmax": jax.nn.softmax,
     "log of softmax": lambda x: jax.nn.log_softmax(x, axis=(1, 2)),
     "log of sum": lambda x: jax.nn.logsumexp(x, axis=-1),
@@ -231,6 +232,7 @@ def test_a_graph_gives_what_the_function_gives(name):
     w = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
     graph = _lowered(net, w).graph
     graph = ir.Graph.from_json(json.loads(json.dumps(graph.to_json())), graph.tensors)
+    assert {tensor.dtype.name for tensor in graph.tensors.values()} <= set(ir.DTYPES)
     for count in (1, 3):
         images = _images(count)
         found, expected = _run(graph, images), np.asarray(jax.jit(net)(w, images))
