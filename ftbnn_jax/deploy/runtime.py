@@ -183,7 +183,7 @@ def check_same_network(
       num_classes: likewise.
       preprocessing: likewise; None where it does not matter.
     """
-    if artifact.spec != spec or artifact.num_classes != num_classes:
+    if artifact.spec.architecture != spec.architecture or artifact.num_classes != num_classes:
         raise UserError(f"{path}: packed from another network than the config's; --mode=export anew")
     if preprocessing and artifact.preprocessing != preprocessing:
         raise UserError(

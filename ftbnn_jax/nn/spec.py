@@ -1,13 +1,14 @@
-"""What a network is, as frozen data: the fields a config sets, and the blocks that follow from them.
+"""What a network is and how it is trained, as frozen data: the fields `config.model` of an experiment.
 
-Both the training graph (`nn.resnet`) and the packed runtime (`deploy.runtime`) are built from the
-plan that `ResNetSpec.plan` returns, so there is one description of the structure. This module needs
-neither flax nor an accelerator.
+An `Architecture` is all that decides what a trained network computes; a `ResNetSpec` adds what matters
+in training alone. Both the training graph (`nn.resnet`) and the packed runtime (`deploy.runtime`) are
+built from the plan that `Architecture.plan` returns, so there is one description of the structure. This
+module needs neither flax nor an accelerator.
 """
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 from ftbnn_jax import fields
 from ftbnn_jax.errors import UserError
@@ -51,7 +52,7 @@ _ALLOWED = {
 
 
 @dataclasses.dataclass(frozen=True)
-class ResNetSpec:
+class Architecture:
     """A residual network: stem, optional bridge, stages of blocks, classifier.
 
     A binary block is `y = act(BN(bconv(sign(x))) + shortcut(x))` (Fig. 1b), a real one
@@ -74,8 +75,6 @@ class ResNetSpec:
       stage_end_activation: after the last block of each stage.
       sign: "three_valued" keeps an exact 0 among activations; "two_valued" maps it to -1 wherever the
         input is not the output of a ReLU (Eq. 2).
-      activation_gradient: of the activations' sign, one of `strategies.GRADIENTS`.
-      weight_gradient: of the weights' sign, likewise.
       scaling: what the output of each binary convolution is multiplied with, one of
         `strategies.SCALINGS`.
       binary_activations: False puts `real_activations` in the place of the activations' sign, for a
@@ -86,8 +85,6 @@ class ResNetSpec:
         means, every position by itself; Figure 2's net).
       block: "binary" (one binary convolution to a shortcut), or in full precision "real" (two real ones)
         or "bottleneck" (three, and stages of four times as many channels).
-      ste_bound: where the straight-through gradients end, inclusive.
-      batch_norm_momentum: share of the old running statistics kept in each step.
       batch_norm_epsilon: added to the variance.
 
     Raises:
@@ -107,16 +104,12 @@ class ResNetSpec:
     activation: str = "fprelu"
     stage_end_activation: str = "relu"
     sign: str = "three_valued"
-    activation_gradient: str = "clipped"
-    weight_gradient: str = "clipped"
     scaling: str = "none"
     binary_activations: bool = True
     real_activations: str = "tanh"
     binary_weights: bool = True
     head: str = "mean"
     block: str = "binary"
-    ste_bound: float = 1.2
-    batch_norm_momentum: float = 0.9
     batch_norm_epsilon: float = 1e-5
 
     def __post_init__(self):
@@ -190,8 +183,8 @@ class ResNetSpec:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "ResNetSpec":
-        """Builds a spec from `to_dict`'s result, from JSON's lists or from a ConfigDict's items.
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Builds one from `to_dict`'s result, from JSON's lists or from a ConfigDict's items.
 
         Raises:
           UserError: a field is unknown or has a value that cannot be built.
@@ -245,3 +238,34 @@ class ResNetSpec:
             )
             in_features, previous = features, activation
         return tuple(plan)
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNetSpec(Architecture):
+    """A network and how it is trained: with other values of its own fields it is the same network.
+
+    Attributes:
+      activation_gradient: of the activations' sign, one of `strategies.GRADIENTS`.
+      weight_gradient: of the weights' sign, likewise.
+      ste_bound: where the clipped gradients end, inclusive.
+      batch_norm_momentum: share of the old running statistics kept in each step.
+
+    Raises:
+      UserError: a field, the architecture's among them, has a value that cannot be built.
+    """
+
+    activation_gradient: str = "clipped"
+    weight_gradient: str = "clipped"
+    ste_bound: float = 1.2
+    batch_norm_momentum: float = 0.9
+
+    @property
+    def architecture(self) -> Architecture:
+        """The network alone: equal where no other fields differ than those of training."""
+        names = [field.name for field in dataclasses.fields(Architecture)]
+        return Architecture(**{name: getattr(self, name) for name in names})
+
+    def training(self) -> dict[str, Any]:
+        """Returns the fields that are not the architecture's, as `to_dict` does."""
+        architecture = self.architecture.to_dict()
+        return {name: value for name, value in self.to_dict().items() if name not in architecture}

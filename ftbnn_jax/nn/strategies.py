@@ -32,7 +32,11 @@ FROM_INPUT = ("xnor_net", "real_to_bin")
 
 
 def check(spec: Any) -> None:
-    """Raises a UserError where a field of a `ResNetSpec` makes no sense beside another."""
+    """Raises a UserError where a field makes no sense beside another.
+
+    Args:
+      spec: a `spec.ResNetSpec`, or an `Architecture`, which lacks the fields for training.
+    """
     if spec.block != "binary":
         _require(
             spec,
@@ -64,5 +68,5 @@ def check(spec: Any) -> None:
 
 def _require(spec: Any, reason: str, **values: Any) -> None:
     for field, value in values.items():
-        if getattr(spec, field) != value:
+        if getattr(spec, field, value) != value:
             raise UserError(f"{reason}; {value!r} would do", f"model.{field}={getattr(spec, field)!r}")

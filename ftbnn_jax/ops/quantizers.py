@@ -121,8 +121,8 @@ class _Sign(Quantizer):
     def __post_init__(self):
         if not isinstance(self.gradient, Gradient):
             raise UserError(
-                f"{type(self).__name__}.gradient={fields.shown(self.gradient)}: must be a Gradient, "
-                "such as Clipped()"
+                "must be a Gradient, such as Clipped()",
+                f"{type(self).__name__}.gradient={fields.shown(self.gradient)}",
             )
 
     def __call__(self, x, progress=1.0):

@@ -17,8 +17,7 @@ Use = Literal["resume", "start_from", "teacher", "use"]
 
 # Fields of a config or of `describe`, the uses that refuse another value, and those that go on with a
 # warning. A net that gives weights or teaches may have another structure, as far as the shapes allow it,
-# and a teacher another scale. What changes of the config while a run goes on is told by
-# `warn_of_changes`.
+# and a teacher another scale. `warn_of_changes` tells what changes of the config while a run goes on.
 _FIELDS: tuple[tuple[str, set[Use], set[Use]], ...] = (
     ("channels", {"resume", "start_from", "teacher", "use"}, set()),
     ("num_classes", {"resume", "start_from", "teacher", "use"}, set()),
@@ -117,7 +116,7 @@ def _values(name: str, experiment: dict[str, Any]) -> dict[str, Any]:
     value = experiment["config"][name]
     if name == "model":
         # A checkpoint may be older than some fields, which then have their defaults.
-        model = ResNetSpec.from_dict(value).to_dict()
+        model = ResNetSpec.from_dict(value).architecture.to_dict()
         return {f"config.model.{key}": inner for key, inner in model.items()}
     if name in ("pixel_mean", "pixel_std"):
         value = tuple(value) * (experiment["channels"] if len(value) == 1 else 1)
@@ -140,14 +139,12 @@ def _other_classes(theirs: Sequence[str], ours: Sequence[str]) -> str:
 
 def warn_of_changes(saved: dict[str, Any], config: TrainConfig, split: sets.Split, step: int) -> None:
     """Says what goes on in another way after `step`: fields of the config, order of images, schedule."""
-    now = config.to_dict()
-    for name, value in now.items():
-        old = saved["config"].get(name, value)
-        old = tuple(old) if isinstance(old, list) else old
-        if name not in ("model", "num_classes") and old != value:
-            report.warn(f"config.{name} is now {value!r}; the checkpoint was made with {old!r}")
     known = {field.name for field in dataclasses.fields(TrainConfig)}
     before = TrainConfig.from_dict({k: v for k, v in saved["config"].items() if k in known})
+    old = _changeable(before)
+    for name, value in _changeable(config).items():
+        if old[name] != value:
+            report.warn(f"{name} is now {value!r}; the checkpoint was made with {old[name]!r}")
     # Older checkpoints do not say how many images there were.
     count = saved.get("num_examples", split.num_examples)
     moved = _other_order(before, count, config, split, step)
@@ -165,6 +162,13 @@ def warn_of_changes(saved: dict[str, Any], config: TrainConfig, split: sets.Spli
         moved.append(f"the learning rate is {rates[1]:.4g} instead of {rates[0]:.4g}")
     if moved:
         report.warn(f"from step {step:,} on " + "; ".join(moved))
+
+
+def _changeable(config: TrainConfig) -> dict[str, Any]:
+    """Values that may change while a run goes on, by their names: not what `check` refuses."""
+    values = {k: v for k, v in config.to_dict().items() if k not in ("model", "num_classes")}
+    values |= {f"model.{name}": value for name, value in config.model.training().items()}
+    return {f"config.{name}": value for name, value in values.items()}
 
 
 def _other_order(

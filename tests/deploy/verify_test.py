@@ -214,14 +214,28 @@ def test_the_json_report_holds_what_the_table_shows(exported, tmp_path):
     assert report["layers"][0].keys() == {"name", "form", "compared", "differing", "inputs", "zeros"}
 
 
+def _with_model(config, **fields):
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, **fields))
+
+
 def test_an_artifact_of_another_network_is_refused(exported):
     path, config, variables, _ = exported
-    other = dataclasses.replace(config, num_classes=6)
-    with pytest.raises(UserError, match="another network"):
-        verify.run(path, other, variables, [_batch(8)])
+    for other in (
+        dataclasses.replace(config, num_classes=6),
+        _with_model(config, batch_norm_epsilon=1e-3),
+        _with_model(config, stage_end_activation="prelu"),
+    ):
+        with pytest.raises(UserError, match="another network"):
+            verify.run(path, other, variables, [_batch(8)])
     other = dataclasses.replace(config, pixel_mean=(121.0,))
     with pytest.raises(UserError, match=r"packed for .*mean=\(120\.0,\).* says .*mean=\(121\.0,\)"):
         verify.run(path, other, variables, [_batch(8)])
+
+
+def test_a_net_that_would_be_trained_otherwise_is_the_same_network(exported):
+    path, config, variables, _ = exported
+    other = _with_model(config, batch_norm_momentum=0.5, ste_bound=0.5, weight_gradient="evolving")
+    assert verify.run(path, other, variables, [_batch(8)]) == 0
 
 
 def test_predictions_for_a_batch_of_any_size_are_the_same(exported):

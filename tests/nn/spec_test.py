@@ -7,7 +7,7 @@ import pytest
 
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn import architectures
-from ftbnn_jax.nn.spec import ResNetSpec
+from ftbnn_jax.nn.spec import Architecture, ResNetSpec
 
 
 def _plan(net):
@@ -186,3 +186,36 @@ def test_a_spec_survives_json(net):
     assert again == net
     # A hash is what lets flax and jit take a spec as a static attribute; a list of blocks has none.
     assert hash(again) == hash(net)
+
+
+@pytest.mark.parametrize(
+    ("fields", "same"),
+    [
+        ({"batch_norm_momentum": 0.5}, True),
+        ({"ste_bound": 1.0}, True),
+        ({"activation_gradient": "evolving"}, True),
+        ({"weight_gradient": "evolving"}, True),
+        # What a trained network computes follows from these.
+        ({"batch_norm_epsilon": 1e-3}, False),
+        ({"sign": "two_valued"}, False),
+        ({"scaling": "mean_abs"}, False),
+        ({"binary_weights": False}, False),
+        ({"blocks": (4, 4, 4, 2)}, False),
+    ],
+)
+def test_how_a_network_is_trained_is_no_part_of_its_architecture(fields, same):
+    net, other = ResNetSpec(), ResNetSpec(**fields)
+    assert (net.architecture == other.architecture) == same
+    assert (hash(net.architecture) == hash(other.architecture)) == same
+    assert (net.training() == other.training()) != same
+    assert net != other
+    assert other.plan() == other.architecture.plan()
+
+
+def test_a_field_is_the_architectures_or_trainings():
+    net = ResNetSpec()
+    assert net.to_dict() == {**net.architecture.to_dict(), **net.training()}
+    assert not net.architecture.to_dict().keys() & net.training().keys()
+    assert Architecture.from_dict(net.architecture.to_dict()) == net.architecture
+    with pytest.raises(UserError, match=r"model\.ste_bound: no such field"):
+        Architecture.from_dict(net.architecture.to_dict() | {"ste_bound": 1.0})

@@ -36,6 +36,13 @@ def change(config=CONFIG, **fields):
     return dataclasses.replace(config, **fields)
 
 
+OTHERWISE = {
+    "batch_norm_momentum": 0.5,
+    "ste_bound": 1.0,
+    "activation_gradient": "evolving",
+    "weight_gradient": "piecewise_quadratic",
+}
+TRAINED_OTHERWISE = change(model=dataclasses.replace(CONFIG.model, **OTHERWISE))
 GROUPS = change(model=architectures.small((1, 1), 4, groups=2))
 SAID = {
     "channels": "channels of the images=3, here it is 1",
@@ -57,6 +64,8 @@ SAID = {
         ("classes", CONFIG, CONFIG, split(OTHERS), "start_from teacher use", "resume"),
         ("fewer", CONFIG, CONFIG, split(NAMES[:2]), "start_from teacher use", "resume"),
         ("groups", CONFIG, GROUPS, split(), "resume use", ""),
+        # Training in another way leaves the network what it is; `warn_of_changes` tells it.
+        ("", CONFIG, TRAINED_OTHERWISE, split(), "", ""),
         ("num", CONFIG, change(num_classes=5), split(), "resume start_from teacher use", ""),
         ("size", CONFIG, change(image_size=16), split(), "teacher use", "start_from"),
         ("size", FLAT, change(FLAT, image_size=16), split(), "resume start_from teacher use", ""),
@@ -154,9 +163,24 @@ def test_what_a_change_moves_is_told_in_numbers(fields, count, changed, moved, c
     assert len(lines) == len([f for f in fields]) + bool(moved)
 
 
+def test_how_the_net_is_trained_may_change_and_is_told(capsys):
+    identity.warn_of_changes(identity.describe(CONFIG, split()), TRAINED_OTHERWISE, split(), 5)
+    before = {
+        "batch_norm_momentum": 0.9,
+        "ste_bound": 1.2,
+        "activation_gradient": "clipped",
+        "weight_gradient": "clipped",
+    }
+    assert sorted(capsys.readouterr().err.splitlines()) == sorted(
+        f"warning: config.model.{name} is now {value!r}; the checkpoint was made with {before[name]!r}"
+        for name, value in OTHERWISE.items()
+    )
+
+
 def test_a_checkpoint_may_be_older_than_some_fields(capsys):
     saved = identity.describe(CONFIG, split())
-    del saved["num_examples"], saved["config"]["crop_padding"], saved["config"]["model"]["head"]
+    del saved["num_examples"], saved["config"]["crop_padding"]
+    del saved["config"]["model"]["head"], saved["config"]["model"]["ste_bound"]
     identity.check("runs/1", saved, CONFIG, split(), "resume")
     identity.warn_of_changes(saved, CONFIG, split(), 5)
     assert capsys.readouterr().err == ""
