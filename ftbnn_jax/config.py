@@ -29,7 +29,7 @@ from ftbnn_jax.ops.preprocessing import Preprocessing
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
-# What evaluation sees of an image that is cropped in training, in 256ths of its shorter side.
+# Evaluation sees so much of an image that is cropped in training, in 256ths of its shorter side.
 _EVAL_CROP = 224
 
 # Fields of an experiment on CIFAR-10 that do not depend on the network.
@@ -341,7 +341,7 @@ def _literal(text: str) -> Any:
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     try:
-        with warnings.catch_warnings(action="ignore"):  # Of what is no literal.
+        with warnings.catch_warnings(action="ignore"):  # Text that is no literal can warn.
             return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
@@ -358,7 +358,7 @@ def _dotted(config: Mapping[str, Any]) -> list[str]:
     keys = []
     for name, value in config.items():
         if not isinstance(name, str) or "." in name:
-            continue  # No key of ours, and none that could be told from a nested one.
+            continue  # This is no key of ours, and could not be told from a nested one.
         keys.append(name)
         if isinstance(value, Mapping):
             keys += [f"{name}.{inner}" for inner in _dotted(value)]

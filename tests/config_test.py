@@ -127,7 +127,7 @@ def get_config(width="8"):
         ("flip=false", lambda c: c.flip, False),
         ("dataset=1", lambda c: c.dataset, "1"),
         ("data_dir=", lambda c: c.data_dir, ""),
-        # In the place of the tuple that is there, not at its end.
+        # A tuple takes the place of the one that is there, not its end.
         ("model.blocks=(3,)", lambda c: c.model.blocks, (3,)),
         ("model.blocks=2, 2", lambda c: c.model.blocks, (2, 2)),
         ("stages.one.num_steps=9", lambda c: c.stages["one"]["num_steps"], 9),

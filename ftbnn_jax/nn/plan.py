@@ -2,7 +2,7 @@
 
 import dataclasses
 
-# A bottleneck's channels over those of its 3x3 convolution.
+# Channels of a bottleneck's output, relative to those of its 3x3 convolution.
 BOTTLENECK_RATIO = 4
 
 

@@ -23,7 +23,7 @@ BLOCKS = ("binary", "real", "bottleneck")
 REAL_ACTIVATIONS = ("tanh", "identity")
 HEADS = ("mean", "flatten")
 
-# More than any network that a machine could hold. Sums of so many signs are exact in float32.
+# No machine could hold a network of more channels. Sums of so many signs are exact in float32.
 _MOST_FEATURES = 2**16
 _COUNT = Range(1, _MOST_FEATURES)
 _ALLOWED = {

@@ -10,7 +10,7 @@ from ftbnn_jax.errors import UserError
 # Gradients of a sign; `ops.quantizers` has the formulas: inside `ste_bound`, Bi-Real Net's, IR-Net's.
 GRADIENTS = ("clipped", "piecewise_quadratic", "evolving")
 
-# What the integers of a binary convolution are multiplied with, before batch norm:
+# Factors that the integers of a binary convolution are multiplied with, before batch norm:
 #
 #   none            nothing
 #   mean_abs        mean |w| of the output channel's latent weights: Bi-Real Net's, and XNOR-Net's half
@@ -21,13 +21,13 @@ GRADIENTS = ("clipped", "piecewise_quadratic", "evolving")
 #   real_to_bin     one factor a sample and output channel, from the global mean of the input through two
 #                   matrix products, the inner one `REAL_TO_BIN_REDUCTION` times narrower, and a sigmoid
 #
-# What is computed from weights or activations is a constant to the gradient in the first two.
+# Factors from weights or activations are constants to the gradient in `mean_abs` and `xnor_net`.
 SCALINGS = ("none", "mean_abs", "xnor_net", "xnor_net++", "real_to_bin")
 REAL_TO_BIN_REDUCTION = 8
 
-# Computed from the latent weights' magnitudes.
+# These factors are computed from the latent weights' magnitudes.
 FROM_WEIGHTS = ("mean_abs", "xnor_net")
-# Different for each image, so that batch norm cannot absorb them.
+# These are different for each image, so that batch norm cannot absorb them.
 FROM_INPUT = ("xnor_net", "real_to_bin")
 
 

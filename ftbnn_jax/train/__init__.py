@@ -1,1 +1,1 @@
-"""Input, optimisation, checkpoints and the training loop."""
+"""Optimisation, checkpoints and the training loop."""

@@ -52,7 +52,7 @@ class Checkpoints:
         try:
             self._manager.close()
         except Exception as error:
-            # What went wrong first is told by the exception that is on its way.
+            # An exception that is on its way tells what went wrong first.
             if kind is None:
                 raise self._not_written(error) from error
 
@@ -173,7 +173,7 @@ class Checkpoints:
                 reason = f"damaged ({summary(error)})"
             if not reason:
                 self.set_aside(damaged)
-                # Earlier versions asked the weights before.
+                # Earlier versions looked at the loss of the weights before these.
                 self.restored_is_proven = experiment.get("proven", False)
                 identity.warn_of_changes(experiment, self._config, self._split, step)
                 return restored
@@ -227,7 +227,7 @@ def load_variables(
     with contextlib.closing(_manager(directory, keep=None)) as manager:
         step = _chosen_step(manager, which, given)
         try:
-            # Saved from however many devices and processes, it is read into this one.
+            # The state is read into this device, from however many devices and processes it was saved.
             here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
             state = jax.tree.map(
                 lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
@@ -312,7 +312,7 @@ def _manager(directory: epath.Path, keep: int | None) -> ocp.CheckpointManager:
         preservation_policy=policy,
         best_fn=_accuracy,
         read_only=keep is None,
-        # What a run that was killed while saving, or had no space, has left.
+        # A run that was killed while saving, or had no space, leaves some.
         cleanup_tmp_directories=keep is not None,
     )
     handlers = {"state": ocp.StandardCheckpointHandler(), "experiment": ocp.JsonCheckpointHandler()}

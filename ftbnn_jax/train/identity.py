@@ -12,7 +12,7 @@ from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn.spec import ResNetSpec
 from ftbnn_jax.train import optimizer
 
-# To go on training, to start another training, to teach, or to do what it was trained for.
+# A checkpoint goes on training, starts another training, teaches, or does what it was trained for.
 Use = Literal["resume", "start_from", "teacher", "use"]
 
 # Fields of a config or of `describe`, the uses that refuse another value, and those that go on with a
@@ -86,7 +86,7 @@ def check(
     here = {**saved, "config": config.to_dict()}
     if split is not None:
         here |= {"channels": split.channels, "class_names": list(split.class_names)}
-    # Such a classifier reads every position, of which another image size has others.
+    # This classifier reads every position, and another image size has others.
     flattens = config.model.head == "flatten"
     for name, refused, told in _FIELDS:
         if not (difference := _difference(name, saved, here)):
@@ -121,7 +121,7 @@ def _values(name: str, experiment: dict[str, Any]) -> dict[str, Any]:
     if name in ("pixel_mean", "pixel_std"):
         value = tuple(value) * (experiment["channels"] if len(value) == 1 else 1)
     if name == "augment":
-        # What evaluation sees: the centre of an image, or all of it.
+        # Evaluation sees the centre of an image, or all of it.
         value = value if value == "resized_crop" else "'pad_crop' or 'none'"
     return {f"config.{name}": value}
 

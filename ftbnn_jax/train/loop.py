@@ -112,9 +112,9 @@ class _Run:
         stack.callback(self.writer.close)
         self._progress = metrics.Progress(self.first_step, self.num_steps, config.batch_size)
         stack.callback(self._progress.close)
-        # The one of the last step.
+        # The batch of the last step, on which `_save` tries the new weights.
         self._batch: dict[str, jax.Array] = {}
-        # What every step takes besides the state and the batch.
+        # Arguments of every step besides the state and the batch.
         self._constants: list[Any] = []
         if teacher:
             self._constants = [jax.device_put(teacher.variables, step_lib.replicated(mesh))]
@@ -259,7 +259,7 @@ def _restore_or_init(config, split, tx, mesh, checkpoints) -> state.TrainState:
     init = jax.jit(
         lambda: state.init(config, split.channels, tx),
         out_shardings=sharding,
-        # Runs once: optimising the random number generators' code takes far longer than running it.
+        # Optimising the random number generators' code takes far longer than running it once.
         compiler_options={"xla_backend_optimization_level": 0},
     )
     abstract = jax.tree.map(

@@ -27,7 +27,7 @@ def learning_rate(config: TrainConfig, num_steps: int) -> optax.Schedule:
     elif config.schedule == "multistep":
         drops: dict[int, float] = {}
         for boundary in config.schedule_boundaries:
-            # Several fall on one step of a short run.
+            # Several boundaries fall on one step of a short run.
             step = round(boundary * num_steps) - warmup
             drops[step] = drops.get(step, 1.0) * config.schedule_factor
         schedule = optax.piecewise_constant_schedule(rate, drops)

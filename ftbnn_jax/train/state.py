@@ -70,6 +70,6 @@ def all_finite(tree: Any) -> jax.Array:
     return jnp.stack([jnp.isfinite(s).all() for s in sums]).all()
 
 
-# Compiled once for all runs of a network.
+# These two are compiled once for all runs of a network.
 is_finite = jax.jit(all_finite)
 copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))

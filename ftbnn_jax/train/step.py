@@ -76,7 +76,7 @@ def make_train_step(
 
     def train_step(state, batch, teacher_variables=None):
         images, labels = batch["image"], batch["label"]
-        # Of the step alone, so that a run that goes on has the same gradients.
+        # The share depends on the step alone, so that a run that goes on has the same gradients.
         progress = state.step / num_steps if evolving else 1.0
         loss, correct, batch_stats, grads = gradients(
             state.params, state.batch_stats, images, labels, progress, teacher_variables
@@ -109,9 +109,9 @@ def make_train_step(
     )
 
 
-# Of params, batch statistics, images, labels, the share of the training that is done, and the teacher's
-# variables: mean loss, int32 number of correct images, new batch statistics, and the gradients of the
-# mean loss.
+# A function of params, batch statistics, images, labels, the share of the training that is done and the
+# teacher's variables; it returns mean loss, int32 number of correct images, new batch statistics and the
+# gradients of the mean loss.
 _Gradients = Callable[..., tuple[jax.Array, jax.Array, Any, Any]]
 
 
@@ -150,7 +150,7 @@ def _make_gradients(config: TrainConfig, mesh: Mesh, teacher: distillation.Teach
         mesh=mesh,
         in_specs=(copies, copies, shares, shares, copies, copies),
         out_specs=copies,
-        # Left to JAX, the gradients of what all devices share would be summed once more.
+        # With the check, JAX sums the gradients of what all devices share by itself, once more.
         check_vma=False,
     )
 

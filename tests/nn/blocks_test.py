@@ -70,7 +70,7 @@ def test_what_an_exact_zero_adds_to_a_sum(sign, after_relu, zeros_count):
         variables, x, False, capture_intermediates=lambda m, _: isinstance(m, blocks.BinaryConv)
     )
     (y,) = state["intermediates"]["conv"]["__call__"]
-    # In the middle the window is whole; padding adds nothing in any case.
+    # The window in the middle is whole; padding adds nothing in any case.
     np.testing.assert_array_equal(y[0, 1, 1], zeros_count * weights.sum((0, 1, 2)))
     np.testing.assert_array_equal(y[0, 0, 0], zeros_count * weights[1:, 1:].sum((0, 1, 2)))
 

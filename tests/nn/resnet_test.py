@@ -222,7 +222,7 @@ def test_latent_weights_outside_the_clip_have_no_gradient_and_those_inside_do(bo
     """
     net = spec.ResNetSpec.from_dict(_DERIVED.to_dict() | {"ste_bound": bound})
     model, variables = _build(net, compute_dtype)
-    # From well inside to well outside, and some exactly at the bound, on both sides of 0.
+    # Weights lie from well inside to well outside, some exactly at the bound, on both sides of 0.
     rng = np.random.default_rng(0)
 
     def spread(kernel):
@@ -250,7 +250,7 @@ def test_latent_weights_outside_the_clip_have_no_gradient_and_those_inside_do(bo
 
 
 def test_training_and_inference_agree_once_the_running_statistics_are_the_batchs():
-    """With no share of the old statistics kept, one training step leaves exactly the batch's."""
+    """One training step leaves exactly the batch's, where no share of the old ones is kept."""
     net = spec.ResNetSpec.from_dict(_DERIVED.to_dict() | {"batch_norm_momentum": 0.0})
     model, variables = _build(net)
     train = jax.jit(lambda v, x: model.apply(v, x, True, mutable=["batch_stats"]))
@@ -266,7 +266,7 @@ def test_training_and_inference_agree_once_the_running_statistics_are_the_batchs
         (jnp.float32, jnp.float32),
         (jnp.float16, jnp.float32),
         (jnp.bfloat16, jnp.bfloat16),
-        # As a config spells it.
+        # A config spells it so.
         ("bfloat16", jnp.bfloat16),
         (jnp.dtype("bfloat16"), jnp.bfloat16),
     ],

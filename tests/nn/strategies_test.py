@@ -110,7 +110,7 @@ def test_weights_and_activations_can_stay_real(weights, activations):
     kernel = values["params"]["conv"]["kernel_0"]
     a = {"sign": np.sign, "tanh": np.tanh, "identity": np.array}[activations](x)
     w = np.where(kernel > 0, 1, -1) if weights else kernel
-    # In the middle the window is the whole image.
+    # The window in the middle is the whole image.
     np.testing.assert_allclose(found[0, 1, 1], np.tensordot(a[0], w, 3), rtol=1e-4, atol=1e-4)
 
 
@@ -123,7 +123,7 @@ def test_real_weights_have_the_gradient_of_a_real_convolution():
             x, [kernel], input_quantizer=ThreeValuedSign(), kernel_quantizer=Identity(), padding=0
         ).sum()
 
-    # Also beyond the bound of the clipped gradient.
+    # Weights beyond the bound of the clipped gradient have it as well.
     expected = np.broadcast_to(np.sign(x[0])[..., None], kernel.shape)
     np.testing.assert_allclose(jax.grad(middle)(kernel), expected)
 

@@ -144,7 +144,7 @@ def test_no_readable_checkpoint_is_no_fresh_start(tmp_path, initial):
 
 
 def test_another_network_is_refused(tmp_path, initial):
-    """By its config, or, where that is equal, by its shapes; and neither is taken for damage."""
+    """Its config tells, or, where that is equal, its shapes; and neither is taken for damage."""
     save_steps(tmp_path, initial, {5: None})
     other = dataclasses.replace(CONFIG, model=architectures.small((1, 1), 4, groups=2))
     message = r"checkpoints/5: was trained with config\.model\.groups=3, here it is 2; use that value or"
@@ -184,7 +184,7 @@ def test_a_damaged_rating_is_told_and_costs_no_weights(tmp_path, initial, capsys
 
 
 def test_numbers_that_are_not_finite_are_no_weights(tmp_path, initial, capsys):
-    """As earlier versions could save them; in the optimizer, which evaluation does not read, as well."""
+    """Earlier versions could save them, in the optimizer too, which evaluation does not read."""
     bad = at_step(initial, 6)
     bias = {**bad.params["head"], "bias": bad.params["head"]["bias"].at[0].set(np.inf)}
     bad = bad.replace(params={**bad.params, "head": bias})

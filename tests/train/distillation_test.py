@@ -75,7 +75,7 @@ def test_the_output_loss_is_a_divergence(temperature):
 
 
 def test_the_attention_loss_compares_where_and_not_how_much():
-    """Also nets of other widths, whose maps are as large."""
+    """Nets of other widths have maps of the same size, and can be compared."""
     shapes = [((2, 3, 4, 5), (2, 3, 4, 7)), ((2, 2, 2, 6), (2, 2, 2, 6))]
     pairs = [(_normal(i, *s), _normal(9 + i, *t)) for i, (s, t) in enumerate(shapes)]
 

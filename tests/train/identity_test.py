@@ -83,7 +83,7 @@ def test_each_use_refuses_or_tells_what_matters_to_it(
     what, saved, config, images, refused, told, capsys
 ):
     described = identity.describe(saved, split())
-    # As JSON returns it.
+    # JSON returns lists.
     described["config"]["pixel_mean"] = list(described["config"]["pixel_mean"])
     for use in ("resume", "start_from", "teacher", "use"):
         message = ""

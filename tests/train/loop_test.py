@@ -112,7 +112,7 @@ def test_a_crashed_run_goes_on_as_if_nothing_had_happened(uninterrupted, tmp_pat
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("evaluating", [False, True])
 def test_a_signal_saves_that_very_step(uninterrupted, tmp_path, monkeypatch, number, evaluating):
-    """In training at step 7, or in the evaluation after step 10, which the next start makes up for."""
+    """It comes in training at step 7, or in the evaluation after step 10, which a new start repeats."""
     name = "eval_batches" if evaluating else "train_batches"
     whole = getattr(batches, name)
     calls = []
@@ -249,7 +249,7 @@ def test_diverged_weights_are_not_saved(tmp_path):
 def test_a_directory_in_which_diverged_weights_were_saved_is_not_stuck(
     uninterrupted, tmp_path, monkeypatch
 ):
-    """As earlier versions left it: the checkpoint of step 8 is of weights that give no finite loss."""
+    """Earlier versions left it so: the weights in the checkpoint of step 8 give no finite loss."""
 
     def unasked(run, step):
         scale = 1e30 if step == 8 else 1
@@ -283,7 +283,7 @@ def test_a_directory_in_which_diverged_weights_were_saved_is_not_stuck(
 
 @pytest.mark.parametrize("part", ["params", "batch_stats", "opt_state"])
 def test_what_is_saved_is_finite(uninterrupted, tmp_path, monkeypatch, part):
-    """Also what a training step does not read."""
+    """Batch statistics and the optimizer's state are not what a loss shows, and are asked as well."""
     whole = loop._Run._save
 
     def overflown(run, step):
@@ -333,7 +333,7 @@ def test_an_evaluation_without_a_readable_image_costs_no_step(uninterrupted, tmp
 
 
 def test_the_best_step_named_is_the_one_that_is_kept(tmp_path, monkeypatch, capsys):
-    """Of equal ones, and of an evaluation that a stop interrupted: it comes after the next start."""
+    """Two steps are equally good; a stop interrupts an evaluation, which comes after the next start."""
     accuracies = iter([0.5, 0.5, 0.25])
     values = {"loss": 1.0, "accuracy_top5": 1.0, "count": 66}
     stops = []

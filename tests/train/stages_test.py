@@ -177,7 +177,7 @@ class Crash(Exception):
 def test_a_run_stopped_in_any_stage_goes_on_to_the_same_bits(
     config, whole, tmp_path, monkeypatch, stage, crash
 ):
-    """By an error before step 4 of a stage, whose newest checkpoint is that of step 2; or by a signal.
+    """A signal stops it, or an error before step 4 of a stage, whose newest checkpoint is of step 2.
 
     Batches are taken 2 steps ahead of their use.
     """

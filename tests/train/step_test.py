@@ -54,7 +54,7 @@ def run(config, mesh, steps, first_state=None):
 
 
 def test_several_devices_compute_what_one_does():
-    """Also the batch statistics, which would differ if each device used its own."""
+    """Batch statistics would differ if each device used its own."""
     one, sums_one = run(CONFIG, mesh_of(1), 2)
     four, sums_four = run(CONFIG, mesh_of(4), 2)
     assert len(four.params["head"]["kernel"].sharding.device_set) == 4
@@ -143,7 +143,7 @@ def test_per_device_statistics_are_those_of_each_share():
         step = step_lib.make_train_step(part_config, tx, mesh_of(1))
         alone.append(step(first, part)[0].batch_stats)
     expected = jax.tree.map(lambda *parts: np.mean(np.stack(parts), axis=0), *alone)
-    # In the stem: further on, rounding flips a sign now and then.
+    # Rounding flips a sign now and then further on than the stem.
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
         jax.device_get(four.batch_stats["stem"]),
@@ -206,7 +206,7 @@ def test_accumulation_exchanges_no_activations():
 
 
 def test_rematerialisation_keeps_less_and_computes_the_same():
-    """Of stages of four blocks, the backward pass is handed what enters each stage, and little more.
+    """The backward pass of stages of four blocks is handed what enters each stage, and little more.
 
     Counted before compilation, since XLA's compiler for the CPU merges what "stages" computes twice.
     """
