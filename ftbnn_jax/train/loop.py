@@ -2,10 +2,11 @@
 
 import collections
 import contextlib
+import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -16,7 +17,8 @@ from ftbnn_jax.data import batches as batches_lib
 from ftbnn_jax.data import sets
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.host import disk, distributed, interrupt, lock, machine, paths
-from ftbnn_jax.train import checkpoint, distillation, evaluation, identity, metrics, optimizer, state
+from ftbnn_jax.train import checkpoint, distillation, evaluation, identity, metrics, optimizer
+from ftbnn_jax.train import state as state_lib
 from ftbnn_jax.train import step as step_lib
 
 # Steps that may be dispatched before the oldest has finished: enough to keep the device busy, few
@@ -46,107 +48,120 @@ def train(config: TrainConfig, workdir: str) -> None:
         stack.enter_context(interrupt.PreemptionNotice())
         stack.enter_context(disk.errors_are_told(workdir))
         with stop.expendable("stopped before a step was made; nothing is lost"):
-            run = _Run(config, workdir, stop, stack)
-        values = run.train()
-        best = run.checkpoints.best()
+            mesh = step_lib.make_mesh(config)
+            sharding = step_lib.batch_sharding(mesh)
+            train_split = sets.open_split(config, train=True)
+            eval_split = sets.open_split(config, train=False)
+            num_steps = batches_lib.num_train_steps(config, train_split.num_examples)
+            tx = optimizer.make(config, num_steps)
+
+            # From here on the directory is this run's alone.
+            hold = distributed.on_main(lambda: stack.enter_context(lock.held(workdir)))
+            checkpoints = stack.enter_context(checkpoint.Checkpoints(workdir, config, train_split))
+
+            teacher = distillation.load(config, train_split)
+            start = _restore_or_init(config, train_split, tx, mesh, checkpoints)
+            first_step = int(start.step)
+            if first_step > num_steps:
+                raise UserError(
+                    f"is at step {first_step}, past the {num_steps} asked for", f"--workdir={workdir}"
+                )
+
+            if distributed.is_main():
+                write_config(workdir, config)
+            writer = metrics.MetricsWriter(workdir, first_step, distributed.is_main())
+            stack.callback(writer.close)
+            progress = metrics.Progress(first_step, num_steps, config.batch_size)
+            stack.callback(progress.close)
+
+            # Both are compiled beforehand, as long as there is nothing that a signal could lose.
+            train_step = _compile_train_step(config, train_split, tx, mesh, num_steps, teacher, start)
+            eval_step = _compile_eval_step(config, eval_split, mesh, start)
+
+        batches = batches_lib.train_batches(
+            train_split,
+            config,
+            first_step=first_step,
+            last_step=num_steps,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        values = _Run(
+            config=config,
+            first_step=first_step,
+            num_steps=num_steps,
+            eval_every=config.eval_every
+            or batches_lib.steps_per_epoch(config, train_split.num_examples),
+            stop=stop,
+            hold=hold,
+            checkpoints=checkpoints,
+            writer=writer,
+            progress=progress,
+            batches=batches_lib.to_device(batches, sharding),
+            train_step=train_step,
+            evaluate=lambda now: evaluation.run(
+                config, eval_step, now.params, now.batch_stats, eval_split, sharding, stop.reached
+            ),
+            state=start,
+        ).train()
+        best = checkpoints.best()
     if not distributed.is_main():
         return
-    accuracies = run.writer.values("eval", "accuracy")
-    resumed = f" (from {run.first_step:,})" if run.first_step else ""
+    accuracies = writer.values("eval", "accuracy")
+    resumed = f" (from {first_step:,})" if first_step else ""
     report.print_table(
         "Trained",
         [
-            ("steps", f"{run.num_steps:,}{resumed}"),
+            ("steps", f"{num_steps:,}{resumed}"),
             *([("training loss, last logged", f"{values['loss']:.4f}")] if values else []),
-            ("test images", f"{run.eval_split.num_examples:,}"),
+            ("test images", f"{eval_split.num_examples:,}"),
             ("test accuracy", f"{accuracies[-1][1]:.2%}"),
             *([("best test accuracy", f"{best[1]:.2%} at step {best[0]:,}")] if best else []),
             ("time", metrics.format_seconds(time.perf_counter() - started)),
-            ("checkpoints", run.checkpoints.directory),
+            ("checkpoints", checkpoints.directory),
         ],
     )
 
 
+@dataclasses.dataclass
 class _Run:
-    """What a run consists of, restored and compiled; `train` makes its steps.
+    """A run of which everything is ready; `train` makes its steps.
 
-    Args:
+    Attributes:
       config: the experiment.
-      workdir: directory of the run.
+      first_step: that it goes on from.
+      num_steps: that it ends with.
+      eval_every: steps between evaluations.
       stop: asked before every step.
-      stack: closes what the run has opened, saves in progress included.
+      hold: of the directory, in the process that writes there.
+      checkpoints: of the directory.
+      writer: of metrics.
+      progress: that is shown.
+      batches: on the devices, from `first_step` on.
+      train_step: makes the next state, and sums, of a state, which it destroys, and a batch.
+      evaluate: gives the metrics of a state, or None where it was asked to stop.
+      state: after the last step.
+      batch: the one of the last step, on which `_save` tries the new weights.
     """
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        workdir: str,
-        stop: interrupt.StopRequest,
-        stack: contextlib.ExitStack,
-    ):
-        self._config = config
-        self._stop = stop
-        mesh = step_lib.make_mesh(config)
-        self._sharding = step_lib.batch_sharding(mesh)
-        self._train_split = sets.open_split(config, train=True)
-        self.eval_split = sets.open_split(config, train=False)
-        num_examples = self._train_split.num_examples
-        self.num_steps = batches_lib.num_train_steps(config, num_examples)
-        self._eval_every = config.eval_every or batches_lib.steps_per_epoch(config, num_examples)
-
-        tx = optimizer.make(config, self.num_steps)
-        self._hold = distributed.on_main(lambda: stack.enter_context(lock.held(workdir)))
-        self.checkpoints = stack.enter_context(
-            checkpoint.Checkpoints(workdir, config, self._train_split)
-        )
-        teacher = distillation.load(config, self._train_split)
-        self._state = _restore_or_init(config, self._train_split, tx, mesh, self.checkpoints)
-        self.first_step = int(self._state.step)
-        if self.first_step > self.num_steps:
-            raise UserError(
-                f"--workdir={workdir}: is at step {self.first_step}, past the {self.num_steps} asked for"
-            )
-        if distributed.is_main():
-            write_config(workdir, config)
-        self.writer = metrics.MetricsWriter(workdir, self.first_step, distributed.is_main())
-        stack.callback(self.writer.close)
-        self._progress = metrics.Progress(self.first_step, self.num_steps, config.batch_size)
-        stack.callback(self._progress.close)
-        # The batch of the last step, on which `_save` tries the new weights.
-        self._batch: dict[str, jax.Array] = {}
-        # Arguments of every step besides the state and the batch.
-        self._constants: list[Any] = []
-        if teacher:
-            self._constants = [jax.device_put(teacher.variables, step_lib.replicated(mesh))]
-        self._train_step, self._eval_step = self._compile(tx, mesh, teacher)
-
-    def _compile(
-        self, tx: Any, mesh: jax.sharding.Mesh, teacher: distillation.Teacher | None
-    ) -> tuple[Callable[..., Any], ...]:
-        """Compiles both steps beforehand, as long as there is nothing that a signal could lose."""
-        current = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self._state)
-        train_step = step_lib.make_train_step(self._config, tx, mesh, self.num_steps, teacher)
-        batch = batches_lib.train_batch_shapes(self._train_split, self._config)
-        if self.first_step < self.num_steps:
-            train_step = train_step.lower(current, batch, *self._constants).compile()
-        eval_step = step_lib.make_eval_step(self._config, mesh)
-        batch = batches_lib.eval_batch_shapes(self.eval_split, self._config)
-        return train_step, eval_step.lower(current.params, current.batch_stats, batch).compile()
+    config: TrainConfig
+    first_step: int
+    num_steps: int
+    eval_every: int
+    stop: interrupt.StopRequest
+    hold: lock.Held | None
+    checkpoints: checkpoint.Checkpoints
+    writer: metrics.MetricsWriter
+    progress: metrics.Progress
+    batches: Iterator[dict[str, jax.Array]]
+    train_step: Callable[..., tuple[state_lib.TrainState, dict[str, jax.Array]]]
+    evaluate: Callable[[state_lib.TrainState], dict[str, float] | None]
+    state: state_lib.TrainState
+    batch: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
 
     def train(self) -> dict[str, float]:
         """Makes the steps that are missing; returns the training metrics last logged."""
-        config = self._config
-        batches = batches_lib.to_device(
-            batches_lib.train_batches(
-                self._train_split,
-                config,
-                first_step=self.first_step,
-                last_step=self.num_steps,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
-            ),
-            self._sharding,
-        )
+        config = self.config
         values: dict[str, float] = {}
         in_flight: collections.deque[Any] = collections.deque()
         step = self.first_step
@@ -154,37 +169,37 @@ class _Run:
         evaluate_due = step > 0 and self._is_evaluated_after(step)
         evaluate_due = evaluate_due and not distributed.from_main(self.writer.was_evaluated(step))
         while True:
-            stopping = self._stop.reached()
+            stopping = self.stop.reached()
             save_due = config.checkpoint_every and step % config.checkpoint_every == 0
             if step > self.first_step and (save_due or evaluate_due or stopping):
                 self._save(step)
             if evaluate_due and not stopping:
                 self._evaluate(step)
-                stopping = self._stop.reached()
+                stopping = self.stop.reached()
             if stopping:
                 raise interrupt.Interrupted(f"stopped at step {step} of {self.num_steps}, state saved")
             if step == self.num_steps:
                 return values
-            self._batch = next(batches)
-            self._state, sums = self._train_step(self._state, self._batch, *self._constants)
+            self.batch = next(self.batches)
+            self.state, sums = self.train_step(self.state, self.batch)
             step += 1
             in_flight.append(sums)
             if len(in_flight) > _STEPS_IN_FLIGHT:
                 jax.block_until_ready(in_flight.popleft())
-            self._progress.advance(step)
+            self.progress.advance(step)
             if step % config.log_every == 0 or step == self.num_steps:
                 self._check_finite(sums)
                 values = self._log_training(step, sums)
             evaluate_due = self._is_evaluated_after(step)
 
     def _is_evaluated_after(self, step: int) -> bool:
-        return step % self._eval_every == 0 or step == self.num_steps
+        return step % self.eval_every == 0 or step == self.num_steps
 
     def _log_training(self, step: int, sums: dict[str, jax.Array]) -> dict[str, float]:
         sums = jax.device_get(sums)
         count = int(sums["count"])
         values = {"loss": float(sums["loss"]) / count, "accuracy": int(sums["correct"]) / count}
-        rate = self._progress.train(step, values)
+        rate = self.progress.train(step, values)
         self.writer.write("train", step, values, **({"images_per_second": rate} if rate else {}))
         return values
 
@@ -194,14 +209,14 @@ class _Run:
         The step that made it has asked that of the weights before: a step that was far too long leaves
         weights that are finite, and that no training can go on from.
         """
-        if self._hold:
-            self._hold.check()
+        if self.hold:
+            self.hold.check()
         # A step destroys the state that it is given.
-        copied = state.copy(self._state)
-        self._check_finite(self._train_step(copied, self._batch, *self._constants)[1])
-        if not state.is_finite(self._state):
+        copied = state_lib.copy(self.state)
+        self._check_finite(self.train_step(copied, self.batch)[1])
+        if not state_lib.is_finite(self.state):
             raise self._diverged(f"step {step}: weights or statistics are not finite")
-        self.checkpoints.save(self._state, step)
+        self.checkpoints.save(self.state, step)
 
     def _check_finite(self, sums: dict[str, jax.Array]) -> None:
         step = int(sums["nonfinite_step"])
@@ -228,18 +243,10 @@ class _Run:
 
     def _evaluate(self, step: int) -> None:
         """Evaluates, writes and shows, unless that is interrupted."""
-        self._progress.describe("evaluate")
-        values = evaluation.run(
-            self._config,
-            self._eval_step,
-            self._state.params,
-            self._state.batch_stats,
-            self.eval_split,
-            self._sharding,
-            self._stop.reached,
-        )
-        self._progress.describe("train")
-        self._progress.pause()
+        self.progress.describe("evaluate")
+        values = self.evaluate(self.state)
+        self.progress.describe("train")
+        self.progress.pause()
         if values is None:
             return
         if not math.isfinite(values["loss"]):
@@ -248,16 +255,37 @@ class _Run:
         self.checkpoints.rate(step, values["accuracy"])
         shown = {k: values[k] for k in ("loss", "accuracy", "accuracy_top5")}
         self.writer.write("eval", step, shown)
-        self._progress.line(
+        self.progress.line(
             f"step {step}  test accuracy {values['accuracy']:.2%}  test loss {values['loss']:.4f}"
         )
 
 
-def _restore_or_init(config, split, tx, mesh, checkpoints) -> state.TrainState:
+def _compile_train_step(config, split, tx, mesh, num_steps, teacher, start) -> Callable[..., Any]:
+    """Returns the training step, which takes a state like `start` and a batch."""
+    step = step_lib.make_train_step(config, tx, mesh, num_steps, teacher)
+    constants = [jax.device_put(teacher.variables, step_lib.replicated(mesh))] if teacher else []
+    if start.step < num_steps:
+        batch = batches_lib.train_batch_shapes(split, config)
+        step = step.lower(_shapes(start), batch, *constants).compile()
+    return lambda current, batch: step(current, batch, *constants)
+
+
+def _compile_eval_step(config, split, mesh, start) -> Callable[..., Any]:
+    like = _shapes(start)
+    batch = batches_lib.eval_batch_shapes(split, config)
+    step = step_lib.make_eval_step(config, mesh)
+    return step.lower(like.params, like.batch_stats, batch).compile()
+
+
+def _shapes(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+
+def _restore_or_init(config, split, tx, mesh, checkpoints) -> state_lib.TrainState:
     """Weights come from the newest checkpoint, else from another run's, else from the seed."""
     sharding = step_lib.replicated(mesh)
     init = jax.jit(
-        lambda: state.init(config, split.channels, tx),
+        lambda: state_lib.init(config, split.channels, tx),
         out_shardings=sharding,
         # Optimising the random number generators' code takes far longer than running it once.
         compiler_options={"xla_backend_optimization_level": 0},
@@ -275,9 +303,9 @@ def _restore_or_init(config, split, tx, mesh, checkpoints) -> state.TrainState:
 def _start_from(
     config: TrainConfig,
     split: sets.Split,
-    fresh: state.TrainState,
+    fresh: state_lib.TrainState,
     sharding: jax.sharding.Sharding,
-) -> state.TrainState:
+) -> state_lib.TrainState:
     """Returns the state before the first step with the weights that another run ended with."""
     workdir = config.start_from
     where = f"config.start_from={workdir}"

@@ -253,8 +253,8 @@ def test_a_directory_in_which_diverged_weights_were_saved_is_not_stuck(
 
     def unasked(run, step):
         scale = 1e30 if step == 8 else 1
-        params = jax.tree.map(lambda x: x * scale, run._state.params)
-        run.checkpoints.save(run._state.replace(params=params), step)
+        params = jax.tree.map(lambda x: x * scale, run.state.params)
+        run.checkpoints.save(run.state.replace(params=params), step)
         if step == 8:
             raise Crash
 
@@ -287,8 +287,8 @@ def test_what_is_saved_is_finite(uninterrupted, tmp_path, monkeypatch, part):
     whole = loop._Run._save
 
     def overflown(run, step):
-        value = jax.tree.map(lambda x: x * np.inf if x.ndim else x, getattr(run._state, part))
-        run._state = run._state.replace(**({part: value} if step == 8 else {}))
+        value = jax.tree.map(lambda x: x * np.inf if x.ndim else x, getattr(run.state, part))
+        run.state = run.state.replace(**({part: value} if step == 8 else {}))
         whole(run, step)
 
     monkeypatch.setattr(loop._Run, "_save", overflown)

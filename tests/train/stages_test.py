@@ -143,7 +143,7 @@ def test_weights_are_real_in_the_first_stage_and_signs_in_the_second(config, who
     for stage, binary in zip(stages.resolve(config, str(whole)), (False, True), strict=True):
         variables, experiment, _ = checkpoint.load_variables(stage.workdir)
         assert experiment["config"]["model"]["binary_weights"] == binary
-        model = loop.state.make_model(stage.config)
+        model = loop.state_lib.make_model(stage.config)
         x = np.random.default_rng(0).normal(size=(2, 8, 8, 1)).astype(np.float32)
         kernels = variables["params"]["block1_1"]["conv"]
         kernels["kernel_0"] = 3 * kernels["kernel_0"]
