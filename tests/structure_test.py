@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import graphlib
 import pathlib
 
 import pytest
@@ -125,11 +126,22 @@ def _violations(sources: dict[str, str]) -> list[str]:
             found.append(f"{module} stands in no layer")
         if module not in _MAY_MENTION_CONFIG_DICT and _mentions_config_dict(sources[module]):
             found.append(f"{module} must not mention ConfigDict")
+    if circle := _circle({module: own for module, (own, _) in imports.items()}):
+        found.append(f"{', '.join(circle)} import each other in a circle")
     for name, forbidden in _WITHOUT.items():
         for module in (m for m in imports if _is_in(m, name)):
             needed = _needed(module, imports)
             found += [f"{module} must not need {package}" for package in sorted(needed & forbidden)]
     return found
+
+
+def _circle(imports: dict[str, set[str]]) -> list[str]:
+    """Modules of one circle of imports, late ones included; none where there is no circle."""
+    try:
+        graphlib.TopologicalSorter(imports).prepare()
+    except graphlib.CycleError as error:
+        return sorted(set(error.args[1]))
+    return []
 
 
 def _needed(module, imports):
@@ -196,6 +208,16 @@ def test_the_package_keeps_its_arrows():
             "train.new must not mention ConfigDict",
         ),
         ("helpers", "import jax", "helpers stands in no layer"),
+        (
+            "train.optimizer",
+            "from ftbnn_jax.train.identity import check",
+            "train.identity, train.optimizer import each other in a circle",
+        ),
+        (
+            "data.lazy",
+            "def f():\n  from ftbnn_jax.data import recovery",
+            "data.lazy, data.recovery import each other in a circle",
+        ),
     ],
 )
 def test_a_module_that_breaks_a_rule_is_found(module, source, expected):
