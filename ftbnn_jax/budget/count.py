@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -153,19 +154,24 @@ class Budget:
         return self._sum("activation_bytes")
 
 
-def count(module: nn.Module, *inputs: Input, memory: bool = True, **arguments: Any) -> Budget:
-    """Counts the budget of a flax module from its traced program.
+def count(
+    module: nn.Module | Callable[..., Any], *inputs: Input, memory: bool = True, **arguments: Any
+) -> Budget:
+    """Counts the budget of a flax module, or of any function, from its traced program.
 
-    Any module that uses the operations of `ftbnn_jax.ops` is counted right, however it is put together:
+    Any network that uses the operations of `ftbnn_jax.ops` is counted right, however it is put together:
     which convolutions are binary, which read a ReLU's output and which parameters are bits follow from
     the program. So are flax's own convolutions, dense layers, norms and activations.
 
         count(MyNet(), (28, 28, 1)).total
+        count(function, variables, (28, 28, 1)).total
 
     Args:
-      module: an unbound flax module.
+      module: an unbound flax module; or a function, whose first argument is a tree of variables if it
+        takes several.
       *inputs: its positional inputs: arrays or `jax.ShapeDtypeStruct`s with a batch axis in front, or
-        the shape of one example as a tuple of integers, then float32.
+        the shape of one example as a tuple of integers, then float32. A function's variables are
+        arrays, or shapes, without a batch.
       memory: whether to count activation memory too; it takes as long as everything else.
       **arguments: keyword arguments of the module. A `train` that it takes is True unless given.
 

@@ -1,7 +1,7 @@
-"""The packed file, one `.safetensors`: bits for binary kernels, int16 for the classifier, else float32.
+"""The packed file, one `.safetensors`: a graph, bits for binary kernels, and all other tensors.
 
-`container` says how the file is laid out and protected, `schema` what its metadata may be, `layout`
-which tensors it holds. Reading runs no code from the file. The same checkpoint gives the same bytes.
+`container` says how the file is laid out and protected, `schema` what its metadata may be, `graph.ir`
+what a graph is. Reading runs no code from the file. The same network gives the same bytes.
 """
 
 import dataclasses
@@ -13,81 +13,92 @@ from typing import Any
 import numpy as np
 
 from ftbnn_jax import fields as field_checks
-from ftbnn_jax.deploy import container, layout, schema
+from ftbnn_jax.deploy import container, schema
 from ftbnn_jax.errors import UserError
+from ftbnn_jax.graph import ir
 from ftbnn_jax.host import paths
-from ftbnn_jax.nn.spec import ResNetSpec
+from ftbnn_jax.nn.spec import Architecture
+from ftbnn_jax.ops.packed import bits as bitpack
 from ftbnn_jax.ops.preprocessing import Preprocessing
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
+
+# What is no plain metadata: it is told by the graph and by the file around it, or is not written.
+_NOT_METADATA = ("graph", "report")
 
 
 @dataclasses.dataclass(frozen=True)
 class Artifact:
-    """A trained network without its latent weights.
+    """A network without its latent weights.
 
     Attributes:
-      spec: the network.
-      num_classes: number of logits.
-      preprocessing: how an image becomes the network's input.
-      class_names: one name a class of the training data; there may be more logits than names.
+      graph: the network. Kernels of binary products are words, uint32: group after group, each kernel's
+        signs in the order [row, column, input, output], packed without a gap.
+      preprocessing: how an image becomes the network's input; None where that is left to the caller.
+      class_names: one name a class of the training data; there may be more results than names.
       step: training step of the checkpoint that was exported.
       versions: of the software that wrote the file.
-      tensors: float32 arrays under the names of the training graph (`block1_1/act/negative_slope`),
-        with batch norm folded (`bn/multiplier`, `bn/offset`), and for every binary convolution
-        `conv/bits`, uint32: group after group, each kernel's signs in the order [row, column, input,
-        output], packed without a gap by `ops.packed.bits.pack_stream`. The classifier is as
-        `layout.quantize_classifier` gives it.
+      spec: what the network is, where one describes it; None for any other network.
+      report: what became of each product of the network; not part of the file.
     """
 
-    spec: ResNetSpec
-    num_classes: int
-    preprocessing: Preprocessing
-    class_names: tuple[str, ...]
-    step: int
-    versions: dict[str, str]
-    tensors: dict[str, np.ndarray]
+    graph: ir.Graph
+    preprocessing: Preprocessing | None = None
+    class_names: tuple[str, ...] = ()
+    step: int = 0
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)
+    spec: Architecture | None = None
+    report: Any = dataclasses.field(default=None, compare=False)
+
+    @property
+    def num_classes(self) -> int:
+        """Numbers that the network gives for an image, along the last axis."""
+        return self.graph.shapes()[self.graph.output].shape[-1]
 
     @property
     def image_size(self) -> int:
-        """Height and width that the network sees."""
-        return self.preprocessing.size
+        """Height of what the network sees."""
+        return self.graph.shape[1]
 
     @property
     def channels(self) -> int:
         """Channels of the images."""
-        return self.preprocessing.channels
+        return self.graph.shape[-1]
 
+    def save(self, path: str) -> int:
+        """Writes the file, replacing it at once, and returns its size in bytes.
 
-def save(path: str, artifact: Artifact) -> int:
-    """Writes an artifact, replacing the file at once, and returns its size in bytes.
-
-    Raises:
-      UserError: the file cannot be written, or could not be read again: see `schema`.
-    """
-    fields = dataclasses.asdict(dataclasses.replace(artifact, tensors={}))
-    del fields["tensors"]
-    try:
-        _parse(json.loads(json.dumps(fields)), artifact.tensors)
-    except UserError as error:
-        raise UserError(f"{path}: not written, it could not be read again: {error}") from error
-    digests = {name: _digest(tensor) for name, tensor in sorted(artifact.tensors.items())}
-    metadata = {
-        **fields,
-        "schema_version": SCHEMA_VERSION,
-        "sha256": digests,
-        "network_sha256": network_digest(fields, digests),
-    }
-    path = paths.expand(os.fspath(path))
-    try:
-        paths.write_whole(path, container.to_bytes(artifact.tensors, metadata))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
-    return os.path.getsize(path)
+        Raises:
+          UserError: the file cannot be written, or could not be read again: see `schema`.
+        """
+        path = paths.expand(os.fspath(path))
+        tensors = dict(self.graph.tensors)
+        plain = dataclasses.replace(self, graph=None, report=None)
+        metadata = {
+            field.name: schema.plain(getattr(plain, field.name))
+            for field in dataclasses.fields(self)
+            if field.name not in _NOT_METADATA
+        }
+        metadata["graph"] = self.graph.to_json()
+        try:
+            _parse(json.loads(json.dumps(metadata)), tensors)
+        except UserError as error:
+            raise UserError(f"{path}: not written, it could not be read again: {error}") from error
+        digests = {name: _digest(tensor) for name, tensor in sorted(tensors.items())}
+        metadata |= {
+            "schema_version": SCHEMA_VERSION,
+            "sha256": digests,
+            "network_sha256": network_digest(metadata, digests),
+        }
+        try:
+            paths.write_whole(path, container.to_bytes(tensors, metadata))
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written: {error.strerror}") from error
+        return os.path.getsize(path)
 
 
 def load(path: str) -> Artifact:
-    """Reads an artifact and checks it: its SHA-256, and that its tensors are those of its network.
+    """Reads an artifact and checks it: its SHA-256, its graph, and that its tensors are those it reads.
 
     Raises:
       UserError: there is no such file, it is no artifact, of an unknown schema, or damaged.
@@ -112,7 +123,6 @@ def load(path: str) -> Artifact:
         raise UserError(f"{path}: damaged: the SHA-256 of its header does not match")
     try:
         artifact = _parse(metadata, tensors)
-        _check_tensors(artifact)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     if whole != network_digest(metadata, digests):
@@ -120,54 +130,62 @@ def load(path: str) -> Artifact:
     return artifact
 
 
-def network_digest(fields: dict[str, Any], digests: dict[str, str]) -> str:
-    """SHA-256 of a network: of all that is no tensor, `fields`, and of the tensors' own digests."""
-    text = json.dumps([fields, digests], sort_keys=True)
+def network_digest(metadata: dict[str, Any], digests: dict[str, str]) -> str:
+    """SHA-256 of a network: of all that is no tensor, and of the tensors' own digests."""
+    text = json.dumps([metadata, digests], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _parse(metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> Artifact:
     """Builds an artifact from metadata of the right types and ranges that agree with each other."""
-    artifact = Artifact(**schema.read(Artifact, metadata, without=("tensors",)), tensors=tensors)
+    metadata = dict(metadata)
+    if "graph" not in metadata:
+        raise UserError("metadata graph: is missing")
+    graph = ir.Graph.from_json(metadata.pop("graph"), tensors)
+    fields = schema.read(Artifact, metadata, without=_NOT_METADATA)
+    artifact = Artifact(graph=graph, **fields)
     rule = artifact.preprocessing
-    for field in ("mean", "std"):
-        count = len(getattr(rule, field))
-        if count not in (1, rule.channels):
+    if rule is not None:
+        for field in ("mean", "std"):
+            count = len(getattr(rule, field))
+            if count not in (1, rule.channels):
+                raise UserError(
+                    f"metadata preprocessing.{field}: {count} numbers for {rule.channels} channels"
+                )
+        if not all(std > 0 for std in rule.std):
             raise UserError(
-                f"metadata preprocessing.{field}: {count} numbers for {rule.channels} channels"
+                f"metadata preprocessing.std: positive numbers expected, found {list(rule.std)}"
             )
-    if not all(std > 0 for std in rule.std):
-        raise UserError(f"metadata preprocessing.std: positive numbers expected, found {list(rule.std)}")
+        if graph.shape[1:] != rule.shape or graph.dtype != "uint8":
+            raise UserError(
+                f"metadata preprocessing: gives uint8 {list(rule.shape)}, and the network takes "
+                f"{graph.dtype} {list(graph.shape[1:])}"
+            )
     if len(artifact.class_names) > artifact.num_classes:
         raise UserError(
             f"metadata class_names: {len(artifact.class_names):,} names for {artifact.num_classes:,} "
             "classes"
         )
-    # Every block has a tensor: what follows from a list of blocks that is longer must not be built.
-    if sum(artifact.spec.blocks) > len(tensors):
-        raise UserError(f"metadata spec.blocks: more blocks than the {len(tensors)} tensors")
+    _check_tensors(graph)
     return artifact
 
 
-def _check_tensors(artifact: Artifact) -> None:
-    """Raises a UserError naming the first tensor that is not the network's, or not finite."""
-    sizes = artifact.channels, artifact.num_classes, artifact.image_size
-    expected = layout.tensors(artifact.spec, *sizes)
-    for name in sorted(expected.keys() | artifact.tensors.keys()):
-        tensor = artifact.tensors.get(name)
-        found = "none" if tensor is None else f"{tensor.dtype.name} {list(tensor.shape)}"
-        if name not in expected:
+def _check_tensors(graph: ir.Graph) -> None:
+    """Raises a UserError naming the first tensor that is not read, not finite, or has bits to spare."""
+    read = {name for node in graph.nodes for name in node.inputs}
+    for name, tensor in sorted(graph.tensors.items()):
+        if name not in read:
             raise UserError(f"tensor {name!r}: the network has no such tensor")
-        dtype, shape = expected[name]
-        if tensor is None or tensor.dtype != dtype or tensor.shape != shape:
-            raise UserError(f"tensor {name!r}: expected {dtype.name} {list(shape)}, found {found}")
-        if not np.isfinite(tensor).all():
+        if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
             raise UserError(f"tensor {name!r}: holds a number that is not finite")
-    for plan in artifact.spec.plan():
-        words = artifact.tensors[f"{plan.name}/conv/bits"]
-        spare = 32 * len(words) - layout.kernel_bits(plan)
-        if spare and int(words[-1]) >> (32 - spare):
-            raise UserError(f"tensor '{plan.name}/conv/bits': its padding bits are not all 0")
+    for node in graph.binary_products():
+        name = node.inputs[1]
+        words = graph.tensors.get(name)
+        if words is None:
+            raise UserError(f"{node.name}: its kernel is no tensor of the file")
+        spare = 32 * len(words) - ir.kernel_bits(node.attributes)
+        if spare and int(words[-1]) >> (bitpack.WORD_BITS - spare):
+            raise UserError(f"tensor {name!r}: its padding bits are not all 0")
 
 
 def _digest(tensor: np.ndarray) -> str:

@@ -23,11 +23,16 @@ _NO_DIGEST = "0" * 64
 # JSON in a string of JSON. No name can hold it: there its quotes would be escaped once more.
 _DIGEST_FIELD = rf"\"{_DIGEST}\":\"".encode()
 _LONGEST_HEADER = 16 * 2**20
-_DTYPES = {"F32": np.dtype("<f4"), "U32": np.dtype("<u4"), "I16": np.dtype("<i2")}
+_DTYPES = {
+    **{"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BOOL": np.dtype(bool)},
+    **{"I32": np.dtype("<i4"), "I16": np.dtype("<i2"), "I8": np.dtype("i1")},
+    **{"U32": np.dtype("<u4"), "U16": np.dtype("<u2"), "U8": np.dtype("u1")},
+}
+_MOST_DIMENSIONS = 8
 
 
 def to_bytes(tensors: dict[str, np.ndarray], metadata: dict[str, Any]) -> bytes:
-    """Returns the file for float32, uint32 and int16 tensors and for metadata that JSON can hold."""
+    """Returns the file for tensors of the dtypes above and for metadata that JSON can hold."""
     described = json.dumps({**metadata, _DIGEST: _NO_DIGEST}, sort_keys=True, separators=(",", ":"))
     content = bytearray(safetensors.numpy.save(tensors, metadata={_METADATA: described}))
     start = _digest_position(content)
@@ -110,8 +115,13 @@ def _offsets(entries: dict[str, Any], size: int) -> dict[str, tuple[np.dtype, tu
             raise ValueError(f"damaged: tensor {name!r} is not described as safetensors does it")
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
         if dtype not in _DTYPES:
-            raise ValueError(f"tensor {name!r}: dtype {dtype!r}; F32, U32 or I16 expected")
-        if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2 or len(shape) > 4:
+            raise ValueError(f"tensor {name!r}: dtype {dtype!r}; one of {', '.join(_DTYPES)} expected")
+        if (
+            not _are_sizes(shape)
+            or not _are_sizes(offsets)
+            or len(offsets) != 2
+            or len(shape) > _MOST_DIMENSIONS
+        ):
             raise ValueError(f"damaged: tensor {name!r} has no possible shape and offsets")
         if _DTYPES[dtype].itemsize * math.prod(shape) != offsets[1] - offsets[0]:
             raise ValueError(f"damaged: tensor {name!r}: its shape and its bytes do not match")

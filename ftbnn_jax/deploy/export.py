@@ -1,6 +1,7 @@
-"""From a checkpoint to a packed artifact."""
+"""From a network to a packed artifact: any function of variables and images, or a checkpoint's."""
 
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,19 +9,76 @@ import numpy as np
 
 import ftbnn_jax
 from ftbnn_jax.config import TrainConfig
-from ftbnn_jax.deploy import artifact, layout, runtime
+from ftbnn_jax.deploy import artifact, products, runtime
 from ftbnn_jax.errors import UserError
-from ftbnn_jax.nn import folding
+from ftbnn_jax.graph import ir, lower, passes, trace
+from ftbnn_jax.host import machine
+from ftbnn_jax.nn import resnet
 from ftbnn_jax.nn import variables as nn_variables
-from ftbnn_jax.ops import quantizers
-from ftbnn_jax.ops.packed import bits as bitpack
-from ftbnn_jax.report import print_table
+from ftbnn_jax.ops import image
+from ftbnn_jax.report import print_json, print_table
+
+
+@machine.in_32_bits
+def pack(
+    function: Callable[[Any, Any], Any],
+    variables: Any,
+    example: Any,
+    classifier_bits: int = 16,
+    scaled_kernels: bool = False,
+    **metadata: Any,
+) -> artifact.Artifact:
+    """Packs any network.
+
+    Args:
+      function: of `(variables, images)`, in any library on JAX; returns one array, the images' first.
+      variables: any tree of arrays.
+      example: images, or a `jax.ShapeDtypeStruct`, with the batch as the first axis; its size does not
+        matter.
+      classifier_bits: 16 or 32: of the weights of a matrix product that gives the network's result.
+      scaled_kernels: whether kernels of -s and +s, one s an output channel, are packed as well: as a
+        binary product and a multiplication, which rounds elsewhere than the network's own.
+      **metadata: further fields of the artifact.
+
+    Returns:
+      The artifact; its `report` says what became of each product of the network.
+
+    Raises:
+      UserError: the network holds an operation that cannot be packed, or a number that is not finite.
+    """
+    if classifier_bits not in (16, 32):
+        raise UserError(f"classifier_bits={classifier_bits!r}: must be 16 or 32")
+    # Before signs are taken: that of a NaN would be a bit like any other.
+    _check_finite(variables)
+    lowered = lower.lower(trace.trace(function, variables, example))
+    packed = passes.pack(lowered, classifier_bits, scaled_kernels)
+    _check_finite(packed.graph.tensors)
+    versions = {"ftbnn_jax": ftbnn_jax.__version__, "jax": jax.__version__}
+    return artifact.Artifact(
+        packed.graph, versions=versions, report=products.Report.of(packed), **metadata
+    )
+
+
+def _check_finite(arrays: Any) -> None:
+    if names := nn_variables.not_finite(arrays):
+        raise UserError(f"{names[0]} holds a number that is not finite")
+
+
+def network(config: TrainConfig, compute_dtype: str = "float32") -> Callable[[Any, Any], Any]:
+    """Returns what a config's network computes of variables and uint8 pixels `[N, H, W, C]`."""
+    model = resnet.make(config.model, config.num_classes, compute_dtype)
+
+    def function(variables, pixels):
+        x = image.standardize(pixels, config.pixel_mean, config.pixel_std)
+        return model.apply(variables, x, train=False)
+
+    return function
 
 
 def to_artifact(
     config: TrainConfig, variables: dict[str, Any], experiment: dict[str, Any], step: int
 ) -> artifact.Artifact:
-    """Packs a network.
+    """Packs the network of a config.
 
     Args:
       config: of the run.
@@ -44,47 +102,19 @@ def to_artifact(
                 f"config.model.{field}=False: nothing to pack; the last step of multi-step training has "
                 "both binary"
             )
-    # Before signs are taken: that of a NaN would be a bit like any other.
-    _check_finite(step, variables)
-    tensors: dict[str, np.ndarray] = {}
-    _pack(variables["params"], folding.fold_batch_norms(variables, config.model), "", tensors)
-    _check_finite(step, tensors)
-    tensors |= layout.quantize_classifier(tensors["head/kernel"])
-    return artifact.Artifact(
-        spec=config.model,
-        num_classes=config.num_classes,
-        preprocessing=config.preprocessing(experiment["channels"]),
-        class_names=tuple(experiment["class_names"]),
-        step=step,
-        versions={"ftbnn_jax": ftbnn_jax.__version__, "jax": jax.__version__},
-        tensors=tensors,
-    )
-
-
-def _check_finite(step: int, arrays: dict[str, Any]) -> None:
-    if names := nn_variables.not_finite(arrays):
-        raise UserError(
-            f"step {step}: {names[0]} holds a number that is not finite; --checkpoint names another step"
+    rule = config.preprocessing(experiment["channels"])
+    try:
+        return pack(
+            network(config),
+            variables,
+            jax.ShapeDtypeStruct((1, *rule.shape), np.uint8),
+            preprocessing=rule,
+            class_names=tuple(experiment["class_names"]),
+            step=step,
+            spec=config.model.architecture,
         )
-
-
-def _pack(params: Any, folded: Any, prefix: str, tensors: dict[str, np.ndarray]) -> None:
-    """Walks the parameters: batch norms are replaced by `folded`, binary kernels by their bits."""
-    for name, value in params.items():
-        path = f"{prefix}{name}"
-        if name == "channel_scale":
-            continue  # Folded into batch norm.
-        if not isinstance(value, dict):
-            tensors[path] = np.asarray(value, np.float32)
-        elif "multiplier" in folded.get(name, {}):
-            for part, tensor in folded[name].items():
-                tensors[f"{path}/{part}"] = tensor
-        elif "kernel_0" in value:
-            kernels = [value[f"kernel_{group}"] for group in range(len(value))]
-            bits = [np.asarray(quantizers.is_positive(kernel)).reshape(-1) for kernel in kernels]
-            tensors[f"{path}/bits"] = bitpack.pack_stream(np.concatenate(bits))
-        else:
-            _pack(value, folded.get(name, {}), f"{path}/", tensors)
+    except UserError as error:
+        raise UserError(f"step {step}: {error}; --checkpoint names another step") from error
 
 
 def run(
@@ -94,15 +124,16 @@ def run(
     experiment: dict[str, Any],
     step: int,
     with_program: bool = False,
+    as_json: bool = False,
 ) -> int:
-    """Writes the artifact of a checkpoint to `path`, prints its sizes, returns the exit status.
+    """Writes the artifact of a checkpoint to `path`, prints its products and sizes, returns the status.
 
     `with_program` puts the runtime as a program beside it, with the suffix `.stablehlo`:
     `Runtime.to_stablehlo`. It is several times larger than the artifact, whose weights it holds in the
     form that the convolutions read.
     """
     packed = to_artifact(config, variables, experiment, step)
-    size = artifact.save(path, packed)
+    size = packed.save(path)
     program_row = []
     if with_program:
         program_path = pathlib.Path(path).with_suffix(".stablehlo")
@@ -112,18 +143,19 @@ def run(
         except OSError as error:
             raise UserError(f"{program_path}: cannot be written: {error.strerror}") from error
         program_row = [("as a jax.export program", f"{program_path}, {len(program):,} bytes")]
-    words = sum(t.nbytes for n, t in packed.tensors.items() if n.endswith("/bits"))
-    kernels = sum(
-        4 * leaf.size
-        for key, leaf in jax.tree_util.tree_leaves_with_path(variables["params"])
-        if key[-1].key.startswith("kernel_")
-    )
+    words = {node.inputs[1] for node in packed.graph.binary_products()}
+    kernels = sum(packed.graph.tensors[name].nbytes for name in words)
+    bits = sum(ir.kernel_bits(node.attributes) for node in packed.graph.binary_products())
+    if as_json:
+        print_json({"step": step, "file": path, "bytes": size, "products": packed.report.to_dict()})
+        return 0
+    packed.report.print()
     print_table(
         "Exported",
         [
             ("step", f"{step:,}"),
-            ("binary kernels, float32", f"{kernels:,} bytes"),
-            ("binary kernels, packed", f"{words:,} bytes, {kernels / words:.1f} times smaller"),
+            ("binary kernels, float32", f"{4 * bits:,} bytes"),
+            ("binary kernels, packed", f"{kernels:,} bytes, {4 * bits / kernels:.1f} times smaller"),
             ("file", path),
             ("file size", f"{size:,} bytes"),
             *program_row,

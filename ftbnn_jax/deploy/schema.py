@@ -7,6 +7,7 @@ exactly its type, and every number finite and within its limits.
 import dataclasses
 import math
 import re
+import types
 import typing
 from typing import Any
 
@@ -17,7 +18,6 @@ from ftbnn_jax.errors import UserError
 # checks its own. Limits keep what follows from a number, such as the shapes of tensors, small enough to
 # be compared with what a file really holds.
 _LIMITS = {
-    "num_classes": (1, 2**20),
     "step": (0, 2**31 - 1),
     "preprocessing.size": (1, 4096),
     "preprocessing.channels": (1, 256),
@@ -53,6 +53,11 @@ def read(kind: type, value: Any, path: str = "", without: tuple[str, ...] = ()) 
     return {name: _read(a, value[name], _below(path, name)) for name, a in annotations.items()}
 
 
+def plain(value: Any) -> Any:
+    """Returns a field's value as JSON can hold it."""
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+
+
 def _below(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
@@ -61,6 +66,8 @@ def _read(annotation: Any, value: Any, path: str) -> Any:
     if dataclasses.is_dataclass(annotation):
         return annotation(**read(annotation, value, path))
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is types.UnionType:
+        return None if value is None else _read(arguments[0], value, path)
     if origin is tuple:
         if not isinstance(value, list) or len(value) > _LONGEST_LIST:
             raise UserError(

@@ -1,16 +1,16 @@
-"""Proof that a packed artifact computes what the training graph computes.
+"""Proof that a packed artifact computes what the network's own program computes.
 
-From the pixels on: the runtime's preprocessing of the test images as they are stored gives the pixels
-that evaluation saw. Layer by layer, teacher-forced: the runtime's integer convolution runs on the very
-activations that reached the training graph's convolution, and every integer is compared. Then end to
-end: logits, no further off than the 16 bits of the packed classifier's weights explain, and top-1.
+Product by product, teacher-forced: a packed product runs on the very activations that reached the
+program's, and every integer is compared. Then end to end: results, no further off than the 16 bits of
+the packed classifier's weights and float32 rounding explain, and top-1. For a config's network, from the
+pixels on: the runtime's preprocessing of stored images gives the pixels that evaluation saw.
 """
 
 import contextlib
 import dataclasses
-import math
+import functools
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -19,23 +19,27 @@ import numpy as np
 import rich.table
 
 from ftbnn_jax.config import TrainConfig
-from ftbnn_jax.deploy import layout
+from ftbnn_jax.deploy import export
 from ftbnn_jax.deploy import runtime as runtime_lib
-from ftbnn_jax.nn import folding, recording, resnet
-from ftbnn_jax.ops import image, pooling
+from ftbnn_jax.errors import UserError
+from ftbnn_jax.graph import lower, passes, trace
 from ftbnn_jax.report import console, print_json
+
+# What float32 rounds differently where the same sums are taken in another order, relative to the largest
+# number of an image's result.
+ROUNDING = 1e-5
 
 
 @dataclasses.dataclass
 class LayerResult:
-    """Comparison of one binary convolution, over all images.
+    """Comparison of one binary product, over all images.
 
     Attributes:
       name: of the layer.
-      form: of the packed convolution, one of `ops.packed.convolution.FORMS`.
+      form: of the packed product, one of `ops.packed.convolution.FORMS`.
       compared: integers compared.
       differing: integers that differ.
-      inputs: activations that entered the convolution.
+      inputs: activations that entered the product.
       zeros: how many of them were exactly 0.
     """
 
@@ -52,14 +56,17 @@ class Result:
     """Outcome of a verification.
 
     Attributes:
-      layers: one entry a binary convolution.
+      layers: one entry a binary product.
       images: images compared.
       pixels: pixel values that the runtime made of stored images and that were compared.
       pixels_differing: how many of them are not evaluation's.
-      not_finite: images with a logit that is not finite, in either.
+      not_finite: images with a number in the result that is not finite, in either.
       agreeing: images with the same top-1 class in both.
-      logit_error: largest difference of a logit, relative to the largest logit of the image.
-      logit_share: largest difference of a logit, relative to `layout.classifier_bound`.
+      logit_error: largest difference of a result, relative to the largest of the image.
+      logit_share: largest difference of a result, relative to what the classifier's 16 bits and
+        `ROUNDING` explain.
+      deviation: largest difference between a straight-through estimator, a sum, and the sign that it
+        stands for.
     """
 
     layers: list[LayerResult]
@@ -70,10 +77,21 @@ class Result:
     agreeing: int = 0
     logit_error: float = 0.0
     logit_share: float = 0.0
+    deviation: float = 0.0
+
+    @property
+    def packed(self) -> int:
+        """Binary products."""
+        return len(self.layers)
+
+    @property
+    def compared(self) -> int:
+        """Integers compared, over all products."""
+        return sum(layer.compared for layer in self.layers)
 
     @property
     def differing(self) -> int:
-        """Integers that differ, over all layers."""
+        """Integers that differ, over all products."""
         return sum(layer.differing for layer in self.layers)
 
     def to_dict(self) -> dict[str, Any]:
@@ -81,71 +99,149 @@ class Result:
         return {**dataclasses.asdict(self), "differing": self.differing}
 
 
-def compare(
-    config: TrainConfig,
-    variables: dict[str, Any],
-    runtime: runtime_lib.Runtime,
-    batches: Iterable[dict[str, np.ndarray]],
+class _Program:
+    """The network's own program, and how its products meet the packed ones."""
+
+    def __init__(self, function: Callable[..., Any], variables: Any, runtime: runtime_lib.Runtime):
+        self._function, self._variables = function, variables
+        artifact = runtime.artifact
+        graph = artifact.graph
+        self._example = jax.ShapeDtypeStruct((1, *graph.shape[1:]), graph.dtype)
+        lowered = lower.lower(trace.trace(function, variables, self._example))
+        wanted = [_geometry(node) for node in graph.binary_products()]
+        for scaled in (False, True):
+            self.packed = passes.pack(lowered, scaled_kernels=scaled)
+            found = [_geometry(node) for node in self.packed.graph.binary_products()]
+            if found == wanted:
+                break
+        else:
+            raise UserError("packed from another network: its binary products are not this network's")
+        # The artifact's own kernels, in the place of those of the network.
+        own = zip(self.packed.graph.binary_products(), graph.binary_products(), strict=True)
+        bits = {mine.inputs[1]: graph.tensors[theirs.inputs[1]] for mine, theirs in own}
+        tensors = {**self.packed.graph.tensors, **bits}
+        self._graph = dataclasses.replace(self.packed.graph, tensors=tensors)
+        self._tensors = runtime_lib.prepare(self._graph)
+        self._sixteen = any(tensor.dtype == np.int16 for tensor in graph.tensors.values())
+
+    @functools.cache  # noqa: B019
+    def compiled(self, batch: int) -> Callable[..., Any]:
+        """Returns what runs and compares one batch of that many images."""
+        traced = trace.trace(self._function, self._variables, self._example, batch)
+        return jax.jit(functools.partial(self._run, traced, batch))
+
+    def _run(self, traced: trace.Traced, batch: int, images: jax.Array) -> dict[str, Any]:
+        seen: dict[int, tuple[Any, Any, Any]] = {}
+        deviation = jnp.float32(0)
+        steps, number = traced.run(images), 0
+        while True:
+            try:
+                step = next(steps)
+            except StopIteration as end:
+                logits = end.value[0].numbers
+                break
+            if lower.is_product(step):
+                seen[number] = (*(x.numbers for x in step.operands), step.results[0].numbers)
+                number += 1
+            if step.replaced is not None and step.results[0].value.from_input:
+                gap = jnp.abs(step.results[0].numbers - step.replaced.numbers)
+                deviation = jnp.maximum(deviation, gap.max().astype(jnp.float32))
+        layers = [self._compare(check, seen, batch) for check in self.packed.checks]
+        return {
+            "logits": logits,
+            "layers": layers,
+            "explained": self._explained(seen, logits),
+            "deviation": deviation,
+        }
+
+    def _compare(self, check: passes.Check, seen: dict[int, Any], batch: int) -> tuple[Any, ...]:
+        """Returns how many integers differ, of how many, and activations at 0, of how many."""
+        inputs, results = [], []
+        for product in check.products:
+            x, y, result = seen[product.number]
+            inputs.append(product.operands(x, y)[0])
+            results.append(product.result(result))
+        x, own = jnp.concatenate(inputs, -1), jnp.concatenate(results, -1).astype(jnp.float32)
+        part = self._graph.between(check.source, check.result)
+        packed = part.run(x.astype(jnp.float32), self._tensors, batch=batch).astype(jnp.float32)
+        if check.scale is not None:
+            own = jnp.rint(own / check.scale)
+        return jnp.sum(packed != own), own.size, jnp.sum(x == 0), x.size
+
+    def _explained(self, seen: dict[int, Any], logits: jax.Array) -> jax.Array:
+        """How far each result can be off because of the classifier's 16 bits."""
+        product = self.packed.classifier
+        if product is None or not self._sixteen:
+            return jnp.zeros(logits.shape)
+        x, y, _ = seen[product.number]
+        x, _ = product.operands(x, y)
+        (axis,) = product.node.attributes["contracting"][1]
+        multiples, scale = passes.quantize(product.fixed, axis)
+        rounding = np.abs(multiples * scale.astype(np.float64) - product.fixed)
+        contracting = product.node.attributes["contracting"]
+        return jax.lax.dot_general(
+            jnp.abs(x).astype(jnp.float32), jnp.asarray(rounding, jnp.float32), (contracting, ((), ()))
+        ).reshape(logits.shape)
+
+
+def _geometry(node: Any) -> dict[str, Any]:
+    return {"op": node.op, **{k: v for k, v in node.attributes.items() if k != "dtype"}}
+
+
+def verify(
+    function: Callable[[Any, Any], Any], variables: Any, artifact: Any, batches: Iterable[Any]
 ) -> Result:
-    """Compares the training graph in inference mode with the packed runtime.
+    """Compares a network with what it was packed to.
 
     Args:
-      config: of the run.
-      variables: `params` and `batch_stats` of the training graph.
-      runtime: the packed network.
-      batches: uint8 `image`, the pixels that evaluation sees, and `weight`; images of weight 0 are left
-        out. Where there is `decoded`, the images as they are stored, uint8 `[H, W, C]` each, the
-        runtime's own pixels are compared with `image`.
+      function: of `(variables, images)`, as it was given to `pack`.
+      variables: likewise.
+      artifact: from `pack` or `artifact.load`.
+      batches: of images, as the function takes them; few sizes of batches are compiled few times.
+
+    Raises:
+      UserError: the artifact is of another network.
     """
-    model = resnet.make(config.model, config.num_classes, config.compute_dtype)
-
-    @jax.jit
-    def training_graph(variables, images):
-        x = image.standardize(images, config.pixel_mean, config.pixel_std)
-        logits, convolutions, last = recording.binary_convolutions(model, variables, x)
-        return logits, convolutions, pooling.head(jnp.abs(last.astype(jnp.float32)), config.model.head)
-
-    variables = {**variables, "folded": folding.fold_batch_norms(variables, config.model)}
-    head = jax.tree.map(np.asarray, variables["params"]["head"])
-    plans = runtime.artifact.spec.plan()
+    runtime = artifact if isinstance(artifact, runtime_lib.Runtime) else runtime_lib.Runtime(artifact)
+    program = _Program(function, variables, runtime)
+    packed = program.packed
+    nodes = {node.name: node for node in packed.graph.nodes}
     result = Result(
-        [LayerResult(plan.name, runtime_lib.packed_conv(config.model, plan).form) for plan in plans]
+        [
+            LayerResult(nodes[c.node].layer or c.node, nodes[c.node].attributes["form"])
+            for c in packed.checks
+        ]
     )
-    for batch in batches:
-        there = batch["weight"] > 0
-        images = batch["image"][there]
-        if "decoded" in batch:
-            pixels = runtime.pixels([x for x, here in zip(batch["decoded"], there, strict=True) if here])
-            result.pixels += images.size
-            result.pixels_differing += _differing(pixels, images)
-        with _whole_products():
-            logits, convolutions, largest = training_graph(variables, images)
-            packed = np.asarray(runtime.forward(images))
-        for plan, layer in zip(plans, result.layers, strict=True):
-            x, expected = convolutions[plan.name]
-            integers = runtime.binary_conv(plan, x)
-            layer.compared += integers.size
-            layer.differing += int(jnp.sum(integers != expected))
-            layer.inputs += x.size
-            layer.zeros += int(jnp.sum(x == 0))
-        logits = np.asarray(logits)
-        result.images += len(images)
-        finite = (np.isfinite(packed) & np.isfinite(logits)).all(-1)
-        result.not_finite += int(np.sum(~finite))
-        logits, packed, largest = logits[finite], packed[finite], np.asarray(largest)[finite]
-        result.agreeing += int(np.sum(packed.argmax(-1) == logits.argmax(-1)))
-        error = np.abs(packed.astype(np.float64) - logits)
-        # What the last convolution gives has as many positions as what is averaged.
-        terms = math.prod(expected.shape[1:3]) if config.model.head == "mean" else 4
-        bound = layout.classifier_bound(head["kernel"], head["bias"], largest, terms)
-        _keep_largest(result, "logit_share", error / np.maximum(bound, np.finfo(np.float32).tiny))
-        scale = np.abs(logits).max(-1, keepdims=True)
-        _keep_largest(result, "logit_error", error / np.maximum(scale, np.finfo(np.float32).tiny))
+    for images in batches:
+        images = np.asarray(images)
+        if len(images):
+            _add(result, program, runtime, images)
     return result
 
 
-def _differing(one: np.ndarray, other: np.ndarray) -> int:
-    return int(np.sum(one != other)) if one.shape == other.shape else other.size
+def _add(result: Result, program: _Program, runtime: runtime_lib.Runtime, images: np.ndarray) -> None:
+    with _whole_products():
+        found = jax.device_get(program.compiled(len(images))(images))
+        packed = np.asarray(runtime(images), np.float64)
+    for layer, counts in zip(result.layers, found["layers"], strict=True):
+        differing, compared, zeros, inputs = map(int, counts)
+        layer.differing += differing
+        layer.compared += compared
+        layer.zeros += zeros
+        layer.inputs += inputs
+    own = np.asarray(found["logits"], np.float64)
+    result.images += len(images)
+    result.deviation = max(result.deviation, float(found["deviation"]))
+    rows, count = own.reshape(len(own), -1), len(own)
+    packed, explained = packed.reshape(count, -1), found["explained"].reshape(count, -1)
+    finite = np.isfinite(rows).all(-1) & np.isfinite(packed).all(-1)
+    result.not_finite += int((~finite).sum())
+    rows, packed, explained = rows[finite], packed[finite], explained[finite]
+    result.agreeing += int((rows.argmax(-1) == packed.argmax(-1)).sum())
+    gap, largest = np.abs(rows - packed), np.abs(rows).max(-1, keepdims=True, initial=0)
+    tiny = np.finfo(np.float32).tiny
+    _keep_largest(result, "logit_error", gap / np.maximum(largest, tiny))
+    _keep_largest(result, "logit_share", gap / np.maximum(explained + ROUNDING * largest, tiny))
 
 
 def _keep_largest(result: Result, name: str, values: np.ndarray) -> None:
@@ -168,14 +264,16 @@ def run(
     """Verifies the artifact at `path`, prints a report, and returns 1 if it fails, else 0.
 
     It fails where a pixel or an integer differs, a logit is not finite, or it is further from the
-    training graph's than `layout.classifier_bound`. A training graph that computes in less than float32
-    rounds its logits itself: there the bound does not count.
+    network's than its 16 bits and rounding explain. A network that computes in less than float32 rounds
+    its logits itself: there the bound does not count.
 
     Args:
       path: of the artifact.
       config: of the run.
       variables: `params` and `batch_stats` of the training graph.
-      batches: as for `compare`.
+      batches: uint8 `image`, the pixels that evaluation sees, and `weight`; images of weight 0 are left
+        out. Where there is `decoded`, the images as they are stored, uint8 `[H, W, C]` each, the
+        runtime's own pixels are compared with `image`.
       as_json: prints one JSON object instead of the table.
 
     Raises:
@@ -184,7 +282,13 @@ def run(
     runtime = runtime_lib.Runtime.load(path)
     rule = config.preprocessing(runtime.artifact.channels)
     runtime_lib.check_same_network(path, runtime.artifact, config.model, config.num_classes, rule)
-    result = compare(config, variables, runtime, batches)
+    function = export.network(config, config.compute_dtype)
+    pixels = Pixels(runtime)
+    try:
+        result = verify(function, variables, runtime, pixels.checked(batches))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    result.pixels, result.pixels_differing = pixels.compared, pixels.differing
     if as_json:
         print_json(result.to_dict())
     else:
@@ -193,6 +297,34 @@ def run(
     for failure in failures:
         print(f"error: {path}: {failure}", file=sys.stderr)
     return 1 if failures else 0
+
+
+@dataclasses.dataclass
+class Pixels:
+    """Compares the runtime's own pixels of stored images with those that evaluation sees.
+
+    Attributes:
+      runtime: the packed network.
+      compared: pixel values.
+      differing: how many of them differ.
+    """
+
+    runtime: runtime_lib.Runtime
+    compared: int = 0
+    differing: int = 0
+
+    def checked(self, batches: Iterable[dict[str, Any]]) -> Iterator[np.ndarray]:
+        """Yields the images of weight above 0 of each batch, uint8 `[N, H, W, C]`."""
+        for batch in batches:
+            there = batch["weight"] > 0
+            images = batch["image"][there]
+            if "decoded" in batch:
+                stored = [x for x, here in zip(batch["decoded"], there, strict=True) if here]
+                pixels = self.runtime.pixels(stored)
+                same = pixels.shape == images.shape
+                self.compared += images.size
+                self.differing += int(np.sum(pixels != images)) if same else images.size
+            yield images
 
 
 def _failures(result: Result, bounded: bool) -> Iterator[str]:

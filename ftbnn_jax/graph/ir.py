@@ -35,7 +35,7 @@ _MOST = 2**31 - 1
 _LONGEST = 2**16
 _MOST_NODES = 2**16
 # Elements of one array for one image; a file that asks for more than this is no network.
-_MOST_ELEMENTS = 2**31
+_MOST_ELEMENTS = 2**28
 
 
 class Node(NamedTuple):
@@ -149,6 +149,7 @@ class Graph:
         images: jax.Array,
         tensors: Mapping[str, Any],
         note: Callable[[str, Any], Any] = lambda name, x: x,
+        batch: int | None = None,
     ) -> jax.Array:
         """Computes the network.
 
@@ -157,21 +158,39 @@ class Graph:
           tensors: by name; of a binary product the words of its kernels, or what `prepare` made of them.
             An array that is there already is not computed.
           note: is shown every array, by name, and returns what takes its place.
+          batch: how many images there are, where `images` does not say it.
 
         Raises:
           UserError: operands do not go together.
         """
         arrays = {**tensors, self.input: note(self.input, images)}
-        batch = images.shape[0]
+        batch = images.shape[0] if batch is None else batch
         for node in self.nodes:
             if node.name not in arrays:
-                operands = [arrays[i] for i in node.inputs]
                 try:
-                    result = apply(node, batch, operands)
-                except (TypeError, ValueError, IndexError, NotImplementedError) as error:
+                    result = apply(node, batch, [arrays[name] for name in node.inputs])
+                # JAX's rules raise all kinds where a file asks for what cannot be.
+                except Exception as error:
                     raise UserError(f"{node.name} ({node.op}): {summary(error)}") from error
                 arrays[node.name] = note(node.name, result)
         return arrays[self.output]
+
+    def between(self, source: str, result: str) -> "Graph":
+        """Returns the graph that computes one array from another one, its only input."""
+        live, kept = {result}, []
+        for node in reversed(self.nodes):
+            if node.name in live and node.name != source:
+                live.update(node.inputs)
+                kept.append(node)
+        return dataclasses.replace(self, nodes=tuple(kept[::-1]), input=source, output=result)
+
+    def constants(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns what can be computed without an image, by name, and the tensors that it is made of."""
+        known = dict(tensors)
+        for node in self.nodes:
+            if known.keys() >= set(node.inputs) and node.op not in BINARY and not _is_sized(node):
+                known[node.name] = apply(node, 1, [known[name] for name in node.inputs])
+        return known
 
     def binary_products(self) -> list[Node]:
         """Returns the nodes that count bits, in order."""
@@ -186,6 +205,12 @@ def apply(node: Node, batch: int, operands: Sequence[Any]) -> jax.Array:
         for name, value in node.attributes.items()
     }
     return operation.rule(*operands, **attributes)
+
+
+def _is_sized(node: Node) -> bool:
+    """Whether a node's result has a size that depends on the batch's."""
+    checks = OPERATIONS[node.op].attributes
+    return any(n < 0 for name, check in checks.items() if check is _dims for n in node.attributes[name])
 
 
 def sized(shape: Sequence[int], batch: int) -> tuple[int, ...]:
@@ -218,6 +243,11 @@ def kernel_shapes(attributes: Mapping[str, Any]) -> list[tuple[int, ...]]:
     size = packed_conv(attributes).kernel_size
     groups = zip(attributes["in_features"], attributes["out_features"], strict=True)
     return [(*size, i, o) for i, o in groups]
+
+
+def kernel_bits(attributes: Mapping[str, Any]) -> int:
+    """Returns the number of weights of a binary product."""
+    return sum(map(math.prod, kernel_shapes(attributes)))
 
 
 def pack(kernels: Sequence[np.ndarray]) -> np.ndarray:
@@ -260,7 +290,7 @@ def _binary(x, weights, dtype, **attributes):
         sums = conv(weights, planes)
     else:
         # Words alone have no size to be prepared for: this is the shape of the result.
-        count = sum(math.prod(shape) for shape in kernel_shapes(attributes))
+        count = kernel_bits(attributes)
         if weights.dtype != jnp.uint32 or weights.shape != (bitpack.words_for(count),):
             raise TypeError(f"{list(weights.shape)} words for {count:,} bits")
         shape = (planes.shape[0], *conv.output_shape(*planes.shape[1:3]), sum(conv.out_features))

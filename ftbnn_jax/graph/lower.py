@@ -153,7 +153,7 @@ class _Lowering:
         if x not in self.names:
             # A number of Python's has no dtype of its own.
             numbers = np.asarray(x.numbers, x.dtype)
-            self.names[x] = self.tensor(self._tensor_name(step, x, what), numbers)
+            self.names[x] = self.tensor(step, self._tensor_name(step, x, what), numbers)
         return self.names[x]
 
     def _check(self, x: Array) -> None:
@@ -163,11 +163,15 @@ class _Lowering:
     def operands(self, step: Step) -> list[str]:
         return [self.operand(step, x) for x in step.operands]
 
-    def tensor(self, name: str, numbers: Any) -> str:
+    def tensor(self, step: Step, name: str, numbers: Any) -> str:
         """Adds a tensor and returns its name."""
-        name = self._name(name)
-        self._tensors[name] = np.asarray(numbers)
-        return name
+        name, tensor = self._name(name), np.asarray(numbers)
+        if tensor.dtype.name != "bfloat16":
+            self._tensors[name] = tensor
+            return name
+        # numpy has no such dtype of its own, and float32 holds each of these numbers.
+        self._tensors[name] = tensor.astype(np.float32)
+        return self.node(step, "cast", [name], dtype="bfloat16")
 
     def product(self, product: Product) -> str:
         self._products[product.node.name] = product
@@ -262,7 +266,7 @@ def _iota(out, step):
     if length < 0:
         raise _refusal(step, _BATCH_SIZE)
     numbers = np.arange(length).astype(_dtype(step))
-    name = out.tensor("/".join(filter(None, [step.layer, "iota"])), numbers)
+    name = out.tensor(step, "/".join(filter(None, [step.layer, "iota"])), numbers)
     return out.node(step, "broadcast", [name], shape=_dims(shape), axes=(int(p["dimension"]),))
 
 
@@ -325,7 +329,7 @@ def _moved(move: Callable[..., Any]):
             geometry = {"start": tuple(start), "limit": tuple(limit), "strides": tuple(strides)}
             name = out.node(step, "slice", [name], **geometry)
         for axis, place in takes:
-            index = out.tensor("/".join(filter(None, [step.layer, "places"])), place)
+            index = out.tensor(step, "/".join(filter(None, [step.layer, "places"])), place)
             name = out.node(step, "take", [name, index], axis=axis)
         name, wanted = _permuted(out, step, name, order), _dims(step.shapes[0])
         if tuple(after[axis] for axis in order) == wanted:
@@ -401,7 +405,7 @@ def _pad(out, step):
 
 def _is_finite(out, step):
     (x,) = step.operands
-    infinity = out.tensor("constants/inf", np.asarray(np.inf, x.dtype))
+    infinity = out.tensor(step, "constants/inf", np.asarray(np.inf, x.dtype))
     size = out.node(step, "abs", [out.operand(step, x)])
     return out.node(step, "compare", [size, infinity], direction="lt")
 
@@ -469,7 +473,7 @@ def _kernel(out, step, x: Array, change: Callable[[Any], Any], emit: Callable[[s
     if changed.shape == x.shape and np.array_equal(changed, x.numbers):
         return out.operand(step, x, "kernel")
     return out.tensor(
-        x.name or "/".join(filter(None, [step.layer, "kernel"])), np.ascontiguousarray(changed)
+        step, x.name or "/".join(filter(None, [step.layer, "kernel"])), np.ascontiguousarray(changed)
     )
 
 

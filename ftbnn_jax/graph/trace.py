@@ -30,30 +30,47 @@ Input = Any
 
 
 class Program:
-    """A flax module applied to inputs of given shapes, as in a training step.
+    """A flax module, or a function, applied to inputs of given shapes, as in a training step.
 
     Attributes:
       variables: its variables, as shapes.
       parameters: path ("stem/conv/kernel") and shape of each trained parameter.
     """
 
-    def __init__(self, module: nn.Module, inputs: Sequence[Input], arguments: dict[str, Any]):
+    def __init__(
+        self,
+        module: nn.Module | Callable[..., Any],
+        inputs: Sequence[Input],
+        arguments: dict[str, Any],
+    ):
         """Traces the initialisation.
 
         Args:
-          module: an unbound flax module.
+          module: an unbound flax module; or a function, whose first argument is a tree of variables if
+            it has several.
           inputs: its positional inputs: arrays or `jax.ShapeDtypeStruct`s with a batch axis in front,
-            or the shape of one example as a tuple of integers, then float32.
-          arguments: its keyword arguments. A `train` that it takes is True unless given.
+            or the shape of one example as a tuple of integers, then float32. A function's variables are
+            arrays or shapes without a batch.
+          arguments: its keyword arguments. A `train` that a module takes is True unless given.
         """
-        if "train" in inspect.signature(type(module).__call__).parameters:
-            arguments = {"train": True, **arguments}
-        self._module, self._inputs, self._arguments = module, list(inputs), arguments
-        self._rngs = {name: jax.eval_shape(lambda: jax.random.key(0)) for name in ("params", "dropout")}
-        init = lambda rngs, *x: module.init(rngs, *x, **arguments)  # noqa: E731
-        self.variables = jax.eval_shape(init, self._rngs, *self.inputs(1))
-        flat, _ = jax.tree_util.tree_flatten_with_path(self.variables.get("params", {}))
-        self.parameters = [("/".join(str(k.key) for k in path), leaf) for path, leaf in flat]
+        self._rngs, self._inputs = {}, list(inputs)
+        if isinstance(module, nn.Module):
+            if "train" in inspect.signature(type(module).__call__).parameters:
+                arguments = {"train": True, **arguments}
+            key = jax.eval_shape(lambda: jax.random.key(0))
+            self._rngs = dict.fromkeys(("params", "dropout"), key)
+            init = lambda rngs, *x: module.init(rngs, *x, **arguments)  # noqa: E731
+            self.variables = jax.eval_shape(init, self._rngs, *self.inputs(1))
+            state = {**arguments, "mutable": DenyList("params")}
+            self._apply = lambda v, rngs, x: module.apply(v, *x, rngs=rngs, **state)[0]
+        else:
+            own, self._inputs = (inputs[:1], inputs[1:]) if len(inputs) > 1 else ((), inputs)
+            self.variables = {"params": jax.eval_shape(lambda x: x, own)}
+            self._apply = lambda v, rngs, x: module(*v["params"], *x, **arguments)
+        leaves, _ = jax.tree_util.tree_flatten_with_path(self.variables.get("params", {}))
+        # Where a function's variables are the only argument, their number says nothing.
+        skipped = 0 if isinstance(module, nn.Module) else 1
+        self.parameters = [(_path(path[skipped:]), leaf) for path, leaf in leaves]
 
     def inputs(self, batch: int) -> list[Any]:
         """Returns the inputs' shapes with a batch of `batch` examples."""
@@ -87,13 +104,7 @@ class Program:
             others, rngs = arguments["other"]
 
             def apply(params):
-                return self._module.apply(
-                    {"params": params, **others},
-                    *arguments["inputs"],
-                    **self._arguments,
-                    rngs=rngs,
-                    mutable=DenyList("params"),
-                )[0]
+                return self._apply({"params": params, **others}, rngs, arguments["inputs"])
 
             return function(apply, arguments["params"])
 
@@ -167,7 +178,7 @@ def trace(
     flat, _ = jax.tree_util.tree_flatten_with_path(variables)
     known = []
     for (path, leaf), var in zip(flat, program.jaxpr.invars, strict=False):
-        name = jax.tree_util.keystr(path, simple=True, separator="/").removeprefix("params/")
+        name = _path(path).removeprefix("params/")
         known.append(walk.argument(values.constant(leaf), var.aval, jnp.asarray(leaf), name))
     known.append(walk.argument(values.Value(from_input=True), program.jaxpr.invars[-1].aval))
     return Traced(program, tuple(known))
@@ -182,6 +193,10 @@ def _plainly() -> Iterator[None]:
         convolution.signs_as_numbers(),
     ):
         yield
+
+
+def _path(keys: Sequence[Any]) -> str:
+    return jax.tree_util.keystr(keys, simple=True, separator="/")
 
 
 def _is_shape(x: Input) -> bool:
