@@ -199,7 +199,7 @@ _BATCH_SIZE = "numbers that depend on the size of the batch cannot be packed"
 
 
 def _refusal(step: Step, why: str) -> UserError:
-    return UserError(f"{step.layer or 'the network'}: {step.name}: {why} ({step.source})")
+    return UserError(f"{step.name}: {why} ({step.source})", where=step.layer or "the network")
 
 
 def _refuse(out, step):
@@ -252,7 +252,10 @@ def _compare(direction: str):
 
 
 def _reshape(out, step):
-    return out.node(step, "reshape", out.operands(step)[:1], shape=_dims(step.shapes[0]))
+    (x,) = out.operands(step)
+    if step.name == "reshape" and step.params["dimensions"] is not None:
+        x = _permuted(out, step, x, step.params["dimensions"])
+    return out.node(step, "reshape", [x], shape=_dims(step.shapes[0]))
 
 
 def _broadcast(out, step):

@@ -404,7 +404,8 @@ def _does_nothing(eqn: core.JaxprEqn, operands: list[Array]) -> bool:
         return var.aval.dtype == operands[0].dtype
     if name == "transpose":
         return tuple(params["permutation"]) == tuple(range(len(operands[0].shape)))
-    return same and name in ("reshape", "broadcast_in_dim", "squeeze")
+    # A reshape can permute the dimensions before.
+    return same and name in ("reshape", "broadcast_in_dim", "squeeze") and not params.get("dimensions")
 
 
 def _sum(name: str, operands: list[Array]) -> dict[Array, int] | None:

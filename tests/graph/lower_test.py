@@ -181,6 +181,7 @@ _COMPUTED = {
     "pixels to channels": lambda x: (
         x.reshape(-1, 3, 2, 3, 2, 4).transpose(0, 1, 3, 2, 4, 5).reshape(-1, 3, 3, 16)
     ),
+    "permuted by a reshape": lambda x: lax.reshape(x, x.shape, (0, 2, 1, 3)),
     "clipped": lambda x: jnp.clip(x, -0.5, 0.7),
     "powers": lambda x: x**2 + x**3 - jnp.square(x) + jnp.abs(x) ** 1.5 + 1 / (1 + x**2),
     "roots": lambda x: jnp.sqrt(jnp.abs(x)) + lax.rsqrt(1 + jnp.abs(x)),
