@@ -167,8 +167,10 @@ def _why_real(product: Product, scaled_kernels: bool) -> str:
     node, kernel = product.node, product.fixed
     if not product.x.is_sign:
         known = product.x.numbers
+        if known is None and (kernel is None or not _are_signs(kernel)):
+            return "a product of real numbers; signs of both would do"
         found = "any number" if known is None else " or ".join(f"{n:g}" for n in sorted(known))
-        return f"its activations can be {found}; the sign of them (ops.quantizers) would do"
+        return f"its activations can be {found}; the sign of them would do"
     if kernel is None:
         return "both operands depend on the images; a kernel that is the same for all would do"
     if not _are_signs(kernel):

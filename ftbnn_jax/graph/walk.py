@@ -128,6 +128,8 @@ def user_line(places: Iterable[tuple[str, int]]) -> str:
     own = [(f, n) for f, n in places if not f.startswith(_PACKAGE)]
     layers = [(f, n) for f, n in places if f.startswith(f"{_PACKAGE}/nn/")]
     file, line = next(iter([*layers[:1], *own, *places]), ("", 0))
+    # The package's own files by their names in it, wherever it is installed.
+    file = file.replace(f"{_PACKAGE}/", f"{pathlib.Path(_PACKAGE).name}/")
     return f"{file}:{line}" if file else "unknown"
 
 
