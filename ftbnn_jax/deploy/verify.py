@@ -143,7 +143,7 @@ class _Program:
             if lower.is_product(step):
                 seen[number] = (*(x.numbers for x in step.operands), step.results[0].numbers)
                 number += 1
-            if step.replaced is not None and step.results[0].value.from_input:
+            if step.replaced is not None:
                 gap = jnp.abs(step.results[0].numbers - step.replaced.numbers)
                 deviation = jnp.maximum(deviation, gap.max().astype(jnp.float32))
         layers = [self._compare(check, seen, batch) for check in self.packed.checks]
