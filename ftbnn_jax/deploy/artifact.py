@@ -176,7 +176,8 @@ def _check_tensors(graph: ir.Graph) -> None:
     for name, tensor in sorted(graph.tensors.items()):
         if name not in read:
             raise UserError(f"tensor {name!r}: the network has no such tensor")
-        if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
+        # Single numbers are the program's own, the -inf that a maximum begins with among them.
+        if tensor.ndim and tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
             raise UserError(f"tensor {name!r}: holds a number that is not finite")
     for node in graph.binary_products():
         name = node.inputs[1]
