@@ -39,8 +39,7 @@ class Network:
       reason: what the report must say of a binary-looking product that stays real; "" if there is none.
       images_dtype: float32 for standardised images, or uint8.
       needs: a package that it is written with, beside JAX and flax.
-      exact: whether its signs are exactly -1, 0 and 1 in floating point. A straight-through estimator
-        that adds and subtracts leaves them a rounding away.
+      estimator: whether its signs are sums, `x + stop_gradient(sign(x) - x)` and the like.
     """
 
     name: str
@@ -52,7 +51,7 @@ class Network:
     reason: str = ""
     images_dtype: str = "float32"
     needs: str = "jax"
-    exact: bool = True
+    estimator: bool = False
 
     def images(self, count: int = 4, seed: int = 1) -> np.ndarray:
         """Images; if standardised, with zeros of both signs, and one of nothing else."""
@@ -423,8 +422,7 @@ def _one_dimensional():
     return apply, variables
 
 
-# Spellings of the straight-through estimator. The value of each is the sign, up to a rounding in those
-# that add it to something and take the same away again.
+# Spellings of the straight-through estimator.
 _stop = lax.stop_gradient
 
 
@@ -438,15 +436,15 @@ def _shifted(x):
     return _stop(jnp.sign(x) - c) + c
 
 
-# Name, spelling, form of the product, whether its value is exactly the sign.
+# Name, spelling, form of the product, whether it is a sum.
 _ESTIMATORS = (
-    ("x + sg(sign(x) - x)", lambda x: x + _stop(jnp.sign(x) - x), "ternary", False),
-    ("clip(x) + sg(sign(x) - clip(x))", _clipped, "ternary", False),
-    ("x - sg(x - sign(x))", lambda x: x - _stop(x - jnp.sign(x)), "ternary", False),
-    ("sg(sign(x) - c) + c", _shifted, "ternary", False),
-    ("x + sg(where(x >= 0, 1, -1) - x)", lambda x: x + _stop(_own_sign(x) - x), "xnor", False),
-    ("where(x >= 0, 1, -1)", lambda x: jnp.where(x >= 0, 1.0, -1.0), "xnor", True),
-    ("2 * (x > 0) - 1", lambda x: 2.0 * (x > 0) - 1, "xnor", True),
+    ("x + sg(sign(x) - x)", lambda x: x + _stop(jnp.sign(x) - x), "ternary", True),
+    ("clip(x) + sg(sign(x) - clip(x))", _clipped, "ternary", True),
+    ("x - sg(x - sign(x))", lambda x: x - _stop(x - jnp.sign(x)), "ternary", True),
+    ("sg(sign(x) - c) + c", _shifted, "ternary", True),
+    ("x + sg(where(x >= 0, 1, -1) - x)", lambda x: x + _stop(_own_sign(x) - x), "xnor", True),
+    ("where(x >= 0, 1, -1)", lambda x: jnp.where(x >= 0, 1.0, -1.0), "xnor", False),
+    ("2 * (x > 0) - 1", lambda x: 2.0 * (x > 0) - 1, "xnor", False),
 )
 
 
@@ -468,9 +466,11 @@ def _straight_through(sign):
     return lambda: (apply, variables)
 
 
-def _estimator(name, sign, form, exact):
+def _estimator(name, sign, form, estimator):
     macs = 8 * 8 * 9 * 11 * 13 + 13 * 40
-    return Network(name, _straight_through(sign), (8, 8, 3), (form, form), macs, real=2, exact=exact)
+    return Network(
+        name, _straight_through(sign), (8, 8, 3), (form, form), macs, real=2, estimator=estimator
+    )
 
 
 def _real_weights():
