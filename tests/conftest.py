@@ -38,17 +38,9 @@ _REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 
 # Modules that take longest, the longest first: a worker that begins one last has the others wait.
 _LONGEST = (
-    *(
-        "loop_test",
-        "contract_test",
-        "main_test",
-        "budget_paper_test",
-        "distributed_test",
-        "c_verify_test",
-        "step_test",
-    ),
-    *("command_line_fuzz_test", "stages_test", "c_program_test", "verify_test", "disk_test"),
-    *("run_tests_test", "resnet_test", "tfrecords_test", "convolution_test"),
+    *("loop_test", "main_test", "contract_test", "budget_paper_test", "distributed_test", "step_test"),
+    *("c_verify_test", "command_line_fuzz_test", "stages_test", "c_program_test", "verify_test"),
+    *("disk_test", "run_tests_test", "resnet_test", "tfrecords_test", "convolution_test"),
     *("encoded_images_test", "interrupt_test", "sweep_test", "checkpoint_test", "report_test"),
 )
 

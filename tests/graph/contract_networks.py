@@ -38,6 +38,7 @@ class Network:
       real: products that stay real.
       reason: what the report must say of a binary-looking product that stays real; "" if there is none.
       images_dtype: float32 for standardised images, or uint8.
+      options: of packing.
       needs: a package that it is written with, beside JAX and flax.
       estimator: whether its signs are sums, `x + stop_gradient(sign(x) - x)` and the like.
     """
@@ -51,6 +52,7 @@ class Network:
     reason: str = ""
     images_dtype: str = "float32"
     needs: str = "jax"
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
     estimator: bool = False
 
     def images(self, count: int = 4, seed: int = 1) -> np.ndarray:
@@ -490,6 +492,28 @@ def _real_weights():
     return apply, variables
 
 
+def _scaled_kernels():
+    """XNOR-Net's weights, sign times mean magnitude, of each output channel or of all together."""
+    w = _Weights()
+    variables = {
+        "stem": w.real(3, 3, 3, 9),
+        "affines": [w.affine(9), w.affine(12)],
+        "kernel": w.latent(3, 3, 9, 12),
+        "dense": w.latent(12, 20),
+        "head": w.dense(20, _CLASSES),
+    }
+
+    def apply(v, x):
+        kernel, dense = v["kernel"], v["dense"]
+        x = _affine(v["affines"][0], _conv(x, v["stem"]))
+        x = _conv(jnp.sign(x), jnp.sign(kernel) * jnp.abs(kernel).mean((0, 1, 2)))
+        x = _affine(v["affines"][1], x.mean((1, 2)))
+        x = jnp.sign(x) @ (jnp.sign(dense) * jnp.abs(dense).mean())
+        return _dense(v["head"], x)
+
+    return apply, variables
+
+
 def _products_of_matrices():
     """A product for each of 3 groups at once, and a dense layer on every position of `[N, T, K]`."""
     w = _Weights()
@@ -686,6 +710,16 @@ NETWORKS = (
         8 * 8 * 9 * 8 * 8,
         real=2,
         reason="its kernel holds numbers",
+    ),
+    Network(
+        "scaled kernels",
+        _scaled_kernels,
+        (8, 8, 3),
+        ("ternary", "ternary"),
+        # As the network is written, these kernels are real numbers; packing takes them apart.
+        0,
+        real=2,
+        options={"scaled_kernels": True},
     ),
     Network(
         "batched matrix products",

@@ -41,7 +41,7 @@ def packed(request):
     pytest.importorskip(network.needs)
     function, variables = network.build()
     images = network.images()
-    artifact = ftbnn_jax.pack(function, variables, images, classifier_bits=32)
+    artifact = ftbnn_jax.pack(function, variables, images, classifier_bits=32, **network.options)
     return _Packed(network, function, variables, images, artifact)
 
 
@@ -83,7 +83,8 @@ def test_no_integer_differs(packed):
 
 
 def test_a_classifier_of_16_bits_is_off_by_what_its_rounding_explains(packed):
-    artifact = ftbnn_jax.pack(packed.function, packed.variables, packed.example)
+    options = packed.network.options
+    artifact = ftbnn_jax.pack(packed.function, packed.variables, packed.example, **options)
     result = ftbnn_jax.verify(packed.function, packed.variables, artifact, [packed.images])
     assert result.differing == 0
     assert result.logit_share <= 1
@@ -110,6 +111,13 @@ def test_an_estimator_that_is_not_the_sign_is_told():
     artifact = ftbnn_jax.pack(far, variables, images)
     result = ftbnn_jax.verify(far, variables, artifact, [images])
     assert (result.differing, result.deviation) == (0, 1)
+
+
+def test_scaled_kernels_are_packed_on_request_alone():
+    (network,) = (n for n in contract_networks.NETWORKS if n.name == "scaled kernels")
+    report = ftbnn_jax.pack(*network.build(), network.images()).report
+    reasons = [line.reason for line in report.not_packed if "scaled_kernels=True" in line.reason]
+    assert (len(reasons), report.packed) == (2, ())
 
 
 def test_other_images_than_the_network_takes_are_a_users_mistake(tmp_path):
