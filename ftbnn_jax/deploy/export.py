@@ -48,9 +48,10 @@ def pack(
     """
     if classifier_bits not in (16, 32):
         raise UserError(f"classifier_bits={classifier_bits!r}: must be 16 or 32")
+    traced = trace.trace(function, variables, example)
     # Before signs are taken: that of a NaN would be a bit like any other.
     _check_finite(variables)
-    lowered = lower.lower(trace.trace(function, variables, example))
+    lowered = lower.lower(traced)
     packed = passes.pack(lowered, classifier_bits, scaled_kernels)
     # A program's own constants may be: the maximum of a softmax begins with -inf.
     _check_finite({name: t for name, t in packed.graph.tensors.items() if t.ndim})

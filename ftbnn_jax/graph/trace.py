@@ -170,10 +170,12 @@ def trace(
             place = walk.user_line([(frame.filename, frame.lineno) for frame in frames])
             raise UserError(f"{place}: the network cannot be traced: {summary(error)}") from error
     leaves = jax.tree.leaves(result)
-    if len(leaves) != 1 or len(leaves[0].shape) < 1 or leaves[0].shape[0] != size:
+    alone = jax.tree.structure(result) == jax.tree.structure(0)
+    if not alone or len(result.shape) < 1 or result.shape[0] != size:
         shapes = ", ".join(str(list(leaf.shape)) for leaf in leaves) or "nothing"
+        inside = "" if alone or not leaves else f" in a {type(result).__name__}"
         raise UserError(
-            f"the network returns {shapes}; one array is expected, its first axis the images'"
+            f"the network returns {shapes}{inside}; one array is expected, its first axis the images'"
         )
     flat, _ = jax.tree_util.tree_flatten_with_path(variables)
     known = []

@@ -13,5 +13,11 @@ def by_name(tree: Any) -> dict[str, Any]:
 
 
 def not_finite(tree: Any) -> list[str]:
-    """Returns the names of the arrays that hold a number that is not finite."""
-    return [name for name, leaf in by_name(tree).items() if not np.isfinite(leaf).all()]
+    """Returns the names of the arrays that hold a number that is not finite; random keys hold none."""
+    arrays = by_name(tree).items()
+    numbers = {name: leaf for name, leaf in arrays if not _is_key(leaf)}
+    return [name for name, leaf in numbers.items() if not np.isfinite(leaf).all()]
+
+
+def _is_key(leaf: Any) -> bool:
+    return jax.dtypes.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.prng_key)

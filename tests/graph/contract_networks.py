@@ -127,6 +127,10 @@ def _drawn(shapes):
     rng = np.random.default_rng(0)
 
     def draw(leaf):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.key(0)
+        if not leaf.shape:
+            return np.zeros((), leaf.dtype)
         if leaf.size > max(leaf.shape):
             return rng.standard_normal(leaf.shape).astype(np.float32) / 4
         values = rng.uniform(0.5, 2, leaf.shape).astype(np.float32)
@@ -310,13 +314,15 @@ def _nnx():
         def __init__(self, rngs):
             self.stem = nnx.Conv(3, 9, (3, 3), strides=2, rngs=rngs)
             self.blocks = nnx.List([Block(9, rngs) for _ in range(2)])
+            # Its state holds random keys beside numbers.
+            self.dropout = nnx.Dropout(0.5, deterministic=True, rngs=rngs)
             self.head = nnx.Linear(9, _CLASSES, rngs=rngs)
 
         def __call__(self, x):
             x = nnx.relu(self.stem(x))
             for block in self.blocks:
                 x = block(x)
-            return self.head(x.max((1, 2)))
+            return self.head(self.dropout(x.max((1, 2))))
 
     graph, state = nnx.split(nnx.eval_shape(lambda: Net(nnx.Rngs(0))))
     return lambda v, x: nnx.merge(graph, v)(x), _drawn(state)
