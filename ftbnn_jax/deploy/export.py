@@ -52,9 +52,9 @@ def pack(
     # Before signs are taken: that of a NaN would be a bit like any other.
     _check_finite(variables)
     lowered = lower.lower(traced)
+    # A program's own single constants may be: the maximum of a softmax begins with -inf.
+    _check_finite({name: tensor for name, tensor in lowered.graph.tensors.items() if tensor.ndim})
     packed = passes.pack(lowered, classifier_bits, scaled_kernels)
-    # A program's own constants may be: the maximum of a softmax begins with -inf.
-    _check_finite({name: t for name, t in packed.graph.tensors.items() if t.ndim})
     versions = {"ftbnn_jax": ftbnn_jax.__version__, "jax": jax.__version__}
     return artifact.Artifact(
         packed.graph, versions=versions, report=products.Report.of(packed), **metadata

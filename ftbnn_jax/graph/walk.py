@@ -325,8 +325,8 @@ class _Walk:
             x.numbers = numbers
 
     def _scan(self, eqn: core.JaxprEqn, step: Step) -> Steps:
-        body, constants = eqn.params["jaxpr"], eqn.params["num_consts"]
-        carries = eqn.params["num_carry"]
+        body = eqn.params["jaxpr"]
+        constants, carries = _scan_parts(eqn)
         operands = [x.value for x in step.operands]
         carry = self._settle(body, operands, constants, carries, step)
         arguments = _arguments(body, [*operands[:constants], *carry, *operands[constants + carries :]])
@@ -427,10 +427,19 @@ def _replaced(x: Array) -> Array | None:
     return term if count == 1 and term.value.is_sign else None
 
 
+def _scan_parts(eqn: core.JaxprEqn) -> tuple[int, int]:
+    """Returns how many operands of a scan are constants, and how many its state."""
+    if "num_consts" in eqn.params:
+        return eqn.params["num_consts"], eqn.params["num_carry"]
+    # From JAX 0.11 on, a tree of the operands says it.
+    constants, carry, _ = eqn.params["ft_in"].update(eqn.invars).unpack()
+    return len(list(constants)), len(list(carry))
+
+
 def _unrolled(eqn: core.JaxprEqn) -> core.ClosedJaxpr:
     """Returns the program of a scan without the loop."""
     body, length = core.jaxpr_as_fun(eqn.params["jaxpr"]), eqn.params["length"]
-    constants, carries = eqn.params["num_consts"], eqn.params["num_carry"]
+    constants, carries = _scan_parts(eqn)
     turns = range(length)[::-1] if eqn.params["reverse"] else range(length)
 
     def run(*operands):
