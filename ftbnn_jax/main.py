@@ -1,6 +1,7 @@
 """Command line: `python -m ftbnn_jax.main --config=configs/X.py --workdir=DIR [--mode=...]`."""
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import sys
@@ -95,7 +96,8 @@ def _parser() -> command.ArgumentParser:
     parser.add_argument(
         "--format",
         choices=_kinds("export"),
-        help="for export: c also writes the network as a program in portable C99, WORKDIR/c",
+        help="for export: c also writes the network as a program in portable C99, WORKDIR/c; onnx as "
+        "WORKDIR/model.onnx",
     )
     _add_switch(
         parser,
@@ -112,7 +114,7 @@ def _parser() -> command.ArgumentParser:
         "--runtime",
         choices=_kinds("verify"),
         help="for verify: jax compares the packed runtime with training; c builds WORKDIR/c with $CC "
-        "and compares that with the packed runtime",
+        "and compares that with the packed runtime; onnx runs WORKDIR/model.onnx and does likewise",
     )
     _add_switch(parser, "json", "for verify, benchmark and audit: print JSON, no tables")
     return parser
@@ -236,6 +238,15 @@ def _export_c(options, config, workdir, saved, images) -> int:
     return export.run(*files, images(), options.fixed_point, options.prefix)
 
 
+def _export_onnx(options, config, workdir, saved) -> int:
+    with _extra_onnx("--format=onnx"):
+        from ftbnn_jax.deploy import onnx
+
+    if status := _export(options, config, workdir, saved):
+        return status
+    return onnx.run(_onnx_file(workdir), _artifact(workdir))
+
+
 def _verify(options, config, workdir, saved, images) -> int:
     from ftbnn_jax.deploy import verify
 
@@ -247,6 +258,22 @@ def _verify_c(options, config, workdir, saved, images) -> int:
 
     files, network = (_artifact(workdir), _c_folder(workdir)), (config.model, config.num_classes)
     return verify.run(*files, *network, images(stored=True), options.json)
+
+
+def _verify_onnx(options, config, workdir, saved, images) -> int:
+    with _extra_onnx("--runtime=onnx"):
+        from ftbnn_jax.deploy import onnx_verify
+
+    files, network = (_onnx_file(workdir), _artifact(workdir)), (config.model, config.num_classes)
+    return onnx_verify.run(*files, *network, images(stored=True), options.json)
+
+
+@contextlib.contextmanager
+def _extra_onnx(option: str) -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise UserError("needs the extra: pip install -e '.[onnx]'", option) from error
 
 
 def _benchmark(options, config, workdir, saved) -> int:
@@ -270,6 +297,10 @@ def _artifact(workdir: str) -> str:
     return os.path.join(workdir, "model.safetensors")
 
 
+def _onnx_file(workdir: str) -> str:
+    return os.path.join(workdir, "model.onnx")
+
+
 def _c_folder(workdir: str) -> str:
     return os.path.join(workdir, "c")
 
@@ -284,8 +315,10 @@ _MODES: dict[tuple[str, str | None], tuple[Callable[..., int], str]] = {
     ("evaluate", None): (_evaluate, _PROCESSES),
     ("export", "safetensors"): (_export, _CHECKPOINT),
     ("export", "c"): (_export_c, _IMAGES),
+    ("export", "onnx"): (_export_onnx, _CHECKPOINT),
     ("verify", "jax"): (_verify, _IMAGES),
     ("verify", "c"): (_verify_c, _IMAGES),
+    ("verify", "onnx"): (_verify_onnx, _IMAGES),
     ("benchmark", None): (_benchmark, _CHECKPOINT),
     ("audit", None): (_audit, _IMAGES),
 }

@@ -1,5 +1,6 @@
 """The command line, as a shell runs it."""
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import pytest
 
 from ftbnn_jax import command, main
+from ftbnn_jax.errors import UserError
 
 SMALL = (
     "--config.num_steps=4",
@@ -130,6 +132,21 @@ def _is_one_line(directory, output, errors, words):
     assert list(directory.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("mode", "module", "words"),
+    [
+        ("export", "onnx", "--format=onnx: needs the extra"),
+        ("verify", "onnx_verify", "--runtime=onnx: needs the extra"),
+    ],
+)
+def test_a_package_that_is_not_installed_is_one_line(monkeypatch, mode, module, words):
+    monkeypatch.setitem(sys.modules, f"ftbnn_jax.deploy.{module}", None)
+    function, needs = main._MODES[mode, "onnx"]
+    # Nothing is read before the package is there.
+    with pytest.raises(UserError, match=words):
+        function(None, None, "", *[None] * (1 if needs == main._CHECKPOINT else 2))
+
+
 def test_from_training_to_a_verified_packed_net(run, repository, tmp_path, monkeypatch, capfd):
     """Every mode, on the groups and reductions of the derived nets, from another directory."""
     arguments = (*SMALL, "--config.dataset=fake", "--config.image_size=32", "--workdir=run")
@@ -153,6 +170,8 @@ def test_from_training_to_a_verified_packed_net(run, repository, tmp_path, monke
             ("--mode=verify", "--config.model.ste_bound=0.5"),
             ["bridge", "block2_1", "64 of 64 images"],
         ),
+        (("--mode=export", "--format=onnx"), ["Exported to ONNX", "model.onnx"]),
+        (("--mode=verify", "--runtime=onnx"), ["bridge", "block2_1", "64 of 64 images"]),
         (("--mode=export", "--format=c", "--fixed_point"), ["Exported as C", "fixed point"]),
         (
             ("--mode=verify", "--runtime=c", "--num_images=4"),
@@ -160,6 +179,8 @@ def test_from_training_to_a_verified_packed_net(run, repository, tmp_path, monke
         ),
     ):
         if "--runtime=c" in flags and not shutil.which("cc"):
+            continue
+        if flags[-1].endswith("=onnx") and not importlib.util.find_spec("onnxruntime"):
             continue
         status, output, errors = run("derived44_g5.py", *arguments, *flags)
         assert (status, errors) == (0, "")

@@ -130,7 +130,7 @@ def layer(name: str, conv: popcount.PackedConv, size: int, batch: int) -> Row:
         return convolution.grouped_conv2d(sign(x), signs, conv.strides[0], conv.padding[0][0])
 
     others = onnx_calls(
-        lambda form: onnx_network.layer(conv, kernels, form),
+        lambda form: onnx_network.layer(conv, kernels, form, size, size),
         np.ascontiguousarray(x.transpose(0, 3, 1, 2)),
     )
     x = jnp.asarray(x)

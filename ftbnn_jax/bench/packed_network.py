@@ -11,8 +11,9 @@ import rich.table
 from ftbnn_jax.bench import packed_layer
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.deploy import runtime as runtime_lib
+from ftbnn_jax.graph import ir
 from ftbnn_jax.host import machine
-from ftbnn_jax.nn import resnet, strategies
+from ftbnn_jax.nn import resnet
 from ftbnn_jax.ops import image
 from ftbnn_jax.ops.conv import convolution
 from ftbnn_jax.report import console, print_json
@@ -28,17 +29,14 @@ def rows(
       variables: `params` and `batch_stats`.
       runtime: the packed network.
     """
-    spec = config.model
-    model = resnet.make(spec, config.num_classes)
-    sizes = runtime_lib.input_sizes(runtime.artifact)
-    convs = [
-        (runtime_lib.packed_conv(spec, plan), size)
-        for plan, size in zip(spec.plan(), sizes, strict=True)
-    ]
+    model = resnet.make(config.model, config.num_classes)
+    graph = runtime.artifact.graph
+    shapes, nodes = graph.shapes(), graph.binary_products()
+    convs = [(ir.packed_conv(node.attributes), shapes[node.inputs[0]].shape[1]) for node in nodes]
     # Layers of one geometry take the same time; the first one's name stands for all.
     kinds: dict[Any, list[str]] = {}
-    for kind, plan in zip(convs, spec.plan(), strict=True):
-        kinds.setdefault(kind, []).append(plan.name)
+    for kind, node in zip(convs, nodes, strict=True):
+        kinds.setdefault(kind, []).append(node.layer)
 
     @jax.jit
     def real(variables, images):
@@ -54,12 +52,9 @@ def rows(
             found.append(packed_layer.layer(name, conv, size, batch))
         shape = (batch, config.image_size, config.image_size, runtime.artifact.channels)
         images = jnp.asarray(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
-        others = []
-        if spec.scaling not in strategies.FROM_INPUT:
-            others = packed_layer.onnx_calls(
-                lambda form: packed_layer.onnx_network.network(runtime.artifact, form),
-                np.asarray(images),
-            )
+        others = packed_layer.onnx_calls(
+            lambda form: packed_layer.onnx_network.network(graph, form), np.asarray(images)
+        )
         calls = [lambda: real(variables, images), lambda: runtime.forward(images), *others]  # noqa: B023
         times = packed_layer.medians(calls)
         total = sum(packed_layer.operations(conv, size) for conv, size in convs) * batch

@@ -99,6 +99,25 @@ def test_a_saved_network_gives_what_the_function_gives(packed, tmp_path):
         assert _deviation(np.asarray(net(images)), packed.expected(images)) <= _ROUNDING
 
 
+@pytest.mark.parametrize("form", ["float32", "int8"])
+def test_onnx_gives_the_packed_integers_and_results(packed, form):
+    for module in ("onnx", "onnxruntime"):
+        pytest.importorskip(module, reason="needs the extra onnx")
+    from ftbnn_jax.deploy import onnx, onnx_verify, runtime
+
+    model = onnx.network(packed.artifact.graph, form)
+    result = onnx_verify.compare(model, runtime.Runtime(packed.artifact), [packed.images])
+    assert len(result.layers) == len(packed.network.forms)
+    assert all(layer.compared for layer in result.layers)
+    assert list(result.failures()) == []
+    # Of so few activations none lies within rounding of where its sign turns.
+    assert sum(layer.turned for layer in result.layers) == 0
+    assert result.agreeing == result.images == len(packed.images)
+    # Batches of any size.
+    run = onnx.load(model, 1)
+    assert _deviation(run(packed.images[:1]), run(packed.images)[:1]) <= _ROUNDING
+
+
 def test_an_estimator_that_is_not_the_sign_is_told():
     """Where `x` is far from 0, `sign(x) - x` is `-x`, and the sum 0 instead of the sign."""
     (network,) = (n for n in contract_networks.NETWORKS if n.name == "x + sg(sign(x) - x)")
