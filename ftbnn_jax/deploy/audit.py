@@ -14,39 +14,40 @@ import numpy as np
 import rich.table
 
 from ftbnn_jax.config import TrainConfig
-from ftbnn_jax.deploy import layout
-from ftbnn_jax.nn import recording, resnet
+from ftbnn_jax.deploy import export
+from ftbnn_jax.graph import ir
+from ftbnn_jax.nn import blocks, recording, resnet
 from ftbnn_jax.ops import image, quantizers
 from ftbnn_jax.report import console, print_json
 
 
-def sizes(config: TrainConfig, channels: int) -> dict[str, dict[str, float]]:
+def sizes(graph: ir.Graph) -> dict[str, dict[str, float]]:
     """Returns bytes in the artifact and the least possible, by section.
 
     Args:
-      config: of the run.
-      channels: of the images.
+      graph: the packed network.
 
     Returns:
-      For each of "binary kernels", "real kernels", "batch norm", "slopes", "classifier" and "all":
-      `bytes`, and `least`: an eighth of a byte a binary weight, two bytes a weight of the classifier,
-      four bytes any other parameter.
+      For each of "binary kernels", "real kernels", "classifier", "slopes", "batch norm" (and other
+      constants) and "all": `bytes`, and `least`: an eighth of a byte a binary weight, and as many bytes
+      as there are for any other number.
     """
+    sections: dict[str, str] = {}
+    least: dict[str, float] = {}
+    for node in graph.nodes:
+        for name in node.inputs:
+            if node.op in ir.BINARY:
+                sections[name], least[name] = "binary kernels", ir.kernel_bits(node.attributes) / 8
+            elif node.layer == "head":
+                sections[name] = "classifier"
+            elif node.op in ("conv", "dot"):
+                sections[name] = "real kernels"
     found: dict[str, dict[str, float]] = {}
-    tensors = layout.tensors(config.model, channels, config.num_classes, config.image_size)
-    for name, (dtype, shape) in tensors.items():
-        module, _, leaf = name.rpartition("/")
-        # `reduce_kernel` is a real kernel too, `negative_slope` one of the slopes.
-        section = {"bits": "binary kernels", "kernel": "real kernels", "bias": "biases"}.get(
-            leaf.rpartition("_")[2], "slopes" if leaf.endswith("slope") else "batch norm"
-        )
-        section = "classifier" if module == "head" else section
-        size = dtype.itemsize * int(np.prod(shape))
-        entry = found.setdefault(section, {"bytes": 0, "least": 0.0})
-        entry["bytes"] += size
-        if section != "binary kernels":
-            entry["least"] += size
-    found["binary kernels"]["least"] = sum(layout.kernel_bits(p) for p in config.model.plan()) / 8
+    for name, tensor in graph.tensors.items():
+        other = "slopes" if name.endswith("slope") else "batch norm"
+        entry = found.setdefault(sections.get(name, other), {"bytes": 0, "least": 0.0})
+        entry["bytes"] += tensor.nbytes
+        entry["least"] += least.get(name, tensor.nbytes)
     found["all"] = {key: sum(entry[key] for entry in found.values()) for key in ("bytes", "least")}
     return found
 
@@ -87,12 +88,12 @@ def layers(
                     )
                 )
                 for g, k in enumerate(kernels)
-            ) / layout.kernel_bits(plan)
+            ) / sum(k.size for k in kernels)
         slopes = block.get("act", {})
         found.append(
             {
                 "name": plan.name,
-                "weights": layout.kernel_bits(plan),
+                "weights": sum(k.size for k in kernels),
                 "latent_zeros": sum(int(np.sum(k == 0)) for k in kernels),
                 "dead": int(np.sum(np.asarray(block["bn"]["scale"]) == 0)),
                 "zero_activations": zeros.get(plan.name),
@@ -118,7 +119,7 @@ def _zero_activations(config, variables, batches) -> dict[str, float]:
     @jax.jit
     def shares(images):
         x = image.standardize(images, config.pixel_mean, config.pixel_std)
-        _, convolutions, _ = recording.binary_convolutions(model, variables, x)
+        convolutions = recording.calls(model, variables, x, blocks.BinaryConv)
         return {name: jnp.mean(inputs == 0) for name, (inputs, _) in convolutions.items()}
 
     totals: dict[str, float] = {}
@@ -149,7 +150,8 @@ def run(
       other: likewise.
       as_json: prints JSON.
     """
-    by_section = sizes(config, channels)
+    experiment = {"channels": channels, "class_names": ()}
+    by_section = sizes(export.to_artifact(config, variables, experiment, step=0).graph)
     by_layer = layers(config, variables, batches, other)
     if as_json:
         print_json({"sizes": by_section, "layers": by_layer})

@@ -10,12 +10,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.data import batches as batches_lib
 from ftbnn_jax.data import sets
-from ftbnn_jax.nn import folding, recording, resnet
-from ftbnn_jax.ops import binary, image, quantizers
+from ftbnn_jax.nn import blocks, recording, resnet, strategies
+from ftbnn_jax.nn.spec import ResNetSpec
+from ftbnn_jax.ops import batch_norm, binary, image, quantizers
 from ftbnn_jax.ops.conv import convolution
 from ftbnn_jax.train import checkpoint, identity
 
@@ -53,15 +55,14 @@ def measure(workdir: str, num_images: int) -> tuple[dict[str, float], np.ndarray
     variables, experiment, _ = checkpoint.load_variables(workdir)
     config = TrainConfig.from_dict(experiment["config"])
     model = resnet.make(config.model, config.num_classes, config.compute_dtype)
-    folded = folding.fold_batch_norms(variables, config.model)
 
     plans = config.model.plan() if config.model.binary_activations else ()
 
     @jax.jit
     def trace(images):
         x = image.standardize(images, config.pixel_mean, config.pixel_std)
-        features = recording.classifier_input(model, variables, x)
-        _, convolutions, _ = recording.binary_convolutions(model, variables, x)
+        features, _ = recording.calls(model, variables, x, nn.Dense)["head"]
+        convolutions = recording.calls(model, variables, x, blocks.BinaryConv)
         kernels = {plan.name: _kernels(variables["params"][plan.name]["conv"]) for plan in plans}
         return features, {
             plan.name: _outputs(kernels[plan.name], plan.stride, *convolutions[plan.name])
@@ -82,13 +83,24 @@ def measure(workdir: str, num_images: int) -> tuple[dict[str, float], np.ndarray
         _discrepancies(
             {key: np.concatenate([o[plan.name][key] for o in outputs]) for key in outputs[0][plan.name]},
             np.asarray(binary.weight_scale(_kernels(variables["params"][plan.name]["conv"]))),
-            folded[plan.name]["bn"]["multiplier"],
+            np.asarray(_multiplier(config.model, variables, plan.name)),
             np.asarray(variables["params"][plan.name]["bn"]["scale"]),
         )
         for plan in plans
     ]
     means = {name: float(np.mean([layer[name] for layer in layers])) for name in DEFINITIONS if layers}
     return means, np.concatenate(features), np.concatenate(labels)
+
+
+def _multiplier(spec: ResNetSpec, variables: dict[str, Any], block: str) -> jax.Array:
+    """Returns what batch norm multiplies the integers of a block's binary convolution with, `[O]`."""
+    params, statistics = variables["params"][block], variables["batch_stats"][block]["bn"]
+    input_scale = params.get("channel_scale")
+    if spec.scaling in strategies.FROM_WEIGHTS:
+        input_scale = binary.weight_scale(_kernels(params["conv"]))
+    norm = (params["bn"]["scale"], params["bn"]["bias"], statistics["mean"], statistics["var"])
+    multiplier, _ = batch_norm.fold(*norm, spec.batch_norm_epsilon, input_scale)
+    return multiplier
 
 
 def _kernels(conv: dict[str, Any]) -> list[Any]:

@@ -93,8 +93,8 @@ class BatchNorm(nn.Module):
     """Batch normalisation over all axes but the last; returns float32.
 
     In training, the statistics are those of the whole batch, over every device it is spread on.
-    Otherwise the running statistics are folded into one multiplication and one addition, or those of
-    `nn.folding` are taken where they are given. An input scale, `[C]`, multiplies the input first.
+    Otherwise the running statistics are folded into one multiplication and one addition. An input scale,
+    `[C]`, multiplies the input first.
     """
 
     momentum: float = 0.9
@@ -114,11 +114,8 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape)
         if not train:
-            if self.has_variable("folded", "multiplier"):
-                folded = [self.get_variable("folded", part) for part in ("multiplier", "offset")]
-            else:
-                statistics = running_mean.value, running_var.value
-                folded = batch_norm.fold(scale, bias, *statistics, self.epsilon, input_scale)
+            statistics = running_mean.value, running_var.value
+            folded = batch_norm.fold(scale, bias, *statistics, self.epsilon, input_scale)
             return lambda x: batch_norm.apply_folded(x, *folded)
         normalizer = batch_norm.Normalizer.of(x, scale, bias, self.epsilon, input_scale)
         if not self.is_initializing():
