@@ -21,6 +21,7 @@ import rich.table
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.deploy import export
 from ftbnn_jax.deploy import runtime as runtime_lib
+from ftbnn_jax.deploy.pixels import Pixels
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.graph import lower, passes, trace
 from ftbnn_jax.report import console, print_json
@@ -291,7 +292,7 @@ def run(
     rule = config.preprocessing(runtime.artifact.channels)
     runtime_lib.check_same_network(path, runtime.artifact, config.model, config.num_classes, rule)
     function = export.network(config, config.compute_dtype)
-    pixels = Pixels(runtime)
+    pixels = Pixels(runtime.pixels)
     try:
         result = verify(function, variables, runtime, pixels.checked(batches))
     except UserError as error:
@@ -305,34 +306,6 @@ def run(
     for failure in failures:
         print(f"error: {path}: {failure}", file=sys.stderr)
     return 1 if failures else 0
-
-
-@dataclasses.dataclass
-class Pixels:
-    """Compares the runtime's own pixels of stored images with those that evaluation sees.
-
-    Attributes:
-      runtime: the packed network.
-      compared: pixel values.
-      differing: how many of them differ.
-    """
-
-    runtime: runtime_lib.Runtime
-    compared: int = 0
-    differing: int = 0
-
-    def checked(self, batches: Iterable[dict[str, Any]]) -> Iterator[np.ndarray]:
-        """Yields the images of weight above 0 of each batch, uint8 `[N, H, W, C]`."""
-        for batch in batches:
-            there = batch["weight"] > 0
-            images = batch["image"][there]
-            if "decoded" in batch:
-                stored = [x for x, here in zip(batch["decoded"], there, strict=True) if here]
-                pixels = self.runtime.pixels(stored)
-                same = pixels.shape == images.shape
-                self.compared += images.size
-                self.differing += int(np.sum(pixels != images)) if same else images.size
-            yield images
 
 
 def _failures(result: Result, bounded: bool) -> Iterator[str]:

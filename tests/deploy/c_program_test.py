@@ -36,7 +36,7 @@ def test_no_integer_differs(tmp_path, name, fixed):
     assert found["logits_differing"] == found["saturated"] == 0
     if not fixed:
         net = c_programs.runtime(name)
-        logits, _ = net.trace(networks.images(net.artifact.image_size))
+        logits = net.forward(networks.images(net.artifact.image_size))
         np.testing.assert_array_equal(found["classes"], np.argmax(logits, -1))
 
 
@@ -148,7 +148,7 @@ def test_saturation_is_the_same_in_c_and_reported(tmp_path):
     net = c_programs.runtime("none")
     images = networks.images(net.artifact.image_size)
     bits = 28  # Leaves room to 8: less than the activations take.
-    expected = reference.Reference(net, bits)
+    expected = reference.Reference(net.artifact, bits)
     golden = expected.golden(images)
     assert expected.losses.saturated
     files = c_programs.generate.files(net.artifact, bits)
@@ -191,7 +191,7 @@ def test_two_networks_are_one_program_of_cpp(tmp_path, repository):
         net, bits = c_programs.runtime(name), c_programs.exported(name, fixed)[0]
         images = networks.images(net.artifact.image_size)
         (tmp_path / f"{prefix.lower()}.images").write_bytes(images.tobytes())
-        expected.append(reference.Reference(net, bits).traces(images)[1].logits)
+        expected.append(reference.Reference(net.artifact, bits).traces(images)[1].logits)
         sources = [path for path in build.sources(folder) if not path.endswith("test_model.c")]
         command = [*build.compiler(), *build.STANDARD, *c_programs.STRICT, "-c", *sources]
         subprocess.run(command, cwd=folder, check=True)

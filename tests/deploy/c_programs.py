@@ -45,11 +45,11 @@ def runtime(name: str) -> runtime_lib.Runtime:
 @functools.cache
 def exported(name: str, fixed: bool):
     """Returns fraction bits, files and golden vectors of a network."""
-    net = runtime(name)
-    images = networks.images(net.artifact.image_size)
-    fraction_bits = reference.calibrate(net, [images]) if fixed else None
-    golden = reference.Reference(net, fraction_bits).golden(images)
-    return fraction_bits, generate.files(net.artifact, fraction_bits), golden
+    artifact = runtime(name).artifact
+    images = networks.images(artifact.image_size)
+    fraction_bits = reference.calibrate(artifact, [images]) if fixed else None
+    golden = reference.Reference(artifact, fraction_bits).golden(images)
+    return fraction_bits, generate.files(artifact, fraction_bits), golden
 
 
 def write(

@@ -1,6 +1,7 @@
 """Memory, sizes and text of a C program, without a compiler."""
 
 import dataclasses
+import functools
 import hashlib
 import os
 import pathlib
@@ -15,10 +16,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftbnn_jax.deploy import artifact as artifact_lib
-from ftbnn_jax.deploy import layout, runtime
+from ftbnn_jax.deploy import export as network_export
 from ftbnn_jax.deploy.c import (
     arithmetic,
+    described,
     emulator,
     export,
     fixed_point,
@@ -31,7 +32,7 @@ from ftbnn_jax.deploy.c import (
 )
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn import architectures
-from ftbnn_jax.ops.preprocessing import Preprocessing
+from ftbnn_jax.nn import spec as spec_lib
 
 _BUFFERS = st.lists(
     st.tuples(st.integers(1, 9), st.integers(0, 5), st.integers(0, 3)).map(
@@ -59,20 +60,10 @@ def test_a_chain_of_buffers_takes_two_places():
     assert memory.place(chain)[1] == 16
 
 
-def _without_values(spec, size=224, classes=1000):
-    """An artifact whose every tensor is 0 or, so that it can be quantised, 1."""
-    return artifact_lib.Artifact(
-        spec=spec,
-        num_classes=classes,
-        preprocessing=Preprocessing(size, 3, 0, True, (120.0,), (60.0,)),
-        class_names=(),
-        step=0,
-        versions={},
-        tensors={
-            name: np.zeros(shape, dtype)
-            for name, (dtype, shape) in layout.tensors(spec, 3, classes, size).items()
-        },
-    )
+@functools.cache
+def _large(spec):
+    """The artifact of a network of 224x224 pixels, without a kernel's numbers."""
+    return networks.build(spec, 224, classes=1000)[2]
 
 
 @pytest.mark.parametrize(
@@ -85,7 +76,7 @@ def _without_values(spec, size=224, classes=1000):
     ],
 )
 def test_memory_is_at_most_1_2_times_the_largest_pair_of_activations(spec):
-    network = schedule.lower(_without_values(spec))
+    network = schedule.lower(_large(spec))
     first, size = spec.plan()[0], 56
     # Stem and what its pool leaves, or what enters and leaves a block: float32 all.
     pairs = [(112**2 + 56**2) * spec.stem_features, 112**2 * spec.stem_features + 224**2 * 3]
@@ -99,9 +90,9 @@ def test_memory_is_at_most_1_2_times_the_largest_pair_of_activations(spec):
 
 
 def test_weights_are_at_most_1_02_times_the_packed_file():
-    artifact = _without_values(architectures.derived(44, 5))
+    artifact = _large(architectures.derived(44, 5))
     network = schedule.lower(artifact)
-    packed = sum(tensor.nbytes for tensor in artifact.tensors.values())
+    packed = sum(tensor.nbytes for tensor in artifact.graph.tensors.values())
     constants = tables.binary_weights(network) + tables.float_tables(network)
     assert sum(table.values.nbytes for table in constants) <= 1.02 * packed
 
@@ -117,13 +108,13 @@ def test_the_same_artifact_gives_the_same_bytes_and_another_gives_others():
 
 def test_the_same_artifact_gives_the_same_bytes_under_every_hash_seed(tmp_path):
     path, fixed = str(tmp_path / "model.safetensors"), c_programs.exported("derived", True)[0]
-    artifact_lib.save(path, c_programs.runtime("derived").artifact)
+    c_programs.runtime("derived").artifact.save(path)
     program = (
         "import hashlib, sys\n"
         "from ftbnn_jax.deploy import artifact\n"
         "from ftbnn_jax.deploy.c import generate\n"
         "loaded = artifact.load(sys.argv[1])\n"
-        "artifact.save(sys.argv[2], loaded)\n"
+        "loaded.save(sys.argv[2])\n"
         "files = [generate.files(loaded, bits) for bits in (None, int(sys.argv[3]))]\n"
         "print(hashlib.sha256(repr(files).encode()).hexdigest())\n"
     )
@@ -180,14 +171,11 @@ def test_a_class_name_too_long_for_a_literal_is_an_array(name):
     ("field", "value", "words"),
     [
         ("step", "7 */ #include <stdio.h>", r"step='7 \*/ #include <stdio\.h>': must be a whole number"),
-        ("num_classes", "5", "num_classes='5': must be a whole number"),
         ("preprocessing.size", 37.0, r"preprocessing\.size=37\.0: must be a whole number"),
         ("preprocessing.crop", True, r"preprocessing\.crop=True: must be a whole number"),
-        ("preprocessing.channels", "3\n", "must be a whole number"),
         ("class_names", ("a", "b\0c"), r"'b\\x00c' of class 1 holds a NUL"),
         ("class_names", (b"a",), "b'a' of class 0 is no text"),
         ("class_names", ("\ud800",), r"'\\ud800' of class 0 is no text"),
-        ("tensors", {"head/bias]; int x[": np.zeros(1, np.float32)}, "no name of a tensor"),
     ],
 )
 def test_metadata_that_is_no_c_is_refused(field, value, words):
@@ -195,8 +183,6 @@ def test_metadata_that_is_no_c_is_refused(field, value, words):
     outer, _, inner = field.partition(".")
     if inner:
         value = dataclasses.replace(getattr(artifact, outer), **{inner: value})
-    elif field == "tensors":
-        value = {**artifact.tensors, **value}
     with pytest.raises(UserError, match=words):
         generate.files(dataclasses.replace(artifact, **{outer: value}))
 
@@ -227,18 +213,21 @@ def test_a_prefix_takes_the_place_of_another_in_every_name():
 
 @pytest.mark.parametrize("bits", [None, 20])
 def test_a_number_that_is_not_finite_is_refused(bits):
-    artifact = c_programs.runtime("derived").artifact
-    bad = {"head/bias": np.full(5, np.nan, np.float32)}
-    artifact = dataclasses.replace(artifact, tensors={**artifact.tensors, **bad})
+    artifact = _changed("derived", "head/bias", _first_is(np.nan))
     with pytest.raises(UserError, match="'head/bias': holds a number that is not finite"):
         generate.files(artifact, bits)
 
 
 def _changed(name, tensor, change):
-    """A network's runtime with one tensor changed."""
+    """A network's artifact with one tensor of its graph changed."""
     artifact = c_programs.runtime(name).artifact
-    changed = {tensor: change(artifact.tensors[tensor].copy())}
-    return runtime.Runtime(dataclasses.replace(artifact, tensors={**artifact.tensors, **changed}))
+    return _with_graph(artifact, tensors={tensor: change(artifact.graph.tensors[tensor].copy())})
+
+
+def _with_graph(artifact, tensors=None, **changed):
+    graph = artifact.graph
+    tensors = {**graph.tensors, **(tensors or {})}
+    return dataclasses.replace(artifact, graph=dataclasses.replace(graph, tensors=tensors, **changed))
 
 
 def _first_is(value):
@@ -262,7 +251,8 @@ def _first_is(value):
     ],
 )
 def test_fixed_point_refuses_what_does_not_fit(tensor, value, message):
-    artifact = _changed("derived", tensor, _first_is(value)).artifact
+    name = tensor.replace("multiplier", "mul_constant").replace("offset", "add_constant")
+    artifact = _changed("derived", name, _first_is(value))
     with pytest.raises(UserError, match=f"^tensor '{tensor}': {message}"):
         generate.files(artifact, 20)
 
@@ -277,17 +267,17 @@ def test_fixed_point_refuses_what_does_not_fit(tensor, value, message):
     ],
 )
 def test_fraction_bits_leave_room_to_values_and_to_parameters(largest, multiplier, bits):
-    net = _changed("none", "block1_1/bn/multiplier", _first_is(multiplier))
+    net = _changed("none", "block1_1/bn/mul_constant", _first_is(multiplier))
     found = fixed_point.choose_fraction_bits(
-        schedule.lower(net.artifact), {"stem/pixels": 1e20, "head/kernel": 0.0, "mean": largest}
+        schedule.lower(net), {"stem/pixels": 1e20, "head/kernel": 0.0, "mean": largest}
     )
     assert found == bits
 
 
 def test_calibration_looks_at_the_last_blocks_output_too():
     images = networks.images(7)
-    before = reference.calibrate(c_programs.runtime("none"), [images])
-    scaled = _changed("none", "block2_1/bn/multiplier", lambda t: t * 2**8)
+    before = reference.calibrate(c_programs.runtime("none").artifact, [images])
+    scaled = _changed("none", "block2_1/bn/mul_constant", lambda t: t * 2**8)
     saturating = reference.Reference(scaled, before)
     saturating.traces(images)
     assert saturating.losses.saturated["block2_1/bn"] == 3
@@ -303,11 +293,11 @@ def test_calibration_looks_at_the_last_blocks_output_too():
 def test_signs_that_fixed_point_loses_are_counted(name, capsys):
     net = c_programs.runtime(name)
     images = networks.images(net.artifact.image_size)
-    logits, records = net.trace(images)
-    coarse = reference.Reference(net, 4)
+    coarse = reference.Reference(net.artifact, 4)
+    logits, arrays = net.arrays(images, [block.conv.source for block in coarse.network.blocks])
     coarse.traces(images)
     expected = {}
-    for block, (x, _) in zip(coarse.network.blocks, records, strict=True):
+    for block, x in zip(coarse.network.blocks, arrays, strict=True):
         # Half of 2**-4; of a sign of two values, 0 is the negative one.
         lost = (np.asarray(x) > 0) & (np.asarray(x) < 2**-5)
         if name == "derived":
@@ -323,7 +313,7 @@ def test_signs_that_fixed_point_loses_are_counted(name, capsys):
 
 def test_parameters_that_fixed_point_loses_are_counted():
     net = _changed("derived", "block1_1/act/positive_slope", lambda t: np.where(t == t[3], 1e-12, t))
-    quantized = fixed_point.quantize(schedule.lower(net.artifact), 20)
+    quantized = fixed_point.quantize(schedule.lower(net), 20)
     assert quantized.zeroed() == {"block1_1/act/positive_slope": 1}
 
 
@@ -332,7 +322,7 @@ def test_fixed_point_is_near_single_precision(name):
     net = c_programs.runtime(name)
     images = networks.images(net.artifact.image_size)
     bits = c_programs.exported(name, True)[0]
-    both = reference.Reference(net, bits)
+    both = reference.Reference(net.artifact, bits)
     single, fixed = both.traces(images)
     assert both.losses.saturated == {}
     largest = np.abs(single.logits).max()
@@ -354,7 +344,7 @@ def test_sums_are_taken_in_the_order_of_their_terms():
 
 
 def test_values_that_are_not_finite_are_refused():
-    net = _changed("none", "stem/bn/multiplier", lambda t: t * np.float32(1e38))
+    net = _changed("none", "stem/bn/mul_constant", lambda t: t * np.float32(1e38))
     for fixed in (False, True):
         with pytest.raises(UserError, match=r"^stem/bn: not finite on 3 of 3 images"):
             if fixed:
@@ -446,13 +436,16 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
         export.write(tmp_path / "file" / "c", {"model.h": b""})
 
 
-def test_a_runtime_traces_what_it_computes():
-    net = c_programs.runtime("derived")
+@pytest.mark.parametrize("name", ["derived", "two-valued"])
+def test_a_convolution_alone_gives_what_it_gives_in_the_network(name):
+    net = c_programs.runtime(name)
     images = networks.images(net.artifact.image_size)
-    logits, records = net.trace(images)
-    np.testing.assert_array_equal(logits, net.logits(images))
-    for plan, (x, sums) in zip(net.artifact.spec.plan(), records, strict=True):
-        np.testing.assert_array_equal(sums, net.binary_conv(plan, x))
+    for conv in described.describe(net.artifact).convolutions:
+        logits, (x, sums) = net.arrays(images, [conv.source, conv.result])
+        np.testing.assert_array_equal(logits, net.logits(images))
+        # Signs have the signs that they are.
+        for activations in (np.asarray(x), np.sign(x)):
+            np.testing.assert_array_equal(conv.integers(activations), sums)
 
 
 def test_a_classifier_of_positions_is_refused():
@@ -466,3 +459,89 @@ def test_factors_that_depend_on_the_input_are_refused(scaling):
     _, _, artifact = networks.build(architectures.small((1,), 8, scaling=scaling), 6)
     with pytest.raises(UserError, match=rf"model\.scaling='{scaling}': the C program .* mean_abs"):
         schedule.lower(artifact)
+
+
+def test_a_network_that_no_spec_describes_is_refused():
+    artifact = c_programs.runtime("derived").artifact
+    for missing in ({"spec": None}, {"preprocessing": None}):
+        with pytest.raises(
+            UserError, match=r"written for networks of config\.model; this one was packed"
+        ):
+            schedule.lower(dataclasses.replace(artifact, **missing))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        (
+            "activation",
+            "none",
+            r"block1_1: select of no constant expected, found float32 \[13\], float32",
+        ),
+        ("activation", "prelu", r"block1_1: mul of float32 \[13\] expected, found none"),
+        ("stage_end_activation", "fprelu", r"block1_2: max of no constant expected, found float32 \[\]"),
+        ("stage_end_activation", "none", r"block1_2: max of no constant expected, found float32 \[\]"),
+        ("stem_activation", "relu", r"stem/act: max of float32 \[\] expected, found none"),
+        ("downsample", "conv", r"block2_1/conv: binary_conv of uint32 \[\d+\] expected, found uint32"),
+        (
+            "bridge",
+            False,
+            r"bridge: select of no constant expected, found float32 \[13\], float32 \[13\]",
+        ),
+        ("blocks", (2, 2), r"block2_1: max of no constant expected, found float32 \[\]"),
+        ("blocks", (1, 1), r"block1_1: max of float32 \[\] expected, found none"),
+        (
+            "stem_kernel",
+            5,
+            r"stem/conv: conv of float32 \[5, 5, 3, 9\] expected, found float32 \[3, 3, 3, 9",
+        ),
+        ("stem_stride", 1, r"bridge/conv: shape \(-1, 19, 19, 9\) expected, found \(-1, 10, 10, 9\)"),
+        ("stem_pool", False, r"bridge/conv: shape \(-1, 19, 19, 9\) expected"),
+        ("groups", 2, r"block1_1/conv: binary_conv of uint32 \[\d+\] expected, found uint32 \[17\]"),
+    ],
+)
+def test_a_graph_that_is_another_specs_is_refused(field, value, words):
+    artifact = c_programs.runtime("derived").artifact
+    spec = {**artifact.spec.to_dict(), field: value}
+    if field == "bridge":
+        spec["stem_features"] = 13
+    other = dataclasses.replace(artifact, spec=spec_lib.Architecture.from_dict(spec))
+    with pytest.raises(UserError, match=f"this graph is not that of its spec: {words}"):
+        schedule.lower(other)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"mean": (119.0,)}, r"its pixels are not standardised as Preprocessing\(.*119"),
+        ({"std": (1.0, 1.0, 2.0)}, r"its pixels are not standardised as"),
+        ({"size": 36}, r"uint8 \[36, 36, 3\] expected as its images, found uint8 \[37, 37, 3\]"),
+    ],
+)
+def test_a_preprocessing_that_is_not_the_graphs_is_refused(change, words):
+    artifact = c_programs.runtime("derived").artifact
+    rule = dataclasses.replace(artifact.preprocessing, **change)
+    with pytest.raises(UserError, match=f"this graph is not that of its spec: {words}"):
+        schedule.lower(dataclasses.replace(artifact, preprocessing=rule))
+
+
+@pytest.mark.parametrize(
+    ("after", "bits", "words"),
+    [
+        (lambda x: x * 2, 16, "the network: mul of no constant expected, found float32"),
+        (lambda x: x, 32, r"head: dot of no constant expected, found float32 \[16, 5\]"),
+    ],
+)
+def test_a_function_around_a_specs_network_is_refused(after, bits, words):
+    config, variables, artifact = networks.build(architectures.small((1, 1), 8), 6)
+    network = network_export.network(config)
+    packed = network_export.pack(
+        lambda variables, images: after(network(variables, images)),
+        variables,
+        networks.images(6),
+        classifier_bits=bits,
+        spec=artifact.spec,
+        preprocessing=artifact.preprocessing,
+    )
+    with pytest.raises(UserError, match=f"this graph is not that of its spec: {words}"):
+        schedule.lower(packed)

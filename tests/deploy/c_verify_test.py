@@ -10,7 +10,6 @@ import networks
 import numpy as np
 import pytest
 
-from ftbnn_jax.deploy import artifact as artifact_lib
 from ftbnn_jax.deploy import runtime
 from ftbnn_jax.deploy.c import build, export, golden, verify
 from ftbnn_jax.errors import UserError
@@ -23,7 +22,7 @@ def exported(tmp_path_factory, request):
     """Path of the artifact and of the folder."""
     directory = tmp_path_factory.mktemp("run")
     path, folder = str(directory / "model.safetensors"), directory / "c"
-    artifact_lib.save(path, c_programs.runtime("two-valued").artifact)
+    c_programs.runtime("two-valued").artifact.save(path)
     # The prefix is read back from the folder.
     assert export.run(path, str(folder), [_batch()], request.param, *(["my_net"] * request.param)) == 0
     return path, folder
@@ -35,8 +34,8 @@ def _batch():
 
 
 def _verify(path, folder):
-    artifact = c_programs.runtime("two-valued").artifact
-    return verify.run(path, str(folder), artifact.spec, artifact.num_classes, [_batch()], as_json=True)
+    spec, _ = c_programs.NETWORKS["two-valued"]
+    return verify.run(path, str(folder), spec, 5, [_batch()], as_json=True)
 
 
 def test_an_export_is_verified(exported, capsys):
@@ -121,14 +120,14 @@ def test_a_build_with_a_garbage_head_is_exit_status_1(exported, monkeypatch, cap
 def test_an_emulation_that_is_not_the_packed_runtime_is_exit_status_1(
     exported, monkeypatch, capsys, change, message
 ):
-    real = runtime.Runtime.trace
+    real = runtime.Runtime.arrays
 
-    def wrong(self, images):
-        logits, ((x, sums), *rest) = real(self, images)
+    def wrong(self, images, names):
+        logits, (x, *rest) = real(self, images, names)
         logits, x = change(logits, x)
-        return logits, [(x, sums), *rest]
+        return logits, [x, *rest]
 
-    monkeypatch.setattr(runtime.Runtime, "trace", wrong)
+    monkeypatch.setattr(runtime.Runtime, "arrays", wrong)
     assert _verify(*exported) == 1
     found = capsys.readouterr()
     json.loads(found.out, parse_constant=pytest.fail)
@@ -136,14 +135,14 @@ def test_an_emulation_that_is_not_the_packed_runtime_is_exit_status_1(
 
 
 def test_what_rounding_turns_is_counted_and_not_wrong(exported, monkeypatch, capsys):
-    real = runtime.Runtime.trace
+    real = runtime.Runtime.arrays
 
-    def rounded(self, images):
-        logits, ((x, sums), *rest) = real(self, images)
+    def rounded(self, images, names):
+        logits, (x, sums, *rest) = real(self, images, names)
         turned = sums.at[0, 0, 0, 0].add(2)
-        return logits.at[0].add(1.0), [(x, turned), *rest]
+        return logits.at[0].add(1.0), [x, turned, *rest]
 
-    monkeypatch.setattr(runtime.Runtime, "trace", rounded)
+    monkeypatch.setattr(runtime.Runtime, "arrays", rounded)
     assert _verify(*exported) == 0
     report = json.loads(capsys.readouterr().out)
     assert [layer["rounded"] for layer in report["layers"]] == [1, 0, 0]

@@ -11,10 +11,12 @@ from PIL import Image
 
 from ftbnn_jax.data import batches as batches_lib
 from ftbnn_jax.data import sets
+from ftbnn_jax.deploy import export, verify
 from ftbnn_jax.deploy import runtime as runtime_lib
-from ftbnn_jax.deploy import verify
-from ftbnn_jax.deploy.c import build, export, generate
+from ftbnn_jax.deploy.c import build, generate
+from ftbnn_jax.deploy.c import export as c_export
 from ftbnn_jax.deploy.c import verify as c_verify
+from ftbnn_jax.deploy.pixels import Pixels
 from ftbnn_jax.nn import architectures
 
 c_programs.need_compiler()
@@ -65,12 +67,13 @@ def test_evaluation_runtime_and_c_see_the_same(tmp_path, write_split, augment, c
     values = 40 * 24 * 24 * channels
     net = runtime_lib.Runtime(artifact)
 
-    in_jax = verify.compare(config, variables, net, batches)
-    assert (in_jax.pixels, in_jax.pixels_differing, in_jax.differing) == (values, 0, 0)
+    pixels = Pixels(net.pixels)
+    in_jax = verify.verify(export.network(config), variables, net, pixels.checked(batches))
+    assert (pixels.compared, pixels.differing, in_jax.differing) == (values, 0, 0)
     assert in_jax.images == in_jax.agreeing == 40
     # Nothing but the files of an export.
     files = {name: text.encode() for name, text in generate.files(artifact).items()}
-    export.write(tmp_path / "c", files)
+    c_export.write(tmp_path / "c", files)
     in_c = c_verify.compare(tmp_path / "c", net, batches, build.FLAGS[:0])
     assert (in_c.pixels, in_c.pixels_differing, in_c.logits_differing) == (values, 0, 0)
     assert in_c.images == in_c.agreeing == 40

@@ -9,7 +9,6 @@ import functools
 
 import numpy as np
 
-from ftbnn_jax.deploy import runtime as runtime_lib
 from ftbnn_jax.deploy.c import schedule
 from ftbnn_jax.deploy.c.arithmetic import NORM, Arithmetic
 from ftbnn_jax.nn.spec import BinaryConvPlan
@@ -49,13 +48,11 @@ class Emulator:
     Args:
       network: its layers.
       arithmetic: between the binary convolutions.
-      runtime: of the same artifact; it convolves signs.
     """
 
-    def __init__(self, network: schedule.Network, arithmetic: Arithmetic, runtime: runtime_lib.Runtime):
+    def __init__(self, network: schedule.Network, arithmetic: Arithmetic):
         self._network = network
         self._arithmetic = arithmetic
-        self._runtime = runtime
         self._largest: dict[str, np.ndarray] = {}
         self._outside: dict[str, np.ndarray] = {}
 
@@ -70,13 +67,14 @@ class Emulator:
     def _run(self, images):
         x = self._stem(images)
         records = []
-        for plan in self._network.artifact.spec.plan():
+        for block in self._network.blocks:
+            plan = block.plan
             shortcut = self._shortcut(plan, x)
             if plan.shortcut == "duplicate":
                 x = np.concatenate([x, x], axis=-1)
             # A float32 has too few bits for an int32, but not for its sign.
             signs = x if x.dtype == np.float32 else np.sign(x).astype(np.float32)
-            sums = np.asarray(self._runtime.binary_conv(plan, signs))
+            sums = block.conv.integers(signs)
             records.append((x, sums))
             y = self._norm(f"{plan.name}/bn", sums.astype(self._arithmetic.dtype))
             if shortcut is not None:
@@ -89,7 +87,7 @@ class Emulator:
         return logits.astype(np.int32 if logits.dtype == np.int64 else np.float32), records
 
     def _stem(self, images):
-        spec, tensors = self._network.artifact.spec, self._arithmetic.tensors
+        spec, tensors = self._network.described.spec, self._arithmetic.tensors
         pixels = tensors["stem/pixels"].astype(self._arithmetic.dtype)
         x = np.stack([pixels[c][images[..., c]] for c in range(len(pixels))], axis=-1)
         x = self._value("stem/pixels", x)

@@ -12,7 +12,6 @@ from collections.abc import Container, Iterable
 import numpy as np
 
 from ftbnn_jax.deploy import artifact as artifact_lib
-from ftbnn_jax.deploy import runtime as runtime_lib
 from ftbnn_jax.deploy.c import generate, golden, prefixes, schedule
 from ftbnn_jax.deploy.c import reference as reference_lib
 from ftbnn_jax.errors import UserError
@@ -56,19 +55,18 @@ def run(
       UserError: the artifact cannot be read or turned into C, or the folder cannot be written or is no
         earlier export.
     """
-    runtime = runtime_lib.Runtime.load(path)
-    artifact = runtime.artifact
+    artifact = artifact_lib.load(path)
     count = _GOLDEN_BYTES // golden.image_bytes(schedule.lower(artifact))
     count = min(max(count, 1), _GOLDEN_IMAGES)
     images = _take(real_images(batches), _CALIBRATION_IMAGES)
-    # One size of batch, so that the runtime is compiled once.
+    # One size of batch, so that each convolution is compiled once.
     parts = [images[i : i + count] for i in range(0, len(images), count)]
     parts = [part for part in parts if len(part) == len(parts[0])]
-    fraction_bits = reference_lib.calibrate(runtime, parts) if with_fixed_point else None
+    fraction_bits = reference_lib.calibrate(artifact, parts) if with_fixed_point else None
     files: dict[str, bytes] = {
         name: text.encode() for name, text in generate.files(artifact, fraction_bits, prefix).items()
     }
-    reference = reference_lib.Reference(runtime, fraction_bits)
+    reference = reference_lib.Reference(artifact, fraction_bits)
     files["golden.bin"] = reference.golden(parts[0])
     # What fixed point loses is asked of every image; single precision has nothing to lose.
     for part in parts[1:] if with_fixed_point else ():

@@ -78,7 +78,7 @@ class Quantized:
 
     def zeroed(self) -> dict[str, int]:
         """Returns how many factors and slopes of each tensor are 0, and were not; without others."""
-        source = self.network.artifact.tensors
+        source = self.network.described.tensors
         factors = [n for n in self.tensors if n.endswith(("/multiplier", "_slope", "head/scale"))]
         lost = {n: int(np.sum((self.tensors[n] == 0) & (np.abs(source[n]) >= _TINY))) for n in factors}
         return {name: count for name, count in sorted(lost.items()) if count}
@@ -111,13 +111,12 @@ def _most_that_fit(network: schedule.Network, fraction_bits: int) -> int | None:
 
 
 def _quantize(network: schedule.Network, fraction_bits: int) -> Quantized:
-    artifact = network.artifact
-    source = artifact.tensors
+    source = network.described.tensors
     found = Quantized(network, fraction_bits, {}, {})
     for name, tensor in source.items():
         tables.check_finite(name, tensor)
 
-    mean, std = tables.standardization(artifact.preprocessing)
+    mean, std = tables.standardization(network.described.preprocessing)
     pixels = (np.arange(256) - mean[:, None].astype(np.float64)) / std[:, None]
     found.tensors["stem/pixels"], pixel_shift = _mantissas("stem/pixels", pixels, _PIXEL_BITS)
     largest = int(np.abs(found.tensors["stem/pixels"]).max())
@@ -143,7 +142,7 @@ def _quantize(network: schedule.Network, fraction_bits: int) -> Quantized:
 
 def _head_shift(network: schedule.Network) -> int:
     """Returns the shift after which the largest class's sums are its logits, or up to twice that."""
-    largest = float(network.artifact.tensors["head/scale"].max())
+    largest = float(network.described.tensors["head/scale"].max())
     return min(max(0, -math.frexp(largest)[1]), _LARGEST_SHIFT)
 
 
@@ -186,7 +185,7 @@ def _weights(found: Quantized, name: str, largest: int) -> int:
     Returns:
       The fraction bits of the weights.
     """
-    kernel = found.network.artifact.tensors[f"{name}/kernel"].astype(np.float64)
+    kernel = found.network.described.tensors[f"{name}/kernel"].astype(np.float64)
     # One unit for the rounding of each weight.
     room = _LARGEST_SUM // largest - kernel[..., 0].size
     share = np.abs(kernel).max() / max(_heaviest(kernel), 1e-30)
@@ -199,7 +198,7 @@ def _norm(
     found: Quantized, name: str, input_bits: int, parts: tuple[str, str] = ("multiplier", "offset")
 ) -> None:
     """Quantises a batch norm whose input has `input_bits` fraction bits."""
-    source = found.network.artifact.tensors
+    source = found.network.described.tensors
     multiplier, offset = (f"{name}/{part}" for part in parts)
     # Shifted, the product is to have fraction_bits: the multiplier takes the difference and the shift.
     found.tensors[multiplier], found.shifts[name] = _mantissas(
@@ -209,7 +208,7 @@ def _norm(
 
 
 def _activation(found: Quantized, name: str) -> None:
-    source = found.network.artifact.tensors
+    source = found.network.described.tensors
     slopes = [f"{name}/act/{s}_slope" for s in ("negative", "positive")]
     slopes = [slope for slope in slopes if slope in source]
     if slopes:

@@ -11,6 +11,7 @@ from collections.abc import Container, Mapping
 
 import ftbnn_jax
 from ftbnn_jax.deploy import artifact as artifact_lib
+from ftbnn_jax.deploy.c import described as described_lib
 from ftbnn_jax.deploy.c import fixed_point, prefixes, schedule, tables
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn import spec as spec_lib
@@ -53,8 +54,8 @@ def files(
         needed; a class name is no C string; the prefix is no identifier, or makes two names one.
     """
     prefixes.check(prefix)
-    _check_numbers(artifact)
     network = schedule.lower(artifact)
+    _check_numbers(network.described)
     fixed = None if fraction_bits is None else fixed_point.quantize(network, fraction_bits)
     arithmetic = "float" if fixed is None else "fixed"
     constants = tables.binary_weights(network)
@@ -69,21 +70,21 @@ def files(
     found["weights.c"] = '#include "weights.h"\n\n' + "\n".join(t.definition() for t in constants)
     found = prefixes.apply(found, prefix)
     found["model.h"] = found["model.h"].replace("@WHAT@", _what(network, fraction_bits))
-    long_names, names = tables.class_names(artifact)
+    long_names, names = tables.class_names(network.described)
     found["model.c"] = (
         found["model.c"].replace("@LONG_NAMES@", long_names).replace("@CLASS_NAMES@", names)
     )
     return dict(sorted(found.items()))
 
 
-def _check_numbers(artifact: artifact_lib.Artifact) -> None:
+def _check_numbers(described: described_lib.Described) -> None:
     """Raises a UserError unless all metadata that is printed as a number is a whole one."""
-    rule = artifact.preprocessing
-    found = {"num_classes": artifact.num_classes, "step": artifact.step}
+    rule = described.preprocessing
+    found = {"step": described.step}
     found |= {f"preprocessing.{name}": getattr(rule, name) for name in ("size", "channels", "crop")}
     found |= {
-        f"spec.{field.name}": getattr(artifact.spec, field.name)
-        for field in dataclasses.fields(artifact.spec)
+        f"spec.{field.name}": getattr(described.spec, field.name)
+        for field in dataclasses.fields(described.spec)
         if field.type is int
     }
     for name, value in found.items():
@@ -112,22 +113,22 @@ def _describe(block: schedule.Block) -> str:
 
 def _what(network: schedule.Network, fraction_bits: int | None) -> str:
     """Returns the comment that begins the header."""
-    a = network.artifact
+    d, rule = network.described, network.described.preprocessing
     multiply_adds = sum(block.multiply_adds for block in network.blocks)
-    bits = sum(32 * a.tensors[f"{b.plan.name}/conv/bits"].size for b in network.blocks)
+    bits = sum(32 * d.tensors[f"{b.plan.name}/conv/bits"].size for b in network.blocks)
     arithmetic = "single precision" if fraction_bits is None else "integers (fixed point)"
     what = (
-        f"A 1-bit network: {a.image_size}x{a.image_size}x{a.channels} pixels to {a.num_classes} "
+        f"A 1-bit network: {rule.size}x{rule.size}x{rule.channels} pixels to {d.num_classes} "
         f"classes, {len(network.blocks)} binary convolutions ({multiply_adds:,} binary multiply-adds, "
         f"{bits // 8:,} bytes of bits), {arithmetic} between them. Written by ftbnn_jax "
-        f"{ftbnn_jax.__version__} from training step {a.step}; do not edit."
+        f"{ftbnn_jax.__version__} from training step {d.step}; do not edit."
     )
     return "\n * ".join(textwrap.wrap(what, 96))
 
 
 def _header(network: schedule.Network, fraction_bits: int | None) -> str:
-    a = network.artifact
-    rule = a.preprocessing
+    d = network.described
+    rule = d.preprocessing
     definitions = {
         "VERSION": f'"{ftbnn_jax.__version__}"',
         "IMAGE_SIZE": rule.size,
@@ -135,7 +136,7 @@ def _header(network: schedule.Network, fraction_bits: int | None) -> str:
         "PIXEL_BYTES": rule.size**2 * rule.channels,
         "CROP": rule.crop,
         "ANTIALIAS": int(bool(rule.antialias)),
-        "CLASSES": a.num_classes,
+        "CLASSES": d.num_classes,
         "BLOCKS": len(network.blocks),
         "ARENA_BYTES": f"{network.arena_bytes}u",
     }
@@ -187,13 +188,13 @@ def _braced(values: dict[str, object]) -> str:
 
 
 def _program(network: schedule.Network, fixed: "fixed_point.Quantized | None") -> str:
-    a = network.artifact
-    spec = a.spec
-    fields = _Fields(a.tensors, fixed.shifts if fixed else {})
+    d = network.described
+    spec, rule = d.spec, d.preprocessing
+    fields = _Fields(d.tensors, fixed.shifts if fixed else {})
 
     stem: dict[str, object] = {
-        "size": a.image_size,
-        "channels": a.channels,
+        "size": rule.size,
+        "channels": rule.channels,
         "kernel": spec.stem_kernel,
         "stride": spec.stem_stride,
         "features": spec.stem_features,
@@ -236,7 +237,7 @@ def _program(network: schedule.Network, fixed: "fixed_point.Quantized | None") -
     head = {
         "positions": network.last_size**2,
         "features": spec.features,
-        "classes": a.num_classes,
+        "classes": d.num_classes,
         "weights": "ftbnn_head_kernel",
         **fields.shift("head/kernel"),
         "norm": fields.norm("head", ("scale", "bias")),
@@ -254,8 +255,8 @@ def _program(network: schedule.Network, fixed: "fixed_point.Quantized | None") -
 
 def _calls(network: schedule.Network) -> str:
     """Returns the body of the function that runs every layer."""
-    a = network.artifact
-    spec = a.spec
+    d = network.described
+    spec, rule = d.spec, d.preprocessing
     stem, first = spec.stem_features, network.blocks[0]
     start = f"values + {first.x}" if first.x else "values"
 
@@ -264,7 +265,7 @@ def _calls(network: schedule.Network) -> str:
         return f"(ftbnn_signs){{signs + {block.signs}, {nonzero}}}"
 
     lines = [
-        f"/* stem: {a.image_size}x{a.image_size}x{a.channels} -> {network.stem_size}x"
+        f"/* stem: {rule.size}x{rule.size}x{rule.channels} -> {network.stem_size}x"
         f"{network.stem_size}x{stem}, {spec.stem_kernel}x{spec.stem_kernel}, stride {spec.stem_stride}, "
         f"{spec.stem_activation} */",
         f"ftbnn_run_stem(&stem, pixels, {start}, scratch);",

@@ -5,6 +5,7 @@ point, images. Then for each image its pixels; for each block the packed signs o
 and non-zero where the form is ternary) and its integers, int16; and the logits, 4 bytes each.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,13 +20,13 @@ _MAGIC = 0x47425446
 
 def image_bytes(network: schedule.Network) -> int:
     """Returns how many bytes one image takes, with all that belongs to it."""
-    artifact = network.artifact
+    described = network.described
     blocks = sum(
         4 * block.plane * (2 if block.form == "ternary" else 1)
         + 2 * block.out_size**2 * block.plan.features
         for block in network.blocks
     )
-    return artifact.image_size**2 * artifact.channels + blocks + 4 * artifact.num_classes
+    return math.prod(described.preprocessing.shape) + blocks + 4 * described.num_classes
 
 
 def pack(

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 
 from ftbnn_jax import report
-from ftbnn_jax.deploy import runtime as runtime_lib
+from ftbnn_jax.deploy import artifact as artifact_lib
 from ftbnn_jax.deploy.c import fixed_point, golden, schedule
 from ftbnn_jax.deploy.c.arithmetic import FixedPoint, SinglePrecision
 from ftbnn_jax.deploy.c.emulator import Emulator, Trace
@@ -104,7 +104,7 @@ class Reference:
     """Both arithmetics of a network, and the one of its program.
 
     Args:
-      runtime: the packed network.
+      artifact: the packed network.
       fraction_bits: None for single precision.
 
     Attributes:
@@ -115,14 +115,14 @@ class Reference:
       UserError: the C program has no such layer, or a parameter does not fit into fixed point.
     """
 
-    def __init__(self, runtime: runtime_lib.Runtime, fraction_bits: int | None):
-        self.network = schedule.lower(runtime.artifact)
+    def __init__(self, artifact: artifact_lib.Artifact, fraction_bits: int | None):
+        self.network = schedule.lower(artifact)
         self.losses = Losses()
-        self._single = Emulator(self.network, SinglePrecision(self.network), runtime)
+        self._single = Emulator(self.network, SinglePrecision(self.network))
         self._fraction_bits = fraction_bits
         if fraction_bits is not None:
             quantized = fixed_point.quantize(self.network, fraction_bits)
-            self._fixed = Emulator(self.network, FixedPoint(quantized), runtime)
+            self._fixed = Emulator(self.network, FixedPoint(quantized))
             self.losses.zeroed_parameters = quantized.zeroed()
 
     def traces(self, images: np.ndarray) -> tuple[Trace, Trace]:
@@ -149,17 +149,17 @@ class Reference:
         return golden.pack(self.network, images, program.records, program.logits)
 
 
-def calibrate(runtime: runtime_lib.Runtime, batches: Iterable[np.ndarray]) -> int:
+def calibrate(artifact: artifact_lib.Artifact, batches: Iterable[np.ndarray]) -> int:
     """Returns fraction bits that suit a network: see `fixed_point.choose_fraction_bits`.
 
     Args:
-      runtime: the packed network.
+      artifact: the packed network.
       batches: uint8 `[N, image_size, image_size, channels]` each.
 
     Raises:
       UserError: a value is not finite.
     """
-    reference = Reference(runtime, None)
+    reference = Reference(artifact, None)
     largest: dict[str, float] = {}
     for images in batches:
         trace, _ = reference.traces(images)

@@ -46,7 +46,7 @@ class _Bounds:
         self._tensors = tables.float_tensors(network)
 
     def run(self, inputs):
-        spec = self._network.artifact.spec
+        spec = self._network.described.spec
         # A pixel is subtracted from, divided, and maybe multiplied with an inverse instead.
         pixels = self._rounded("stem/pixels", 0.0, 3)
         error = self._products("stem/conv/kernel", "stem/pixels", pixels)

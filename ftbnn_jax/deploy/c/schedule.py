@@ -3,9 +3,8 @@
 import dataclasses
 
 from ftbnn_jax.deploy import artifact as artifact_lib
-from ftbnn_jax.deploy import layout, runtime
 from ftbnn_jax.deploy.c import memory
-from ftbnn_jax.errors import UserError
+from ftbnn_jax.deploy.c.described import Convolution, Described, describe
 from ftbnn_jax.nn.spec import BinaryConvPlan
 from ftbnn_jax.ops import binary
 from ftbnn_jax.ops.conv import geometry
@@ -22,19 +21,27 @@ class Block:
 
     Attributes:
       plan: what it is.
-      form: of its convolution, one of `ops.packed.convolution.FORMS`.
-      size: height and width of the input.
+      conv: its convolution.
       x: offset of its input among the values, and `y` of its output.
       signs: offset of the packed signs of its input.
       y: see `x`.
     """
 
     plan: BinaryConvPlan
-    form: str
-    size: int
+    conv: Convolution
     x: int = 0
     y: int = 0
     signs: int = 0
+
+    @property
+    def form(self) -> str:
+        """Of its convolution, one of `ops.packed.convolution.FORMS`."""
+        return self.conv.form
+
+    @property
+    def size(self) -> int:
+        """Height and width of the input."""
+        return self.conv.size
 
     @property
     def out_size(self) -> int:
@@ -68,7 +75,7 @@ class Network:
     """The layers, and how many elements of memory they need.
 
     Attributes:
-      artifact: what was lowered.
+      described: what was lowered.
       stem_size: height and width of the stem's convolution's output.
       blocks: the binary blocks in order.
       values: real numbers between the layers.
@@ -79,7 +86,7 @@ class Network:
       largest_pair: values of the largest input and output of a layer together.
     """
 
-    artifact: artifact_lib.Artifact
+    described: Described
     stem_size: int
     blocks: tuple[Block, ...]
     values: int
@@ -106,20 +113,13 @@ def lower(artifact: artifact_lib.Artifact) -> Network:
     """Lays a network out, one buffer of values in the place of another where a layer allows it.
 
     Raises:
-      UserError: the C program has no such layer.
+      UserError: it is none of those that there can be in C; see `described.describe`.
     """
-    spec = artifact.spec
-    layout.require_folded_scaling(spec, "the C program")
-    if spec.head != "mean":
-        raise UserError(f"model.head={spec.head!r}: the C program has 'mean' alone")
+    described = describe(artifact)
+    spec, rule = described.spec, described.preprocessing
     half = spec.stem_kernel // 2
-    stem_size = geometry.output_size(
-        artifact.image_size, spec.stem_kernel, spec.stem_stride, (half, half)
-    )
-    blocks = [
-        Block(plan, runtime.packed_conv(spec, plan).form, size)
-        for plan, size in zip(spec.plan(), runtime.input_sizes(artifact), strict=True)
-    ]
+    stem_size = geometry.output_size(rule.size, spec.stem_kernel, spec.stem_stride, (half, half))
+    blocks = [Block(*both) for both in zip(spec.plan(), described.convolutions, strict=True)]
     # Step 0 is the stem, 1 the pool, 2 packs; block i runs in step 3 + i, and the classifier at the end.
     stem_values = stem_size**2 * spec.stem_features
     values = [memory.Buffer(stem_values, 0, 2)]
@@ -144,25 +144,25 @@ def lower(artifact: artifact_lib.Artifact) -> Network:
         for b, x, y, sign in zip(blocks, inputs, outputs, sign_offsets, strict=True)
     )
     pairs = [b.size**2 * b.plan.in_features + b.out_size**2 * b.plan.features for b in blocks]
-    pairs.append(artifact.image_size**2 * artifact.channels + stem_values)
+    pairs.append(rule.size**2 * rule.channels + stem_values)
     if spec.stem_pool:
         pairs.append(stem_values + blocks[0].size ** 2 * spec.stem_features)
     return Network(
-        artifact=artifact,
+        described=described,
         stem_size=stem_size,
         blocks=placed,
         values=value_count,
         signs=sign_count,
-        scratch=_scratch(artifact, blocks),
+        scratch=_scratch(described, blocks),
         windows=max(_windows(block) for block in blocks),
         sums=max(BLOCK * (block.plan.features + SLACK) for block in blocks),
         largest_pair=max(pairs),
     )
 
 
-def _scratch(artifact: artifact_lib.Artifact, blocks: list[Block]) -> int:
-    spec = artifact.spec
-    row = (artifact.image_size + 2 * (spec.stem_kernel // 2)) * artifact.channels
+def _scratch(described: Described, blocks: list[Block]) -> int:
+    spec, rule = described.spec, described.preprocessing
+    row = (rule.size + 2 * (spec.stem_kernel // 2)) * rule.channels
     needed = [spec.stem_kernel * row, spec.stem_features, spec.features]
     needed.append(blocks[0].plan.conv_in_features + SLACK)
     for block, following in zip(blocks, [*blocks[1:], None], strict=True):

@@ -1,14 +1,12 @@
 """The constants of a network as C arrays, and the names of its classes as C strings."""
 
 import dataclasses
-import re
 import reprlib
 import textwrap
 
 import numpy as np
 
-from ftbnn_jax.deploy import artifact as artifact_lib
-from ftbnn_jax.deploy import layout
+from ftbnn_jax.deploy.c import described as described_lib
 from ftbnn_jax.deploy.c import schedule
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.ops import preprocessing
@@ -57,13 +55,7 @@ class Table:
 
 
 def name_of(tensor: str) -> str:
-    """Returns the C name of a tensor of the artifact.
-
-    Raises:
-      UserError: it could be no tensor's.
-    """
-    if not re.fullmatch(r"\w+(/\w+)*", tensor, re.ASCII):
-        raise UserError(f"tensor {tensor!r}: no name of a tensor")
+    """Returns the C name of a tensor; see `described.Described`."""
     return "ftbnn_" + tensor.replace("/", "_")
 
 
@@ -71,12 +63,13 @@ def binary_weights(network: schedule.Network) -> list[Table]:
     """Returns the kernels of each binary convolution as the words that its windows meet."""
     found = []
     for block in network.blocks:
-        name = f"{block.plan.name}/conv/bits"
-        kernels = layout.unpack_kernels(block.plan, network.artifact.tensors[name])
+        kernels = block.conv.kernels()
         words = [packed.pack_kernels(kernel[None]).reshape(-1) for kernel in kernels]
         # A vector of the last channels may reach beyond them.
         words.append(np.zeros(schedule.SLACK, np.uint32))
-        found.append(Table(name_of(name), np.concatenate(words).astype(np.uint32)))
+        found.append(
+            Table(name_of(f"{block.plan.name}/conv/bits"), np.concatenate(words).astype(np.uint32))
+        )
     return found
 
 
@@ -91,12 +84,12 @@ def float_tensors(network: schedule.Network) -> dict[str, np.ndarray]:
     Raises:
       UserError: one of them is not finite.
     """
-    artifact = network.artifact
+    described = network.described
     pixels = np.arange(256, dtype=np.float32)
-    mean, std = standardization(artifact.preprocessing)
+    mean, std = standardization(described.preprocessing)
     tensors = {
         "stem/pixels": (pixels - mean[:, None]) / std[:, None],
-        **{name: t for name, t in artifact.tensors.items() if t.dtype != np.uint32},
+        **{name: t for name, t in described.tensors.items() if t.dtype != np.uint32},
     }
     for name, tensor in tensors.items():
         check_finite(name, tensor)
@@ -114,14 +107,14 @@ def check_finite(name: str, tensor: np.ndarray) -> None:
         raise UserError(f"tensor {name!r}: holds a number that is not finite; C takes finite ones only")
 
 
-def class_names(artifact: artifact_lib.Artifact) -> tuple[str, str]:
+def class_names(described: described_lib.Described) -> tuple[str, str]:
     """Returns the names of all classes as C strings: definitions that come first, and the initialiser.
 
     Raises:
       UserError: a name is no text, or holds a NUL.
     """
-    missing = range(len(artifact.class_names), artifact.num_classes)
-    names = [*artifact.class_names[: artifact.num_classes], *(f"class {i}" for i in missing)]
+    missing = range(len(described.class_names), described.num_classes)
+    names = [*described.class_names[: described.num_classes], *(f"class {i}" for i in missing)]
     definitions, expressions = [], []
     for i, name in enumerate(names):
         characters = [_escaped(byte) for byte in _bytes_of(i, name)]

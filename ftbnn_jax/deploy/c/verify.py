@@ -12,11 +12,15 @@ import rich.table
 from ftbnn_jax.deploy import runtime as runtime_lib
 from ftbnn_jax.deploy.c import build, emulator, export, golden, rounding, schedule
 from ftbnn_jax.deploy.c import reference as reference_lib
+from ftbnn_jax.deploy.pixels import Pixels
 from ftbnn_jax.nn.spec import ResNetSpec
 from ftbnn_jax.report import console, print_json
 
 # More are written to a file, and read, in parts.
 _IMAGES_AT_ONCE = 8
+
+# Real inputs and integers of a binary convolution.
+_Record = tuple[np.ndarray, np.ndarray]
 
 
 @dataclasses.dataclass
@@ -142,7 +146,7 @@ def compare(
     """
     fraction_bits, prefix = export.read_options(folder)
     export.check_is_from(folder, runtime.artifact, fraction_bits, prefix)
-    reference = reference_lib.Reference(runtime, fraction_bits)
+    reference = reference_lib.Reference(runtime.artifact, fraction_bits)
     result = Result(
         [LayerResult(block.plan.name) for block in reference.network.blocks],
         export.arithmetic_name(fraction_bits),
@@ -151,15 +155,15 @@ def compare(
     with build.scratch() as scratch:
         program, classify = scratch / "test_model", scratch / "classify"
         build.build(folder, program, flags)
-        for batch in batches:
-            there = np.flatnonzero(batch["weight"] > 0)
-            images = batch["image"][there]
-            if "decoded" in batch and not classify.is_file():
+
+        def preprocessed(stored):
+            if not classify.is_file():
                 build.build(folder, classify, flags, "classify")
-            for i in there if "decoded" in batch else ():
-                pixels = build.preprocess(classify, batch["decoded"][i], scratch)
-                result.pixels += len(pixels)
-                result.pixels_differing += int(np.sum(pixels != batch["image"][i].reshape(-1)))
+            shape = runtime.artifact.preprocessing.shape
+            return np.stack([build.preprocess(classify, x, scratch).reshape(shape) for x in stored])
+
+        pixels = Pixels(preprocessed)
+        for images in pixels.checked(batches):
             for start in range(0, len(images), _IMAGES_AT_ONCE):
                 part = images[start : start + _IMAGES_AT_ONCE]
                 single, expected = reference.traces(part)
@@ -168,12 +172,22 @@ def compare(
                 _add(result, found)
                 if expected is not single:
                     result.saturating += int(np.sum(expected.any_outside()))
-                logits, records = runtime.trace(part)
-                logits = np.asarray(logits)
+                logits, records = _trace(runtime, reference.network, part)
                 result.logits += logits.size
                 result.agreeing += int(np.sum(logits.argmax(-1) == found["classes"]))
                 _compare_with_runtime(result, reference.network, single, logits, records)
+        result.pixels, result.pixels_differing = pixels.compared, pixels.differing
     return result
+
+
+def _trace(
+    runtime: runtime_lib.Runtime, network: schedule.Network, images: np.ndarray
+) -> tuple[np.ndarray, list[_Record]]:
+    """Returns the packed runtime's logits, and what each binary convolution reads and gives."""
+    names = [name for block in network.blocks for name in (block.conv.source, block.conv.result)]
+    logits, arrays = runtime.arrays(images, names)
+    arrays = list(map(np.asarray, arrays))
+    return np.asarray(logits), list(zip(arrays[::2], arrays[1::2], strict=True))
 
 
 def _add(result: Result, found: dict[str, Any]) -> None:
@@ -190,10 +204,9 @@ def _compare_with_runtime(
     network: schedule.Network,
     single: emulator.Trace,
     logits: np.ndarray,
-    records: Iterable[runtime_lib.Record],
+    records: Sequence[_Record],
 ) -> None:
     """Compares emulation and packed runtime, each image up to the first integer that differs."""
-    records = [(np.asarray(x), np.asarray(sums)) for x, sums in records]
     bounds, logit_bounds = rounding.bounds(network, single, [x for x, _ in records])
     agreeing = np.ones(len(logits), bool)
     finite = np.isfinite(logits).all(-1) & ~single.any_outside()
