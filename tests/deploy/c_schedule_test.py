@@ -10,11 +10,13 @@ import subprocess
 import sys
 
 import c_programs
+import jax.numpy as jnp
 import networks
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jax import lax
 
 from ftbnn_jax.deploy import export as network_export
 from ftbnn_jax.deploy.c import (
@@ -535,13 +537,36 @@ def test_a_preprocessing_that_is_not_the_graphs_is_refused(change, words):
 def test_a_function_around_a_specs_network_is_refused(after, bits, words):
     config, variables, artifact = networks.build(architectures.small((1, 1), 8), 6)
     network = network_export.network(config)
+
+    def function(variables, images):
+        return after(network(variables, images))
+
+    _refused(function, variables, artifact, words, classifier_bits=bits)
+
+
+@pytest.mark.parametrize(
+    ("sign", "words"),
+    [
+        (jnp.sign, "a sign of one array expected"),
+        (lambda x: jnp.where(x > 1, 1.0, jnp.where(-x > 1, 0.0, -1.0)), "a sign of one array expected"),
+        (lambda x: jnp.where(lax.gt(1.0, x), 1.0, -1.0), "a sign of one array expected"),
+        (lambda x: jnp.where(x > 1, 1.0, -1.0), "binary_dot of no constant expected, found uint32"),
+    ],
+)
+def test_other_signs_than_a_specs_are_refused(sign, words):
+    _, _, artifact = networks.build(architectures.small((1, 1), 8), 6)
+    kernel = np.sign(np.random.default_rng(0).standard_normal((3, 5))).astype(np.float32)
+
+    def function(variables, images):
+        return sign(images.astype(jnp.float32)[:, 0, 0]) @ variables
+
+    _refused(function, kernel, artifact, f"the network: {words}")
+
+
+def _refused(function, variables, artifact, words, **options):
+    spec, rule = artifact.spec, artifact.preprocessing
     packed = network_export.pack(
-        lambda variables, images: after(network(variables, images)),
-        variables,
-        networks.images(6),
-        classifier_bits=bits,
-        spec=artifact.spec,
-        preprocessing=artifact.preprocessing,
+        function, variables, networks.images(6), spec=spec, preprocessing=rule, **options
     )
     with pytest.raises(UserError, match=f"this graph is not that of its spec: {words}"):
         schedule.lower(packed)

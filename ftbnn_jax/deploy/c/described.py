@@ -7,7 +7,7 @@ its constants in layers and operations that follow from the spec: here they are 
 import dataclasses
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -129,7 +129,7 @@ def describe(artifact: artifact_lib.Artifact) -> Described:
         return dataclasses.replace(cut, shape=shape, dtype=dtype, tensors=tensors)
 
     convolutions = tuple(
-        Convolution(part(_before_signs(nodes, product), product.name))
+        Convolution(part(_before_signs(nodes, graph.tensors, product), product.name))
         for product in graph.binary_products()
     )
     of_signs = {n.name for conv in convolutions for n in conv.part.nodes[:-1]}
@@ -163,7 +163,9 @@ def _not_the_specs(what: str) -> UserError:
     return UserError(f"{_ONLY}; this graph is not that of its spec: {what}")
 
 
-def _before_signs(nodes: dict[str, ir.Node], product: ir.Node) -> str:
+def _before_signs(
+    nodes: dict[str, ir.Node], constants: Mapping[str, np.ndarray], product: ir.Node
+) -> str:
     """Returns the name of what a product's signs are taken of: what all their comparisons read."""
     found, waiting = set(), [product.inputs[0]]
     while waiting:
@@ -172,8 +174,10 @@ def _before_signs(nodes: dict[str, ir.Node], product: ir.Node) -> str:
             found.add(node.inputs[0])
         elif node is not None:
             waiting += node.inputs
-    if len(found) != 1:
-        raise _not_the_specs(f"{product.layer}: signs of one array expected, found {len(found)}")
+    if len(found) != 1 or found <= constants.keys():
+        raise _not_the_specs(
+            f"{product.layer or 'the network'}: a sign of one array expected, found another"
+        )
     return found.pop()
 
 
