@@ -9,10 +9,10 @@ import networks
 import numpy as np
 import pytest
 
-from ftbnn_jax.deploy import artifact as artifact_lib
-from ftbnn_jax.deploy import export, layout, verify
+from ftbnn_jax.deploy import export, verify
 from ftbnn_jax.deploy import runtime as runtime_lib
 from ftbnn_jax.errors import UserError
+from ftbnn_jax.graph import passes
 from ftbnn_jax.nn import architectures
 
 
@@ -65,11 +65,24 @@ def _batch(size, count=3):
     return {"image": networks.images(size, count), "weight": weight}
 
 
+def _compare(config, variables, artifact):
+    """Verifies two images of a batch."""
+    function = export.network(config, config.compute_dtype)
+    return verify.verify(function, variables, artifact, [networks.images(config.image_size, 2)])
+
+
+def _replaced(artifact, **tensors):
+    """The same with other numbers in some tensors."""
+    graph = artifact.graph
+    graph = dataclasses.replace(graph, tensors={**graph.tensors, **tensors})
+    return dataclasses.replace(artifact, graph=graph)
+
+
 @pytest.mark.parametrize("name", _NETWORKS)
 def test_no_integer_differs(name):
     spec, size, dtype, forms = _NETWORKS[name]
     config, variables, artifact = networks.build(spec, size, compute_dtype=dtype)
-    result = verify.compare(config, variables, runtime_lib.Runtime(artifact), [_batch(size)])
+    result = _compare(config, variables, artifact)
     assert [layer.form for layer in result.layers] == forms.split()
     assert all(layer.compared > 0 for layer in result.layers)
     assert result.differing == 0
@@ -93,21 +106,20 @@ def test_few_classes_of_which_logits_cancel_are_no_failure(classes, tmp_path):
     experiment = {"channels": 3, "class_names": []}
     artifact = export.to_artifact(config, variables, experiment, step=1)
     path = str(tmp_path / "model.safetensors")
-    artifact_lib.save(path, artifact)
+    artifact.save(path)
     assert verify.run(path, config, variables, [_batch(8)]) == 0
 
 
-def test_the_bound_on_logits_is_that_of_the_rounded_weights():
-    """Two features and two classes, by hand: steps of 1/32767 and 4/32767 of the largest weight."""
+def test_the_classifiers_weights_are_rounded_to_the_nearest_step_of_their_class():
+    """Two features and two classes, by hand: steps of 1/32767 and 4/32767, the largest weights."""
     kernel = np.float32([[1, 4], [0.50001, 0.5]])
-    largest = np.float32([[1, 2]])
-    stored = layout.classifier_kernel(layout.quantize_classifier(kernel)).astype(np.float64)
-    bound = layout.classifier_bound(kernel, np.float32([3, 0]), largest, terms=4)
-    by_weights = 2 * np.abs(stored[1] - kernel[1].astype(np.float64))
-    assert (by_weights <= 2 * 0.5 * np.array([1, 4]) / 32767 * (1 + 1e-5)).all()
-    # 2 + 4 + 4 roundings of at most 2**-24 on either side.
-    sums = np.array([1 + 2 * 0.50001 + 3, 4 + 2 * 0.5])
-    np.testing.assert_allclose((bound - by_weights)[0], [2 * 10 * 2.0**-24 * s for s in sums], rtol=0.01)
+    multiples, scale = passes.quantize(kernel)
+    assert multiples.dtype == np.int16
+    np.testing.assert_allclose(scale, np.array([[1, 4]]) / 32767, rtol=1e-7)
+    np.testing.assert_array_equal(multiples[0], 32767)
+    np.testing.assert_array_equal(multiples[1], np.rint(np.array([0.50001, 0.125]) * 32767))
+    turned, scales = passes.quantize(kernel.T, axis=1)
+    np.testing.assert_array_equal(turned.T * scales.T, multiples * scale)
 
 
 def test_a_network_without_binary_blocks_is_refused():
@@ -124,7 +136,7 @@ def test_a_network_that_is_not_binary_yet_is_refused(field):
 
 def test_training_in_bfloat16_reaches_the_same_integers():
     config, variables, artifact = networks.build(_small(), 8, compute_dtype="bfloat16")
-    result = verify.compare(config, variables, runtime_lib.Runtime(artifact), [_batch(8)])
+    result = _compare(config, variables, artifact)
     assert result.differing == 0
 
 
@@ -132,21 +144,21 @@ def test_training_in_bfloat16_reaches_the_same_integers():
 def exported(tmp_path):
     config, variables, artifact = networks.build(_small(), 8)
     path = str(tmp_path / "model.safetensors")
-    artifact_lib.save(path, artifact)
+    artifact.save(path)
     return path, config, variables, artifact
 
 
 def _flip(path, artifact, name):
-    words = artifact.tensors[name].copy()
+    words = artifact.graph.tensors[name].copy()
     words[0] ^= np.uint32(1)
-    artifact_lib.save(path, dataclasses.replace(artifact, tensors={**artifact.tensors, name: words}))
+    _replaced(artifact, **{name: words}).save(path)
 
 
 def test_one_flipped_weight_bit_is_refused_by_its_checksum(exported):
     path, config, variables, artifact = exported
     with open(path, "rb") as file:
         content = bytearray(file.read())
-    bits = artifact.tensors["block2_1/conv/bits"].tobytes()
+    bits = artifact.graph.tensors["block2_1/conv/bits"].tobytes()
     position = bytes(content).index(bits)
     content[position] ^= 1
     with open(path, "wb") as file:
@@ -160,17 +172,16 @@ def test_one_flipped_weight_bit_under_a_right_checksum_fails_and_is_located(expo
     assert verify.run(path, config, variables, [_batch(8)]) == 0
     _flip(path, artifact, "block2_1/conv/bits")
     assert verify.run(path, config, variables, [_batch(8)]) == 1
-    assert "block2_1: " in capsys.readouterr().err
-    result = verify.compare(config, variables, runtime_lib.Runtime.load(path), [_batch(8)])
-    assert [layer.name for layer in result.layers if layer.differing] == ["block2_1"]
+    assert "block2_1/conv: " in capsys.readouterr().err
+    result = _compare(config, variables, runtime_lib.Runtime.load(path))
+    assert [layer.name for layer in result.layers if layer.differing] == ["block2_1/conv"]
 
 
 def test_a_classifier_of_other_weights_fails(exported, capsys):
     path, config, variables, artifact = exported
-    kernel = artifact.tensors["head/kernel"].copy()
+    kernel = artifact.graph.tensors["head/kernel/int16"].copy()
     kernel[:, 0] += 30
-    tensors = {**artifact.tensors, "head/kernel": kernel}
-    artifact_lib.save(path, dataclasses.replace(artifact, tensors=tensors))
+    _replaced(artifact, **{"head/kernel/int16": kernel}).save(path)
     assert verify.run(path, config, variables, [_batch(8)]) == 1
     assert "times what the classifier's 16 bits explain" in capsys.readouterr().err
     # In float16 the training graph's own rounding is larger.
@@ -206,11 +217,13 @@ def test_pixels_are_compared_from_the_stored_images_on(exported, capsys):
 def test_the_json_report_holds_what_the_table_shows(exported, tmp_path):
     path, config, variables, artifact = exported
     _flip(path, artifact, "block1_1/conv/bits")
-    result = verify.compare(config, variables, runtime_lib.Runtime.load(path), [_batch(8)])
+    result = _compare(config, variables, runtime_lib.Runtime.load(path))
     report = result.to_dict()
     assert report["differing"] == result.differing > 0
     assert report["images"] == 2
-    assert [layer["name"] for layer in report["layers"]] == ["block1_1", "block2_1", "block2_2"]
+    assert [layer["name"] for layer in report["layers"]] == [
+        f"{b}/conv" for b in ("block1_1", "block2_1", "block2_2")
+    ]
     assert report["layers"][0].keys() == {"name", "form", "compared", "differing", "inputs", "zeros"}
 
 
@@ -308,14 +321,13 @@ def test_images_of_any_sizes_run_in_one_program_a_batch(monkeypatch):
     assert net.predict([]).shape == (0,) and net.logits([]).shape == (0, 5)
 
 
-def test_the_form_is_proved_from_the_spec_alone():
-    spec = architectures.derived(18, 5)
-    forms = [runtime_lib.packed_conv(spec, plan).form for plan in spec.plan()]
+@pytest.mark.parametrize(("sign", "anything"), [("three_valued", "ternary"), ("two_valued", "xnor")])
+def test_the_form_is_proved_from_the_program_alone(sign, anything):
+    spec = dataclasses.replace(architectures.derived(18, 5), width=20, sign=sign)
+    _, _, artifact = networks.build(spec, 32)
+    forms = [node.attributes["form"] for node in artifact.graph.binary_products()]
     # The bridge, then four blocks a stage: only what follows a stage's ReLU is known to be 0 or 1.
-    assert forms == ["ternary", *["ternary"] * 4, *(["and"] + ["ternary"] * 3) * 3]
-    two_valued = dataclasses.replace(spec, sign="two_valued")
-    forms = [runtime_lib.packed_conv(two_valued, plan).form for plan in two_valued.plan()]
-    assert forms == ["xnor", *["xnor"] * 4, *(["and"] + ["xnor"] * 3) * 3]
+    assert forms == [anything, *[anything] * 4, *(["and"] + [anything] * 3) * 3]
 
 
 def test_jax_export_of_the_runtime_runs_any_batch(exported, tmp_path):
