@@ -23,6 +23,7 @@ import rich.table
 from ftbnn_jax.deploy import onnx as export
 from ftbnn_jax.deploy import runtime as runtime_lib
 from ftbnn_jax.deploy import verify
+from ftbnn_jax.deploy.pixels import Pixels
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.host import machine
 from ftbnn_jax.nn.spec import ResNetSpec
@@ -213,7 +214,7 @@ def run(
     model = _read(path)
     if model != export.export(runtime.artifact):
         raise UserError("not what the artifact gives; --mode=export --format=onnx writes it anew", path)
-    pixels = verify.Pixels(runtime)
+    pixels = Pixels(runtime.pixels)
     result = compare(model, runtime, pixels.checked(batches))
     result.pixels, result.pixels_differing = pixels.compared, pixels.differing
     failures = list(result.failures())
