@@ -5,6 +5,7 @@ what a graph is. Reading runs no code from the file. The same network gives the 
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -50,7 +51,7 @@ class Artifact:
     spec: Architecture | None = None
     report: Any = dataclasses.field(default=None, compare=False)
 
-    @property
+    @functools.cached_property
     def num_classes(self) -> int:
         """Numbers that the network gives for an image, along the last axis."""
         return self.graph.shapes()[self.graph.output].shape[-1]
@@ -84,7 +85,7 @@ class Artifact:
             _parse(json.loads(json.dumps(metadata)), tensors)
         except UserError as error:
             raise UserError(f"{path}: not written, it could not be read again: {error}") from error
-        digests = {name: _digest(tensor) for name, tensor in sorted(tensors.items())}
+        digests = {name: digest(tensor) for name, tensor in sorted(tensors.items())}
         metadata |= {
             "schema_version": SCHEMA_VERSION,
             "sha256": digests,
@@ -117,8 +118,9 @@ def load(path: str) -> Artifact:
     if not isinstance(digests, dict) or digests.keys() != tensors.keys():
         raise UserError(f"{path}: damaged: its tensors are not those that its metadata lists")
     for name, tensor in tensors.items():
-        if _digest(tensor) != digests[name]:
-            raise UserError(f"{path}: damaged: the SHA-256 of tensor {name!r} does not match")
+        if digest(tensor) != digests[name]:
+            shown = field_checks.shown(name)
+            raise UserError(f"{path}: damaged: the SHA-256 of tensor {shown} does not match")
     if not intact:
         raise UserError(f"{path}: damaged: the SHA-256 of its header does not match")
     try:
@@ -141,8 +143,9 @@ def _parse(metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> Artifact
     metadata = dict(metadata)
     if "graph" not in metadata:
         raise UserError("metadata graph: is missing")
-    graph = ir.Graph.from_json(metadata.pop("graph"), tensors)
+    graph = metadata.pop("graph")
     fields = schema.read(Artifact, metadata, without=_NOT_METADATA)
+    graph = ir.Graph.from_json(graph, tensors)
     artifact = Artifact(graph=graph, **fields)
     rule = artifact.preprocessing
     if rule is not None:
@@ -171,26 +174,27 @@ def _parse(metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> Artifact
 
 
 def _check_tensors(graph: ir.Graph) -> None:
-    """Raises a UserError naming the first tensor that is not read, not finite, or has bits to spare."""
+    """Raises a UserError naming the first tensor that is not read, or holds what no tensor can."""
     read = {name for node in graph.nodes for name in node.inputs}
+    words = {node.inputs[1]: ir.kernel_bits(node.attributes) for node in graph.binary_products()}
     for name, tensor in sorted(graph.tensors.items()):
+        wrong = ""
         if name not in read:
-            raise UserError(f"tensor {name!r}: the network has no such tensor")
+            wrong = "the network has no such tensor"
         # Single numbers are the program's own, the -inf that a maximum begins with among them.
-        if tensor.ndim and tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
-            raise UserError(f"tensor {name!r}: holds a number that is not finite")
-    for node in graph.binary_products():
-        name = node.inputs[1]
-        words = graph.tensors.get(name)
-        if words is None:
-            raise UserError(f"{node.name}: its kernel is no tensor of the file")
-        spare = 32 * len(words) - ir.kernel_bits(node.attributes)
-        if spare and int(words[-1]) >> (bitpack.WORD_BITS - spare):
-            raise UserError(f"tensor {name!r}: its padding bits are not all 0")
+        elif tensor.ndim and tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
+            wrong = "holds a number that is not finite"
+        elif tensor.dtype == bool and tensor.size and tensor.view(np.uint8).max() > 1:
+            wrong = "holds what is neither True nor False"
+        elif name in words and (spare := 32 * len(tensor) - words[name]):
+            padded = int(tensor[-1]) >> (bitpack.WORD_BITS - spare)
+            wrong = "its padding bits are not all 0" if padded else ""
+        if wrong:
+            raise UserError(f"tensor {field_checks.shown(name)}: {wrong}")
 
 
-def _digest(tensor: np.ndarray) -> str:
-    """SHA-256 over dtype, shape and little-endian bytes."""
+def digest(tensor: np.ndarray) -> str:
+    """Returns the SHA-256 of a tensor: over dtype, shape and little-endian bytes."""
     head = f"{tensor.dtype.name}{list(tensor.shape)}".encode()
     data = np.ascontiguousarray(tensor.astype(tensor.dtype.newbyteorder("<"), copy=False))
     return hashlib.sha256(head + data.tobytes()).hexdigest()

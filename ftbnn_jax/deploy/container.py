@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import safetensors.numpy
 
+from ftbnn_jax import fields
 from ftbnn_jax.errors import UserError
 
 _METADATA = "ftbnn_jax"
@@ -111,26 +112,30 @@ def _offsets(entries: dict[str, Any], size: int) -> dict[str, tuple[np.dtype, tu
     for name, entry in entries.items():
         if name == "__metadata__":
             continue
+        shown = fields.shown(name)
         if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-            raise ValueError(f"damaged: tensor {name!r} is not described as safetensors does it")
+            raise ValueError(f"damaged: tensor {shown} is not described as safetensors does it")
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-        if dtype not in _DTYPES:
-            raise ValueError(f"tensor {name!r}: dtype {dtype!r}; one of {', '.join(_DTYPES)} expected")
+        if not isinstance(dtype, str) or dtype not in _DTYPES:
+            raise ValueError(
+                f"tensor {shown}: dtype {fields.shown(dtype)}; one of {', '.join(_DTYPES)} expected"
+            )
         if (
             not _are_sizes(shape)
             or not _are_sizes(offsets)
             or len(offsets) != 2
             or len(shape) > _MOST_DIMENSIONS
         ):
-            raise ValueError(f"damaged: tensor {name!r} has no possible shape and offsets")
+            raise ValueError(f"damaged: tensor {shown} has no possible shape and offsets")
         if _DTYPES[dtype].itemsize * math.prod(shape) != offsets[1] - offsets[0]:
-            raise ValueError(f"damaged: tensor {name!r}: its shape and its bytes do not match")
+            raise ValueError(f"damaged: tensor {shown}: its shape and its bytes do not match")
         found[name] = (*offsets, _DTYPES[dtype], tuple(shape))
     end = 0
     ordered = {}
     for name, (begin, after, dtype, shape) in sorted(found.items(), key=lambda item: item[1][0]):
         if begin != end:
-            raise ValueError(f"damaged: tensor {name!r} begins at {begin}, expected {end}")
+            shown = fields.shown(name)
+            raise ValueError(f"damaged: tensor {shown} begins at {begin}, expected {end}")
         end = after
         ordered[name] = (dtype, shape)
     if end != size:

@@ -8,6 +8,7 @@ that depends on them: a dimension below 0 is that many times the batch, so `(-1,
 image's features a row, and `-49` is 49 positions of each image.
 """
 
+import collections
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -30,12 +31,15 @@ DTYPES = (
     *("int8", "int16", "int32", "uint8", "uint16", "uint32"),
 )
 BATCH = -1
-# Larger numbers, longer lists and more nodes than any network needs.
+# Larger numbers, longer lists and names, more axes and more nodes than any network needs.
 _MOST = 2**31 - 1
 _LONGEST = 2**16
-_MOST_NODES = 2**16
-# Elements of one array for one image; a file that asks for more than this is no network.
+_LONGEST_NAME = 1000
+_MOST_AXES = 16
+_MOST_NODES = 2**14
+# Elements of one array for one image, and of all that is made of a file before it sees an image.
 _MOST_ELEMENTS = 2**28
+_MOST_PREPARED = 2**27
 
 
 class Node(NamedTuple):
@@ -82,32 +86,30 @@ class Graph:
         Operands are numbers: 0 is the input, then come the tensors in the order of their names, then
         the nodes. What many nodes share is short that way.
         """
-        tensors = sorted(self.tensors)
-        number = {self.input: 0, **{name: 1 + i for i, name in enumerate(tensors)}}
-        for node in self.nodes:
-            number[node.name] = len(number)
+        names = [self.input, *sorted(self.tensors), *(node.name for node in self.nodes)]
+        number = {name: i for i, name in enumerate(names)}
         nodes = [
             [n.name, n.op, [number[i] for i in n.inputs], n.attributes, n.layer] for n in self.nodes
         ]
         head = {"name": self.input, "dtype": self.dtype, "shape": list(self.shape)}
-        return {"input": head, "tensors": tensors, "nodes": nodes, "output": number[self.output]}
+        return {"input": head, "nodes": nodes, "output": number[self.output]}
 
     @classmethod
     def from_json(cls, value: Any, tensors: Mapping[str, np.ndarray]) -> "Graph":
         """Builds a graph from `to_json`'s result and its tensors, and checks all of it.
 
         Raises:
-          UserError: an operation, an operand or an attribute is none that there can be, or the shapes do
-            not go together.
+          UserError: an operation, an operand or an attribute is none that there can be, shapes do not
+            go together, or what runs it would take more memory than any network needs.
         """
-        value = _object(value, "graph", ("input", "tensors", "nodes", "output"))
+        value = _object(value, "graph", ("input", "nodes", "output"))
         head = _object(value["input"], "graph.input", ("name", "dtype", "shape"))
         name = _text(head["name"], "graph.input.name")
-        _require(head["dtype"] in DTYPES, "graph.input.dtype", f"one of {DTYPES}", head["dtype"])
+        _dtype(head["dtype"], "graph.input.dtype")
         shape = _dims(head["shape"], "graph.input.shape")
-        _require(shape[:1] == (BATCH,), "graph.input.shape", "the batch, -1, first", head["shape"])
-        _require(value["tensors"] == sorted(tensors), "graph.tensors", "the file's", value["tensors"])
-        names = [name, *value["tensors"]]
+        right = shape[:1] == (BATCH,) and all(n > 0 for n in shape[1:])
+        _require(right, "graph.input.shape", "the batch, -1, and sizes", head["shape"])
+        names = [name, *(_text(n, "tensors") for n in sorted(tensors))]
         _require(
             isinstance(value["nodes"], list) and 0 < len(value["nodes"]) <= _MOST_NODES,
             *("graph.nodes", f"a list of 1 to {_MOST_NODES:,}", value["nodes"]),
@@ -116,14 +118,39 @@ class Graph:
         for i, item in enumerate(value["nodes"]):
             nodes.append(_node(item, f"graph.nodes[{i}]", names))
             names.append(nodes[-1].name)
-            if nodes[-1].op in BINARY:
-                words = nodes[-1].inputs[1]
-                _require(words in tensors, f"graph.nodes[{i}].inputs", "a tensor of words", words)
-        _require(len(set(names)) == len(names), "graph.nodes", "names that differ", "one twice")
-        output = _number(value["output"], "graph.output", 0, len(names) - 1)
+        (twice, count), *_ = collections.Counter(names).most_common(1)
+        _require(count == 1, "graph.nodes", "names that differ", twice)
+        output = _number(value["output"], "graph.output", 1 + len(tensors), len(names) - 1)
         graph = cls(tuple(nodes), dict(tensors), name, head["dtype"], shape, names[output])
-        graph.shapes()
+        graph._check_words()
+        # Two numbers of images, the second one of which stands in no graph by chance.
+        shapes = {batch: graph.shapes(batch) for batch in (1, 61)}
+        for batch, found in shapes.items():
+            first = found[graph.output].shape[:1]
+            _require(first == (batch,), "graph.output", f"[{batch}, ...] for a batch of {batch}", first)
+        graph._check_memory(shapes[1])
         return graph
+
+    def _check_words(self) -> None:
+        """Raises a UserError unless every binary product has a tensor of words of its own."""
+        readers = collections.Counter(name for node in self.nodes for name in node.inputs)
+        for node in self.binary_products():
+            words = node.inputs[1]
+            if words not in self.tensors or readers[words] > 1:
+                what = "is read by another node too" if words in self.tensors else "is no tensor"
+                raise UserError(f"{fields.shown(node.name)}: its kernel {fields.shown(words)} {what}")
+
+    def _check_memory(self, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> None:
+        """Raises a UserError where what is computed before any image would take too much memory."""
+        elements = sum(math.prod(shapes[node.name].shape) for node in self._constant_nodes())
+        for node in self.binary_products():
+            # A table says for each window which of its positions lie on the padding.
+            taps = math.prod(node.attributes.get("kernel_size", ()))
+            elements += math.prod(shapes[node.name].shape[1:-1]) * taps
+        if elements > _MOST_PREPARED:
+            raise UserError(
+                f"metadata graph: {elements:,} numbers before any image, more than a network needs"
+            )
 
     def shapes(self, batch: int = 1) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns shape and dtype of the images and of every node's result for a batch, by name.
@@ -134,8 +161,9 @@ class Graph:
         found: dict[str, jax.ShapeDtypeStruct] = {}
 
         def note(name, x):
-            if math.prod(x.shape) > _MOST_ELEMENTS:
-                raise UserError(f"{name}: {list(x.shape)} is more than any network needs")
+            if math.prod(x.shape) > _MOST_ELEMENTS * batch:
+                size = fields.shown(list(x.shape))
+                raise UserError(f"{fields.shown(name)}: {size} is more than any network needs")
             found[name] = jax.ShapeDtypeStruct(x.shape, x.dtype)
             return x
 
@@ -171,7 +199,8 @@ class Graph:
                     result = apply(node, batch, [arrays[name] for name in node.inputs])
                 # JAX's rules raise all kinds where a file asks for what cannot be.
                 except Exception as error:
-                    raise UserError(f"{node.name} ({node.op}): {summary(error)}") from error
+                    name = fields.shown(node.name)
+                    raise UserError(f"{name} ({node.op}): {summary(error)}") from error
                 arrays[node.name] = note(node.name, result)
         return arrays[self.output]
 
@@ -187,10 +216,19 @@ class Graph:
     def constants(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
         """Returns what can be computed without an image, by name, and the tensors that it is made of."""
         known = dict(tensors)
-        for node in self.nodes:
-            if known.keys() >= set(node.inputs) and node.op not in BINARY and not _is_sized(node):
-                known[node.name] = apply(node, 1, [known[name] for name in node.inputs])
+        for node in self._constant_nodes():
+            known[node.name] = apply(node, 1, [known[name] for name in node.inputs])
         return known
+
+    def _constant_nodes(self) -> list[Node]:
+        """Returns the nodes whose results are the same for all images and numbers of them."""
+        words = {node.inputs[1] for node in self.binary_products()}
+        known, found = self.tensors.keys() - words, []
+        for node in self.nodes:
+            if known.issuperset(node.inputs) and not _is_sized(node):
+                known.add(node.name)
+                found.append(node)
+        return found
 
     def binary_products(self) -> list[Node]:
         """Returns the nodes that count bits, in order."""
@@ -278,8 +316,12 @@ def _binary(x, weights, dtype, **attributes):
     """Integers of a binary product of signs `[N, (H,) (W,) I]`, or of rows `[..., I]`."""
     conv = packed_conv(attributes)
     dims = len(attributes.get("kernel_size", ()))
-    if x.ndim != 2 + dims if dims else x.ndim < 2:
+    if "kernel_size" in attributes:
+        _check_axes(x, {name: attributes[name] for name in ("kernel_size", *_GEOMETRY)}, most=2)
+    elif x.ndim < 2:
         raise TypeError(f"{x.ndim} dimensions")
+    if not x.size:
+        raise TypeError("no activations")
     if x.shape[-1] != sum(attributes["in_features"]):
         raise TypeError(f"{x.shape[-1]} channels for {sum(attributes['in_features'])}")
     if not jnp.issubdtype(x.dtype, jnp.floating):
@@ -297,6 +339,15 @@ def _binary(x, weights, dtype, **attributes):
         sums = jnp.zeros(shape, jnp.int32)
     outer = x.shape[:-1] if not dims else (*sums.shape[:1], *sums.shape[3 - dims : 3])
     return sums.reshape(*outer, sums.shape[-1]).astype(dtype)
+
+
+def _check_axes(x: Any, geometry: Mapping[str, Any], most: int) -> None:
+    """Raises a TypeError unless each attribute has an entry an axis between images and channels."""
+    if not 1 <= x.ndim - 2 <= most:
+        raise TypeError(f"{x.ndim} dimensions; 3 to {2 + most} can be convolved")
+    for name, values in geometry.items():
+        if len(values) != x.ndim - 2 or (name == "padding" and {2} != set(map(len, values))):
+            raise TypeError(f"{name} {list(values)} for {x.ndim - 2} axes")
 
 
 # Real operations.
@@ -317,6 +368,8 @@ def _elementwise(function):
 
 
 def _conv(x, kernel, strides, padding, input_dilation, dilation, groups, dtype):
+    geometry = {"strides": strides, "padding": padding, "dilation": dilation}
+    _check_axes(x, {**geometry, "input_dilation": input_dilation}, most=3)
     plain = x.ndim == 4 and groups == 1 and set(input_dilation + dilation) == {1}
     if plain and len(set(strides)) == 1 and x.dtype == kernel.dtype == jnp.float32 == dtype:
         # The algorithm that suits the machine and the shape.
@@ -328,6 +381,13 @@ def _conv(x, kernel, strides, padding, input_dilation, dilation, groups, dtype):
         feature_group_count=groups,
         preferred_element_type=dtype,
     )
+
+
+def _reshape(x, shape):
+    # JAX leaves it to the compiler to notice, since sizes may be symbols.
+    if math.prod(x.shape) != math.prod(shape):
+        raise TypeError(f"{list(x.shape)} as {list(shape)}")
+    return lax.reshape(x, shape)
 
 
 def _dot(x, y, contracting, batch, dtype):
@@ -362,8 +422,8 @@ def _object(value: Any, where: str, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _text(value: Any, where: str) -> str:
-    right = isinstance(value, str) and len(value) <= 1000 and value.isprintable()
-    _require(right, where, "a name", value)
+    right = isinstance(value, str) and len(value) <= _LONGEST_NAME and value.isprintable()
+    _require(right, where, f"a name of at most {_LONGEST_NAME:,} characters", value)
     return value
 
 
@@ -373,9 +433,9 @@ def _number(value: Any, where: str, least: int = 0, most: int = _MOST) -> int:
     return value
 
 
-def _numbers(value: Any, where: str, least: int = 0) -> tuple[int, ...]:
-    right = isinstance(value, (list, tuple)) and len(value) <= _LONGEST
-    _require(right, where, f"a list of at most {_LONGEST:,}", value)
+def _numbers(value: Any, where: str, least: int = 0, longest: int = _MOST_AXES) -> tuple[int, ...]:
+    right = isinstance(value, (list, tuple)) and len(value) <= longest
+    _require(right, where, f"a list of at most {longest:,}", value)
     return tuple(_number(n, where, least) for n in value)
 
 
@@ -383,15 +443,18 @@ def _positive(value: Any, where: str) -> tuple[int, ...]:
     return _numbers(value, where, 1)
 
 
+def _sizes(value: Any, where: str) -> tuple[int, ...]:
+    return _numbers(value, where, 1, _LONGEST)
+
+
 def _dims(value: Any, where: str) -> tuple[int, ...]:
     return _numbers(value, where, -_MOST)
 
 
 def _pairs(value: Any, where: str) -> tuple[tuple[int, ...], ...]:
-    right = isinstance(value, (list, tuple)) and len(value) <= 8
-    _require(right, where, "a list of at most 8", value)
-    pairs = tuple(_numbers(pair, where, -_MOST) for pair in value)
-    return pairs
+    right = isinstance(value, (list, tuple)) and len(value) <= _MOST_AXES
+    _require(right, where, f"a list of at most {_MOST_AXES}", value)
+    return tuple(_numbers(pair, where, -_MOST) for pair in value)
 
 
 def _dtype(value: Any, where: str) -> str:
@@ -435,8 +498,8 @@ _BINARY = {
 _GEOMETRY = {"strides": _positive, "padding": _pairs, "dilation": _positive}
 _GROUPS = {
     "form": _one_of(*packed.FORMS),
-    "in_features": _positive,
-    "out_features": _positive,
+    "in_features": _sizes,
+    "out_features": _sizes,
     "dtype": _dtype,
 }
 BINARY = ("binary_conv", "binary_dot")
@@ -455,7 +518,7 @@ OPERATIONS: dict[str, Operation] = {
     "integer_pow": Operation(
         1, lambda x, y: lax.integer_pow(x, y), {"y": lambda v, where: _number(v, where, -64, 64)}
     ),
-    "reshape": Operation(1, lambda x, shape: lax.reshape(x, shape), {"shape": _dims}),
+    "reshape": Operation(1, _reshape, {"shape": _dims}),
     "transpose": Operation(1, lax.transpose, {"permutation": _numbers}),
     # `axes`: which axis of the result each axis of the operand becomes.
     "broadcast": Operation(
@@ -510,8 +573,8 @@ def _node(item: Any, where: str, names: Sequence[str]) -> Node:
     _require(right, where, "[name, operation, operands, attributes, layer]", item)
     name, op, inputs, attributes, layer = item
     operation = OPERATIONS.get(op) if isinstance(op, str) else None
-    _require(operation is not None, f"{where}.op", f"one of {', '.join(OPERATIONS)}", op)
-    inputs = _numbers(inputs, f"{where}.inputs")
+    _require(operation is not None, f"{where}.op", f"one of the {len(OPERATIONS)} operations", op)
+    inputs = _numbers(inputs, f"{where}.inputs", longest=_LONGEST)
     count = operation.operands or max(1, len(inputs))
     _require(len(inputs) == count, f"{where}.inputs", f"{count} operands", inputs)
     for i in inputs:
