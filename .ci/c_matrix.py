@@ -69,8 +69,8 @@ def _build_and_check(
 
 def _try(name: str, runtime: runtime_lib.Runtime, images: np.ndarray, builds: list, fixed: bool) -> None:
     """Exits with a message unless every build passes and all have one checksum."""
-    fraction_bits = reference.calibrate(runtime, [images]) if fixed else None
-    golden = reference.Reference(runtime, fraction_bits).golden(images)
+    fraction_bits = reference.calibrate(runtime.artifact, [images]) if fixed else None
+    golden = reference.Reference(runtime.artifact, fraction_bits).golden(images)
     with tempfile.TemporaryDirectory() as directory:
         folder = pathlib.Path(directory) / "c"
         files = generate.files(runtime.artifact, fraction_bits)
