@@ -141,6 +141,8 @@ def _is_one_line(directory, output, errors, words):
 )
 def test_a_package_that_is_not_installed_is_one_line(monkeypatch, mode, module, words):
     monkeypatch.setitem(sys.modules, f"ftbnn_jax.deploy.{module}", None)
+    # Another test may have imported it: then it is an attribute of its package.
+    monkeypatch.delattr(deploy, module, raising=False)
     function, needs = main._MODES[mode, "onnx"]
     # Nothing is read before the package is there.
     with pytest.raises(UserError, match=words):
