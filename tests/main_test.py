@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from ftbnn_jax import command, main
+from ftbnn_jax import command, deploy, main
 from ftbnn_jax.errors import UserError
 
 SMALL = (
