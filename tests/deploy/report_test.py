@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from ftbnn_jax.bench import packed_layer, packed_network
-from ftbnn_jax.deploy import artifact as artifact_lib
 from ftbnn_jax.deploy import audit
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn import architectures
@@ -55,7 +54,7 @@ def test_without_onnxruntime_a_line_says_what_would_add_it(built, tmp_path, caps
 
     config, variables, artifact = built
     path = str(tmp_path / "model.safetensors")
-    artifact_lib.save(path, artifact)
+    artifact.save(path)
     assert packed_network.run(path, config, variables) == 0
     text = capsys.readouterr().out
     assert packed_layer.NO_ONNX in text
@@ -68,11 +67,11 @@ def test_without_onnxruntime_a_line_says_what_would_add_it(built, tmp_path, caps
 def test_a_network_is_timed_layer_by_layer_and_whole(built, tmp_path, capsys):
     config, variables, artifact = built
     path = str(tmp_path / "model.safetensors")
-    artifact_lib.save(path, artifact)
+    artifact.save(path)
     assert packed_network.run(path, config, variables, as_json=True) == 0
     report = json.loads(capsys.readouterr().out)
     names = [row["name"] for row in report["rows"] if row["batch"] == 1]
-    assert names == ["block1_1", "block2_1", "whole network"]
+    assert names == ["block1_1/conv", "block2_1/conv", "whole network"]
     assert report["packed_bytes"] == os.path.getsize(path)
     assert report["float32_bytes"] == sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
 
