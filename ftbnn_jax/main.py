@@ -116,7 +116,7 @@ def _parser() -> command.ArgumentParser:
         help="for verify: jax compares the packed runtime with training; c builds WORKDIR/c with $CC "
         "and compares that with the packed runtime; onnx runs WORKDIR/model.onnx and does likewise",
     )
-    _add_switch(parser, "json", "for verify, benchmark and audit: print JSON, no tables")
+    _add_switch(parser, "json", "for export, verify, benchmark and audit: print JSON, no tables")
     return parser
 
 
@@ -226,7 +226,7 @@ def _evaluate(options, config, workdir) -> int:
 def _export(options, config, workdir, saved) -> int:
     from ftbnn_jax.deploy import export
 
-    return export.run(_artifact(workdir), config, *saved, options.stablehlo)
+    return export.run(_artifact(workdir), config, *saved, options.stablehlo, options.json)
 
 
 def _export_c(options, config, workdir, saved, images) -> int:
@@ -235,7 +235,7 @@ def _export_c(options, config, workdir, saved, images) -> int:
     if status := _export(options, config, workdir, saved):
         return status
     files = _artifact(workdir), _c_folder(workdir)
-    return export.run(*files, images(), options.fixed_point, options.prefix)
+    return export.run(*files, images(), options.fixed_point, options.prefix, options.json)
 
 
 def _export_onnx(options, config, workdir, saved) -> int:
@@ -244,7 +244,7 @@ def _export_onnx(options, config, workdir, saved) -> int:
 
     if status := _export(options, config, workdir, saved):
         return status
-    return onnx.run(_onnx_file(workdir), _artifact(workdir))
+    return onnx.run(_onnx_file(workdir), _artifact(workdir), options.json)
 
 
 def _verify(options, config, workdir, saved, images) -> int:

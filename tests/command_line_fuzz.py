@@ -212,7 +212,7 @@ _OPTIONS = (
 # What can be done with a trained run.
 _LATER = (
     *(("--mode=evaluate", f"--checkpoint={c}") for c in ("latest", "best", "1", "7")),
-    *(("--mode=export", *more) for more in ((), ("--stablehlo",), ("--format=c",))),
+    *(("--mode=export", *more) for more in ((), ("--stablehlo",), ("--format=c",), ("--json",))),
     ("--mode=export", "--format=c", "--fixed_point", "--num_images=0"),
     *(("--mode=verify", f"--runtime={r}", f"--num_images={n}") for r in ("jax", "c") for n in (1, 9)),
     *(("--mode=audit", "--num_images=9", *more) for more in ((), ("--json",), ("--against=1",))),

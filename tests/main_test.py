@@ -1,6 +1,7 @@
 """The command line, as a shell runs it."""
 
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -172,8 +173,11 @@ def test_from_training_to_a_verified_packed_net(run, repository, tmp_path, monke
             ("--mode=verify", "--config.model.ste_bound=0.5"),
             ["bridge", "block2_1", "64 of 64 images"],
         ),
+        (("--mode=export", "--json"), ['"packed_kernel_bytes": ', '"form": "and"', '"not_packed": ']),
         (("--mode=export", "--format=onnx"), ["Exported to ONNX", "model.onnx"]),
+        (("--json", "--mode=export", "--format=onnx"), ['"opset": ', "model.onnx"]),
         (("--mode=verify", "--runtime=onnx"), ["bridge", "block2_1", "64 of 64 images"]),
+        (("--mode=export", "--format=c", "--json"), ['"fraction_bits": null', "run/c"]),
         (("--mode=export", "--format=c", "--fixed_point"), ["Exported as C", "fixed point"]),
         (
             ("--mode=verify", "--runtime=c", "--num_images=4"),
@@ -188,6 +192,8 @@ def test_from_training_to_a_verified_packed_net(run, repository, tmp_path, monke
         assert (status, errors) == (0, "")
         for word in words:
             assert word in output
+        if "--json" in flags:
+            assert all(isinstance(json.loads(line), dict) for line in output.splitlines())
     assert (tmp_path / "run" / "model.safetensors").is_file()
     assert (tmp_path / "run" / "model.stablehlo").is_file()
     # The config of another network is refused in every mode.

@@ -130,13 +130,23 @@ def run(
 ) -> int:
     """Writes the artifact of a checkpoint to `path`, prints its products and sizes, returns the status.
 
-    `with_program` puts the runtime as a program beside it, with the suffix `.stablehlo`:
-    `Runtime.to_stablehlo`. It is several times larger than the artifact, whose weights it holds in the
-    form that the convolutions read.
+    Args:
+      path: of the artifact.
+      config: of the run.
+      variables: as for `to_artifact`, and so are the next two.
+      experiment: likewise.
+      step: likewise.
+      with_program: puts the runtime as a program beside the file, with the suffix `.stablehlo`:
+        `Runtime.to_stablehlo`. It is several times larger than the artifact, whose weights it holds in
+        the form that the convolutions read.
+      as_json: prints a line of JSON instead of the tables.
+
+    Raises:
+      UserError: the network cannot be packed, or a file cannot be written.
     """
     packed = to_artifact(config, variables, experiment, step)
     size = packed.save(path)
-    program_row = []
+    program_row, program_file = [], {}
     if with_program:
         program_path = pathlib.Path(path).with_suffix(".stablehlo")
         program = runtime.Runtime(packed).to_stablehlo()
@@ -144,12 +154,15 @@ def run(
             program_path.write_bytes(program)
         except OSError as error:
             raise UserError(f"{program_path}: cannot be written: {error.strerror}") from error
+        program_file = {"stablehlo": str(program_path), "stablehlo_bytes": len(program)}
         program_row = [("as a jax.export program", f"{program_path}, {len(program):,} bytes")]
     words = {node.inputs[1] for node in packed.graph.binary_products()}
     kernels = sum(packed.graph.tensors[name].nbytes for name in words)
     bits = sum(ir.kernel_bits(node.attributes) for node in packed.graph.binary_products())
     if as_json:
-        print_json({"step": step, "file": path, "bytes": size, "products": packed.report.to_dict()})
+        sizes = {"bytes": size, "float32_kernel_bytes": 4 * bits, "packed_kernel_bytes": kernels}
+        products = packed.report.to_dict()
+        print_json({"step": step, "file": path, **sizes, **program_file, "products": products})
         return 0
     packed.report.print()
     print_table(

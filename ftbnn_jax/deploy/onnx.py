@@ -82,8 +82,13 @@ def export(artifact: artifact_lib.Artifact) -> onnx.ModelProto:
     return model
 
 
-def run(path: str, artifact_path: str) -> int:
+def run(path: str, artifact_path: str, as_json: bool = False) -> int:
     """Writes the model of the artifact at `artifact_path`, prints its size, and returns the status.
+
+    Args:
+      path: of the model.
+      artifact_path: of the artifact.
+      as_json: prints a line of JSON instead of a table.
 
     Raises:
       UserError: the artifact is missing or damaged, ONNX has not all that it takes, or the file cannot
@@ -94,6 +99,9 @@ def run(path: str, artifact_path: str) -> int:
         paths.write_whole(path, content)
     except OSError as error:
         raise UserError(f"cannot be written: {error.strerror}", path) from error
+    if as_json:
+        report.print_json({"file": path, "bytes": len(content), "opset": _OPSET})
+        return 0
     opset = f"operations of opset {_OPSET}, signs in 8 bits"
     report.print_table(
         "Exported to ONNX", [("file", path), ("file size", f"{len(content):,} bytes"), ("needs", opset)]

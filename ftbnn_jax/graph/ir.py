@@ -317,10 +317,10 @@ def _binary(x, weights, dtype, **attributes):
     conv = packed_conv(attributes)
     dims = len(attributes.get("kernel_size", ()))
     if "kernel_size" in attributes:
-        _check_axes(x, {name: attributes[name] for name in ("kernel_size", *_GEOMETRY)}, most=2)
+        _check_axes(x, {name: attributes[name] for name in ("kernel_size", *_GEOMETRY)}, range(1, 3))
     elif x.ndim < 2:
         raise TypeError(f"{x.ndim} dimensions")
-    if not x.size:
+    if 0 in x.shape:
         raise TypeError("no activations")
     if x.shape[-1] != sum(attributes["in_features"]):
         raise TypeError(f"{x.shape[-1]} channels for {sum(attributes['in_features'])}")
@@ -341,10 +341,10 @@ def _binary(x, weights, dtype, **attributes):
     return sums.reshape(*outer, sums.shape[-1]).astype(dtype)
 
 
-def _check_axes(x: Any, geometry: Mapping[str, Any], most: int) -> None:
+def _check_axes(x: Any, geometry: Mapping[str, Any], allowed: range) -> None:
     """Raises a TypeError unless each attribute has an entry an axis between images and channels."""
-    if not 1 <= x.ndim - 2 <= most:
-        raise TypeError(f"{x.ndim} dimensions; 3 to {2 + most} can be convolved")
+    if x.ndim - 2 not in allowed:
+        raise TypeError(f"{x.ndim} dimensions; {allowed[0] + 2} to {allowed[-1] + 2} can be convolved")
     for name, values in geometry.items():
         if len(values) != x.ndim - 2 or (name == "padding" and {2} != set(map(len, values))):
             raise TypeError(f"{name} {list(values)} for {x.ndim - 2} axes")
@@ -369,7 +369,7 @@ def _elementwise(function):
 
 def _conv(x, kernel, strides, padding, input_dilation, dilation, groups, dtype):
     geometry = {"strides": strides, "padding": padding, "dilation": dilation}
-    _check_axes(x, {**geometry, "input_dilation": input_dilation}, most=3)
+    _check_axes(x, {**geometry, "input_dilation": input_dilation}, range(4))
     plain = x.ndim == 4 and groups == 1 and set(input_dilation + dilation) == {1}
     if plain and len(set(strides)) == 1 and x.dtype == kernel.dtype == jnp.float32 == dtype:
         # The algorithm that suits the machine and the shape.

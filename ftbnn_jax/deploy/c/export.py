@@ -15,7 +15,7 @@ from ftbnn_jax.deploy import artifact as artifact_lib
 from ftbnn_jax.deploy.c import generate, golden, prefixes, schedule
 from ftbnn_jax.deploy.c import reference as reference_lib
 from ftbnn_jax.errors import UserError
-from ftbnn_jax.report import print_table
+from ftbnn_jax.report import print_json, print_table
 
 # Looked for before a folder is replaced; so is whatever else is there, beside what its builds leave and
 # the kernels of other versions.
@@ -41,6 +41,7 @@ def run(
     batches: Iterable[dict[str, np.ndarray]],
     with_fixed_point: bool = False,
     prefix: str = prefixes.DEFAULT,
+    as_json: bool = False,
 ) -> int:
     """Writes the artifact at `path` as C to `folder`, prints its sizes, returns the exit status.
 
@@ -50,6 +51,7 @@ def run(
       batches: uint8 `image` and `weight`, for golden vectors and the range of fixed point.
       with_fixed_point: integers instead of single precision between the convolutions.
       prefix: of every name in the program.
+      as_json: prints a line of JSON instead of a table; what fixed point loses is a warning in both.
 
     Raises:
       UserError: the artifact cannot be read or turned into C, or the folder cannot be written or is no
@@ -72,18 +74,22 @@ def run(
     for part in parts[1:] if with_fixed_point else ():
         reference.traces(part)
     write(pathlib.Path(folder), files)
-    network = reference.network
-    print_table(
-        "Exported as C",
-        [
-            ("folder", folder),
-            ("between the convolutions", arithmetic_name(fraction_bits)),
-            ("memory beside the weights", f"{network.arena_bytes:,} bytes"),
-            ("golden vectors", f"{len(files['golden.bin']):,} bytes"),
-            *reference.losses.lines(),
-            ("to build and check", f"make -C {shlex.quote(folder)} check"),
-        ],
-    )
+    arena, vectors = reference.network.arena_bytes, len(files["golden.bin"])
+    if as_json:
+        sizes = {"arena_bytes": arena, "golden_bytes": vectors}
+        print_json({"folder": folder, "fraction_bits": fraction_bits, **sizes})
+    else:
+        print_table(
+            "Exported as C",
+            [
+                ("folder", folder),
+                ("between the convolutions", arithmetic_name(fraction_bits)),
+                ("memory beside the weights", f"{arena:,} bytes"),
+                ("golden vectors", f"{vectors:,} bytes"),
+                *reference.losses.lines(),
+                ("to build and check", f"make -C {shlex.quote(folder)} check"),
+            ],
+        )
     reference.losses.warn(folder)
     return 0
 
