@@ -346,7 +346,7 @@ def _check_axes(x: Any, geometry: Mapping[str, Any], allowed: range) -> None:
     if x.ndim - 2 not in allowed:
         raise TypeError(f"{x.ndim} dimensions; {allowed[0] + 2} to {allowed[-1] + 2} can be convolved")
     for name, values in geometry.items():
-        if len(values) != x.ndim - 2 or (name == "padding" and {2} != set(map(len, values))):
+        if len(values) != x.ndim - 2 or (name == "padding" and set(map(len, values)) - {2}):
             raise TypeError(f"{name} {list(values)} for {x.ndim - 2} axes")
 
 

@@ -216,6 +216,9 @@ _COMPUTED = {
     "channels first": lambda x: lax.conv(
         x.transpose(0, 3, 1, 2), jnp.ones((5, 4, 3, 3)), (1, 1), "SAME"
     ),
+    "a convolution of no axis": lambda x: lax.conv_general_dilated(
+        x.mean((1, 2)), jnp.ones((4, 3)), (), [], dimension_numbers=("NC", "IO", "NC")
+    ),
     "squeeze and excite": lambda x: x * jax.nn.sigmoid(x.mean((1, 2)) @ jnp.ones((4, 4)))[:, None, None],
     "products of activations": lambda x: jnp.einsum("nhwc,nhvc->nhwv", x, x),
     "checkpointed": jax.checkpoint(lambda x: jnp.tanh(x) * 2),
