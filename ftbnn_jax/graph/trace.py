@@ -159,7 +159,8 @@ def trace(
     if not shape:
         raise UserError("example: images with a batch in front expected, found one number")
     image = jax.ShapeDtypeStruct((size, *shape[1:]), dtype)
-    with _plainly():
+    # In which dtype signs are multiplied is a backend's own matter; memory in training depends on it.
+    with _plainly(), convolution.signs_as_numbers():
         try:
             program, result = jax.make_jaxpr(function, return_shape=True)(variables, image)
         except UserError:
@@ -188,12 +189,8 @@ def trace(
 
 @contextlib.contextmanager
 def _plainly() -> Iterator[None]:
-    """Layers are named, and no convolution is computed in a way that is a backend's own."""
-    with (
-        nn.intercept_methods(_name_scopes),
-        table.forced("direct", "transposed", "transposed"),
-        convolution.signs_as_numbers(),
-    ):
+    """Layers are named, and no convolution is computed by a backend's own algorithm."""
+    with nn.intercept_methods(_name_scopes), table.forced("direct", "transposed", "transposed"):
         yield
 
 
