@@ -21,9 +21,9 @@ import onnx
 import rich.table
 
 from ftbnn_jax.deploy import onnx as export
+from ftbnn_jax.deploy import pixels as pixel_values
 from ftbnn_jax.deploy import runtime as runtime_lib
 from ftbnn_jax.deploy import verify
-from ftbnn_jax.deploy.pixels import Pixels
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.host import machine
 from ftbnn_jax.nn.spec import ResNetSpec
@@ -77,11 +77,7 @@ class Result:
 
     def failures(self) -> Iterator[str]:
         """Yields what is wrong, a line each."""
-        if self.pixels_differing:
-            yield (
-                f"{self.pixels_differing:,} of {self.pixels:,} pixel values that its preprocessing "
-                "gives are not those that evaluation saw"
-            )
+        yield from pixel_values.failures(self.pixels, self.pixels_differing)
         for layer in self.layers:
             if layer.differing:
                 yield (
@@ -214,7 +210,7 @@ def run(
     model = _read(path)
     if model != export.export(runtime.artifact):
         raise UserError("not what the artifact gives; --mode=export --format=onnx writes it anew", path)
-    pixels = Pixels(runtime.pixels)
+    pixels = pixel_values.Pixels(runtime.pixels)
     result = compare(model, runtime, pixels.checked(batches))
     result.pixels, result.pixels_differing = pixels.compared, pixels.differing
     failures = list(result.failures())
@@ -256,8 +252,4 @@ def _print(result: Result) -> None:
         f"around the same integers, results differ by {result.logit_error:.1e} of the largest; end to "
         f"end, top-1 agrees with the packed runtime's on {result.agreeing:,} of {result.images:,} images"
     )
-    if result.pixels:
-        console.print(
-            f"preprocessing: {result.pixels_differing:,} of {result.pixels:,} pixel values differ from "
-            "evaluation's"
-        )
+    pixel_values.show(result.pixels, result.pixels_differing)

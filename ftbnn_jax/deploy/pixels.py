@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from ftbnn_jax.report import console
+
 
 @dataclasses.dataclass
 class Pixels:
@@ -39,3 +41,20 @@ class Pixels:
                 self.compared += images.size
                 self.differing += int(np.sum(pixels != images)) if same else images.size
             yield images
+
+
+def failures(compared: int, differing: int) -> Iterator[str]:
+    """Yields what is wrong with that many pixel values, a line or none."""
+    if differing:
+        yield (
+            f"{differing:,} of {compared:,} pixel values that its preprocessing gives are not those "
+            "that evaluation saw"
+        )
+
+
+def show(compared: int, differing: int) -> None:
+    """Prints how many pixel values were compared, if any were."""
+    if compared:
+        console.print(
+            f"preprocessing: {differing:,} of {compared:,} pixel values differ from evaluation's"
+        )

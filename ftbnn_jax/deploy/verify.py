@@ -20,10 +20,10 @@ import rich.table
 
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.deploy import export
+from ftbnn_jax.deploy import pixels as pixel_values
 from ftbnn_jax.deploy import runtime as runtime_lib
-from ftbnn_jax.deploy.pixels import Pixels
 from ftbnn_jax.errors import UserError
-from ftbnn_jax.graph import lower, passes, trace
+from ftbnn_jax.graph import lower, passes, trace, walk
 from ftbnn_jax.report import console, print_json
 
 # What float32 rounds differently where the same sums are taken in another order, relative to the largest
@@ -138,13 +138,9 @@ class _Program:
     def _run(self, traced: trace.Traced, batch: int, images: jax.Array) -> dict[str, Any]:
         seen: dict[int, tuple[Any, Any, Any]] = {}
         deviation = jnp.float32(0)
-        steps, number = traced.run(images), 0
-        while True:
-            try:
-                step = next(steps)
-            except StopIteration as end:
-                logits = end.value[0].numbers
-                break
+        steps, (result,) = walk.collect(traced.run(images))
+        logits, number = result.numbers, 0
+        for step in steps:
             if lower.is_product(step):
                 seen[number] = (*(x.numbers for x in step.operands), step.results[0].numbers)
                 number += 1
@@ -292,7 +288,7 @@ def run(
     rule = config.preprocessing(runtime.artifact.channels)
     runtime_lib.check_same_network(path, runtime.artifact, config.model, config.num_classes, rule)
     function = export.network(config, config.compute_dtype)
-    pixels = Pixels(runtime.pixels)
+    pixels = pixel_values.Pixels(runtime.pixels)
     try:
         result = verify(function, variables, runtime, pixels.checked(batches))
     except UserError as error:
@@ -310,11 +306,7 @@ def run(
 
 def _failures(result: Result, bounded: bool) -> Iterator[str]:
     """Says what is wrong, a line each; `bounded`: whether logits must lie within their bound."""
-    if result.pixels_differing:
-        yield (
-            f"{result.pixels_differing:,} of {result.pixels:,} pixel values that its preprocessing "
-            "gives are not those that evaluation saw"
-        )
+    yield from pixel_values.failures(result.pixels, result.pixels_differing)
     for layer in result.layers:
         if layer.differing:
             yield (
@@ -353,8 +345,4 @@ def _print(result: Result) -> None:
         f"logit difference {result.logit_error:.1e}, {result.logit_share:.0%} of what the classifier's "
         "16 bits explain"
     )
-    if result.pixels:
-        console.print(
-            f"preprocessing: {result.pixels_differing:,} of {result.pixels:,} pixel values differ from "
-            "evaluation's"
-        )
+    pixel_values.show(result.pixels, result.pixels_differing)

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import rich.table
 
+from ftbnn_jax.deploy import pixels as pixel_values
 from ftbnn_jax.deploy import runtime as runtime_lib
 from ftbnn_jax.deploy.c import build, emulator, export, golden, rounding, schedule
 from ftbnn_jax.deploy.c import reference as reference_lib
-from ftbnn_jax.deploy.pixels import Pixels
 from ftbnn_jax.nn.spec import ResNetSpec
 from ftbnn_jax.report import console, print_json
 
@@ -87,11 +87,7 @@ class Result:
 
     def failures(self) -> Iterator[str]:
         """Yields what is wrong, a line each."""
-        if self.pixels_differing:
-            yield (
-                f"{self.pixels_differing:,} of {self.pixels:,} pixel values that its preprocessing "
-                "gives are not those that evaluation saw"
-            )
+        yield from pixel_values.failures(self.pixels, self.pixels_differing)
         for layer in self.layers:
             of_all = f"of {layer.compared:,} integers differ from"
             if layer.differing:
@@ -162,7 +158,7 @@ def compare(
             shape = runtime.artifact.preprocessing.shape
             return np.stack([build.preprocess(classify, x, scratch).reshape(shape) for x in stored])
 
-        pixels = Pixels(preprocessed)
+        pixels = pixel_values.Pixels(preprocessed)
         for images in pixels.checked(batches):
             for start in range(0, len(images), _IMAGES_AT_ONCE):
                 part = images[start : start + _IMAGES_AT_ONCE]
@@ -280,10 +276,6 @@ def _print(result: Result) -> None:
         f"{result.logits:,} logits differ in some bit; top-1 agrees with the packed runtime's on "
         f"{result.agreeing:,} of {result.images:,} images"
     )
-    if result.pixels:
-        console.print(
-            f"preprocessing: {result.pixels_differing:,} of {result.pixels:,} pixel values differ from "
-            "evaluation's"
-        )
+    pixel_values.show(result.pixels, result.pixels_differing)
     for kind, where in result.losses.lines():
         console.print(f"{kind}: {where}")
