@@ -25,7 +25,7 @@ def _import_tensorflow() -> Any:
     # JAX sets 1, and every failed operation would be announced.
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    # Of no use for reading data, and announced on every start.
+    # These kernels are of no use for reading data, and announced on every start.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     import tensorflow
 

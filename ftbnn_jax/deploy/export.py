@@ -161,8 +161,8 @@ def run(
     bits = sum(ir.kernel_bits(node.attributes) for node in packed.graph.binary_products())
     if as_json:
         sizes = {"bytes": size, "float32_kernel_bytes": 4 * bits, "packed_kernel_bytes": kernels}
-        products = packed.report.to_dict()
-        print_json({"step": step, "file": path, **sizes, **program_file, "products": products})
+        report = packed.report.to_dict()
+        print_json({"step": step, "file": path, **sizes, **program_file, "products": report})
         return 0
     packed.report.print()
     print_table(

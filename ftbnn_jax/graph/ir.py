@@ -10,8 +10,9 @@ image's features a row, and `-49` is 49 positions of each image.
 
 import collections
 import dataclasses
+import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -158,6 +159,13 @@ class Graph:
         Raises:
           UserError: operands do not go together.
         """
+        return self._shapes_of_one if batch == 1 else self._shapes(batch)
+
+    @functools.cached_property
+    def _shapes_of_one(self) -> dict[str, jax.ShapeDtypeStruct]:
+        return self._shapes(1)
+
+    def _shapes(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         found: dict[str, jax.ShapeDtypeStruct] = {}
 
         def note(name, x):
@@ -205,13 +213,18 @@ class Graph:
         return arrays[self.output]
 
     def between(self, source: str, result: str) -> "Graph":
-        """Returns the graph that computes one array from another one, its only input."""
+        """Returns the graph that computes one array from another one, its only input.
+
+        It holds the nodes and the tensors that are read for that, and no others.
+        """
         live, kept = {result}, []
         for node in reversed(self.nodes):
             if node.name in live and node.name != source:
                 live.update(node.inputs)
                 kept.append(node)
-        return dataclasses.replace(self, nodes=tuple(kept[::-1]), input=source, output=result)
+        tensors = {name: tensor for name, tensor in self.tensors.items() if name in live}
+        nodes = tuple(kept[::-1])
+        return dataclasses.replace(self, nodes=nodes, tensors=tensors, input=source, output=result)
 
     def constants(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
         """Returns what can be computed without an image, by name, and the tensors that it is made of."""
@@ -251,6 +264,20 @@ def _is_sized(node: Node) -> bool:
     return any(n < 0 for name, check in checks.items() if check is _dims for n in node.attributes[name])
 
 
+def below(layer: str, name: str) -> str:
+    """Returns the path of what has a name in a layer; the outermost layer's is ""."""
+    return f"{layer}/{name}" if layer else name
+
+
+def unused(wanted: str, taken: Container[str]) -> str:
+    """Returns a name that is not taken: the wanted one, or that with a number behind it."""
+    name, number = wanted, 1
+    while name in taken:
+        number += 1
+        name = f"{wanted}_{number}"
+    return name
+
+
 def sized(shape: Sequence[int], batch: int) -> tuple[int, ...]:
     """Returns a shape for a batch of that many images."""
     return tuple(n if n >= 0 else -n * batch for n in shape)
@@ -260,19 +287,13 @@ def sized(shape: Sequence[int], batch: int) -> tuple[int, ...]:
 
 
 def packed_conv(attributes: Mapping[str, Any]) -> packed.PackedConv:
-    """Returns the binary convolution of a node; one along a line has a height of 1."""
+    """Returns the binary convolution of a node: 1x1 for rows, and along a line of a height of 1."""
     a = attributes
-    line = len(a.get("kernel_size", ())) == 1
-    geometry = {}
-    if a.get("kernel_size"):
-        geometry = {
-            "kernel_size": (1,) * line + a["kernel_size"],
-            "strides": (1,) * line + a["strides"],
-            "padding": ((0, 0),) * line + a["padding"],
-            "dilation": (1,) * line + a["dilation"],
-        }
-    else:
-        geometry = {"kernel_size": (1, 1), "padding": ((0, 0), (0, 0))}
+    missing = 2 - len(a.get("kernel_size", ()))
+    geometry = {
+        name: (one,) * missing + a.get(name, ())
+        for name, one in (("kernel_size", 1), ("strides", 1), ("padding", (0, 0)), ("dilation", 1))
+    }
     return packed.PackedConv(a["in_features"], a["out_features"], a["form"], **geometry)
 
 
@@ -557,7 +578,7 @@ OPERATIONS: dict[str, Operation] = {
     ),
     # Axes of the first and of the second operand.
     "dot": Operation(2, _dot, {"contracting": _pairs, "batch": _pairs, "dtype": _dtype}),
-    # Of signs and of words of kernels, group after group: [row, column, input, output].
+    # Operands are signs and the words of kernels, group after group: [row, column, input, output].
     "binary_conv": Operation(2, _binary, {**_GROUPS, **_GEOMETRY, "kernel_size": _positive}),
     "binary_dot": Operation(2, _binary, _GROUPS),
 }

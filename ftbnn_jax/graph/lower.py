@@ -29,7 +29,6 @@ class Product:
       number: its place among the program's products.
       node: of the graph that computes it.
       x: what is known of the first operand of the node.
-      kernel: what is known of the second.
       shape: of the first operand.
       fixed: the numbers of the second operand where they are the same for every input.
       source: file and line in the user's code.
@@ -40,7 +39,6 @@ class Product:
     number: int
     node: ir.Node
     x: Value
-    kernel: Value
     shape: tuple[int, ...]
     fixed: np.ndarray | None
     source: str
@@ -72,13 +70,9 @@ def lower(traced: Traced) -> Lowered:
     """
     lowering = _Lowering()
     lowering.names[traced.image] = "images"
-    steps = walk.walk(traced.program, traced.arguments, compute=True)
-    while True:
-        try:
-            lowering.add(next(steps))
-        except StopIteration as end:
-            (result,) = end.value
-            break
+    steps, (result,) = walk.collect(walk.walk(traced.program, traced.arguments, compute=True))
+    for step in steps:
+        lowering.add(step)
     return lowering.finish(traced.image, result)
 
 
@@ -94,7 +88,6 @@ class _Lowering:
     def __init__(self):
         self.names: dict[Array, str] = {}
         self._nodes: list[ir.Node] = []
-        self._shapes: dict[str, tuple[Any, ...]] = {}
         self._tensors: dict[str, np.ndarray] = {}
         self._taken = {"images"}
         self._products: dict[str, Product] = {}
@@ -129,22 +122,17 @@ class _Lowering:
         if not result.value.from_input:
             raise UserError("the network: its result does not depend on the images")
         self._check(result)
-        output = self.names[result]
-        live, kept = {output}, []
-        for node in reversed(self._nodes):
-            if node.name in live:
-                live.update(node.inputs)
-                kept.append(node)
-        tensors = {name: tensor for name, tensor in self._tensors.items() if name in live}
-        shape = tuple(map(_dim, image.shape))
-        dtype = np.dtype(image.dtype).name
-        graph = ir.Graph(tuple(kept[::-1]), tensors, "images", dtype, shape, output)
-        products = {name: p for name, p in self._products.items() if name in live}
+        output, nodes = self.names[result], tuple(self._nodes)
+        head = ("images", np.dtype(image.dtype).name, _dims(image.shape))
+        # What is never read is dropped.
+        graph = ir.Graph(nodes, self._tensors, *head, output).between("images", output)
+        kept = {node.name for node in graph.nodes}
+        products = {name: p for name, p in self._products.items() if name in kept}
         return Lowered(graph, products, tuple(self._replaced))
 
     def node(self, step: Step, op: str, inputs: Sequence[str], **attributes: Any) -> str:
         """Adds a node and returns its name."""
-        name = self._name("/".join(filter(None, [step.layer, op])))
+        name = self._name(ir.below(step.layer, op))
         self._nodes.append(ir.Node(name, op, tuple(inputs), attributes, step.layer))
         return name
 
@@ -173,9 +161,8 @@ class _Lowering:
         self._tensors[name] = tensor.astype(np.float32)
         return self.node(step, "cast", [name], dtype="bfloat16")
 
-    def product(self, product: Product) -> str:
+    def product(self, product: Product) -> None:
         self._products[product.node.name] = product
-        return product.node.name
 
     @property
     def last(self) -> ir.Node:
@@ -184,13 +171,10 @@ class _Lowering:
     def _tensor_name(self, step: Step, x: Array, what: str) -> str:
         if x.shape == ():
             return f"constants/{np.asarray(x.numbers)}"
-        return x.name or "/".join(filter(None, [step.layer, what or f"{step.name}_constant"]))
+        return x.name or ir.below(step.layer, what or f"{step.name}_constant")
 
     def _name(self, wanted: str) -> str:
-        name, number = wanted, 1
-        while name in self._taken:
-            number += 1
-            name = f"{wanted}_{number}"
+        name = ir.unused(wanted, self._taken)
         self._taken.add(name)
         return name
 
@@ -269,7 +253,7 @@ def _iota(out, step):
     if length < 0:
         raise _refusal(step, _BATCH_SIZE)
     numbers = np.arange(length).astype(_dtype(step))
-    name = out.tensor(step, "/".join(filter(None, [step.layer, "iota"])), numbers)
+    name = out.tensor(step, ir.below(step.layer, "iota"), numbers)
     return out.node(step, "broadcast", [name], shape=_dims(shape), axes=(int(p["dimension"]),))
 
 
@@ -332,7 +316,7 @@ def _moved(move: Callable[..., Any]):
             geometry = {"start": tuple(start), "limit": tuple(limit), "strides": tuple(strides)}
             name = out.node(step, "slice", [name], **geometry)
         for axis, place in takes:
-            index = out.tensor(step, "/".join(filter(None, [step.layer, "places"])), place)
+            index = out.tensor(step, ir.below(step.layer, "places"), place)
             name = out.node(step, "take", [name, index], axis=axis)
         name, wanted = _permuted(out, step, name, order), _dims(step.shapes[0])
         if tuple(after[axis] for axis in order) == wanted:
@@ -467,17 +451,13 @@ def _permuted(out, step, name: str, permutation: Sequence[int]) -> str:
     return out.node(step, "transpose", [name], permutation=permutation)
 
 
-def _kernel(out, step, x: Array, change: Callable[[Any], Any], emit: Callable[[str], str]) -> str:
-    """Returns a second operand in another order: a tensor in that order, or by nodes of its own."""
-    if x.numbers is None:
-        return emit(out.operand(step, x))
-    changed = change(np.asarray(x.numbers))
+def _kernel(out, step, x: Array, permutation: Sequence[int]) -> str:
+    """Returns a second operand in another order of axes: a tensor in that order, or by a node."""
     # An order that changes nothing shares its tensor with other readers.
-    if changed.shape == x.shape and np.array_equal(changed, x.numbers):
-        return out.operand(step, x, "kernel")
-    return out.tensor(
-        step, x.name or "/".join(filter(None, [step.layer, "kernel"])), np.ascontiguousarray(changed)
-    )
+    if x.numbers is None or tuple(permutation) == tuple(range(len(x.shape))):
+        return _permuted(out, step, out.operand(step, x, "kernel"), permutation)
+    changed = np.ascontiguousarray(np.asarray(x.numbers).transpose(permutation))
+    return out.tensor(step, x.name or ir.below(step.layer, "kernel"), changed)
 
 
 def _conv(out, step, number=None):
@@ -492,15 +472,7 @@ def _conv(out, step, number=None):
     from_result = (d.out_spec[0], *d.out_spec[2:], d.out_spec[1])
     to_result = np.argsort(from_result)
     name_x = _permuted(out, step, out.operand(step, x), of_x)
-    name_kernel = _kernel(
-        *(
-            out,
-            step,
-            kernel,
-            lambda k: k.transpose(of_kernel),
-            lambda n: _permuted(out, step, n, of_kernel),
-        )
-    )
+    name_kernel = _kernel(out, step, kernel, of_kernel)
     node = out.node(
         step,
         "conv",
@@ -516,7 +488,7 @@ def _conv(out, step, number=None):
         fixed = None if kernel.numbers is None else np.asarray(kernel.numbers).transpose(of_kernel)
         out.product(
             Product(
-                *(number, out.last, x.value, kernel.value),
+                *(number, out.last, x.value),
                 *(_dims([x.shape[i] for i in of_x]), fixed, step.source),
                 lambda x, k: (x.transpose(of_x), k.transpose(of_kernel)),
                 lambda y: y.transpose(from_result),
@@ -542,14 +514,14 @@ def _dot(out, step, number=None):
     free = [len(a.shape) - len(contracting[0]) - len(batch[0]) for a in (x, y)]
     order = list(range(len(batch[0]) + sum(free)))
     if swapped:
-        # Of the batch, the second operand and the first, in the program's order.
+        # The program's order is the batch, the second operand, the first.
         first = len(batch[0])
         order = [*order[:first], *order[first + free[0] :], *order[first : first + free[0]]]
     if number is not None:
         back = tuple(np.argsort(order).tolist())
         out.product(
             Product(
-                *(number, out.last, x.value, y.value, _dims(x.shape)),
+                *(number, out.last, x.value, _dims(x.shape)),
                 *(None if y.numbers is None else np.asarray(y.numbers), step.source),
                 lambda x, y: (y, x) if swapped else (x, y),
                 lambda z: z.transpose(back),

@@ -91,7 +91,8 @@ def pack(lowered: Lowered, classifier_bits: int = 16, scaled_kernels: bool = Fal
     if classifier_bits == 16:
         graph, name = _quantize_classifier(graph)
         classifier = lowered.products.get(name)
-    return Packed(_without_dead(graph), tuple(checks), tuple(lines), classifier, lowered.replaced)
+    graph = graph.between(graph.input, graph.output)
+    return Packed(graph, tuple(checks), tuple(lines), classifier, lowered.replaced)
 
 
 def quantize(kernel: np.ndarray, axis: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -126,7 +127,7 @@ def _binary_products(lowered: Lowered, scaled_kernels: bool) -> tuple[ir.Graph, 
             kernel = product.fixed
             if not _are_signs(kernel):
                 scale = _scale(kernel, node).astype(kernel.dtype)
-            bits = _bits_name(node.layer, tensors)
+            bits = ir.unused(ir.below(node.layer, "bits"), tensors)
             made, tensors[bits], check = _pack(node, product, bits, scale)
             if scale is not None:
                 tensors[f"{node.inputs[1]}/scale"] = scale
@@ -190,15 +191,6 @@ def _why_real(product: Product, scaled_kernels: bool) -> str:
     elif len(a["contracting"][0]) + len(a["batch"][0]) == len(product.shape):
         return "it sums over the images; rows of their own would do"
     return ""
-
-
-def _bits_name(layer: str, tensors: dict[str, np.ndarray]) -> str:
-    wanted = name = "/".join(filter(None, [layer, "bits"]))
-    number = 1
-    while name in tensors:
-        number += 1
-        name = f"{wanted}_{number}"
-    return name
 
 
 def _pack(
@@ -287,7 +279,7 @@ def _merge_groups(graph: ir.Graph, checks: list[Check]) -> tuple[ir.Graph, list[
             continue
         if not _are_groups(node, parts, nodes, channels):
             continue
-        one = {k: v for k, v in parts[0].attributes.items()}
+        one = dict(parts[0].attributes)
         for key in ("in_features", "out_features"):
             one[key] = tuple(n for p in parts for n in p.attributes[key])
         kernels = [k for p in parts for k in ir.unpack(p.attributes, tensors[p.inputs[1]])]
@@ -347,13 +339,3 @@ def _quantize_classifier(graph: ir.Graph) -> tuple[ir.Graph, str]:
     for old in graph.nodes:
         made += [cast, mul, nodes[old.name]] if old.name == node.name else [old]
     return dataclasses.replace(graph, nodes=tuple(made), tensors=tensors), node.name
-
-
-def _without_dead(graph: ir.Graph) -> ir.Graph:
-    live, kept = {graph.output}, []
-    for node in reversed(graph.nodes):
-        if node.name in live:
-            live.update(node.inputs)
-            kept.append(node)
-    tensors = {name: tensor for name, tensor in graph.tensors.items() if name in live}
-    return dataclasses.replace(graph, nodes=tuple(kept[::-1]), tensors=tensors)

@@ -122,11 +122,9 @@ def describe(artifact: artifact_lib.Artifact) -> Described:
     nodes, shapes = {node.name: node for node in graph.nodes}, graph.shapes()
 
     def part(source: str, result: str) -> ir.Graph:
-        """The graph between two arrays, with the constants that it reads alone."""
-        cut, of = graph.between(source, result), shapes[source]
-        tensors = {n: graph.tensors[n] for node in cut.nodes for n in node.inputs if n in graph.tensors}
-        shape, dtype = (ir.BATCH, *of.shape[1:]), of.dtype.name
-        return dataclasses.replace(cut, shape=shape, dtype=dtype, tensors=tensors)
+        """The graph between two arrays, ready to be a network of its own."""
+        shape, dtype = (ir.BATCH, *shapes[source].shape[1:]), shapes[source].dtype.name
+        return dataclasses.replace(graph.between(source, result), shape=shape, dtype=dtype)
 
     convolutions = tuple(
         Convolution(part(_before_signs(nodes, graph.tensors, product), product.name))

@@ -35,7 +35,7 @@ class Block:
 
     @property
     def form(self) -> str:
-        """Of its convolution, one of `ops.packed.convolution.FORMS`."""
+        """The convolution's form, one of `ops.packed.convolution.FORMS`."""
         return self.conv.form
 
     @property
