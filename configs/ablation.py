@@ -16,6 +16,13 @@
 | baseline | ReLU there, FPReLU elsewhere: configs/baseline.py | 60.2 / 82.0 |
 | full_precision | ResNet-18 in full precision: configs/resnet18_fp.py | 69.8 / 89.2 |
 
+Two rows are not the paper's, and ask whether a start decides where the published rows differ:
+
+| ROW | network |
+|---|---|
+| prelu_1 | PReLU everywhere, its slopes from 1, where FPReLU's begin |
+| fprelu_025 | FPReLU everywhere, its negative slopes from 0.25, where PReLU's begin |
+
 The plain recipe is the baseline's: 60 epochs, Adam from 0.01, divided by 10 at epochs 45 and 55.
 
 On CIFAR-10 each row is a net of six blocks, 16 channels wide in the first stage, trained for five epochs
@@ -48,6 +55,8 @@ ROWS = {
     "stage_relu": (_activations("none", "relu"), {}),
     "stage_relu_prelu": (_activations("prelu", "relu"), {}),
     "baseline": (_activations("fprelu", "relu"), {}),
+    "prelu_1": ({**_activations("prelu", "prelu"), "slope_start": (1.0, 1.0, 1.0)}, {}),
+    "fprelu_025": ({**_activations("fprelu", "fprelu"), "slope_start": (0.25, 0.25, 1.0)}, {}),
     "full_precision": (
         {"block": "real", **_activations("relu", "relu"), "stem_activation": "relu"},
         {"learning_rate": 0.001},

@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser, seeds: str) -> None:
         help="directory of all runs",
     )
     parser.add_argument(
-        "--seeds", default=seeds, type=_numbers, metavar="N,N", help="(default: %(default)s)"
+        "--seeds", default=seeds, type=numbers, metavar="N,N", help="(default: %(default)s)"
     )
     parser.add_argument(
         "--jobs",
@@ -83,7 +83,8 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return arguments[:cut], arguments[cut + 1 :]
 
 
-def _numbers(text: str) -> tuple[int, ...]:
+def numbers(text: str) -> tuple[int, ...]:
+    """Returns what `--seeds=0,1` lists, a `type` for argparse."""
     if not re.fullmatch(r"\d+(,\d+)*", text):
         raise argparse.ArgumentTypeError(f"{text!r}: whole numbers with commas between them expected")
     return tuple(dict.fromkeys(map(int, text.split(","))))

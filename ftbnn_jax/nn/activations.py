@@ -30,23 +30,38 @@ class ReLU(nn.Module):
 
 
 class PReLU(nn.Module):
-    """Learnt slope for negative inputs, one per channel, 0.25 at the start (He et al., 2015)."""
+    """Learnt slope for negative inputs, one per channel (He et al., 2015).
+
+    Attributes:
+      start: the slope before training.
+    """
+
+    start: float = 0.25
 
     @nn.compact
     def slopes(self, features: int) -> tuple[jax.Array, ...]:
-        return (self.param("negative_slope", nn.initializers.constant(0.25), (features,)),)
+        return (self.param("negative_slope", nn.initializers.constant(self.start), (features,)),)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return activations.prelu(x, *self.slopes(x.shape[-1]))
 
 
 class FPReLU(nn.Module):
-    """Learnt slopes on both sides, one pair per channel, both 1 at the start (Fig. 3, left)."""
+    """Learnt slopes on both sides, one pair per channel (Fig. 3, left).
+
+    Attributes:
+      start: the negative and the positive slope before training.
+    """
+
+    start: tuple[float, float] = (1.0, 1.0)
 
     @nn.compact
     def slopes(self, features: int) -> tuple[jax.Array, ...]:
         names = ("negative_slope", "positive_slope")
-        return tuple(self.param(name, nn.initializers.ones, (features,)) for name in names)
+        return tuple(
+            self.param(name, nn.initializers.constant(start), (features,))
+            for name, start in zip(names, self.start, strict=True)
+        )
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return activations.fprelu(x, *self.slopes(x.shape[-1]))

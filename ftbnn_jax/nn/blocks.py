@@ -129,6 +129,12 @@ def _batch_norm(spec: ResNetSpec, name: str) -> BatchNorm:
     return BatchNorm(spec.batch_norm_momentum, spec.batch_norm_epsilon, name=name)
 
 
+def _activation(spec: ResNetSpec, kind: str, name: str) -> nn.Module:
+    prelu, *fprelu = spec.slope_start
+    starts = {"prelu": {"start": prelu}, "fprelu": {"start": tuple(fprelu)}}
+    return activations.MODULES[kind](**starts.get(kind, {}), name=name)
+
+
 class Stem(nn.Module):
     """Real convolution, batch norm, activation and max pool, as the spec says (Fig. 4a, 4b)."""
 
@@ -147,7 +153,7 @@ class Stem(nn.Module):
             name="conv",
         )(x)
         x = _batch_norm(s, "bn")(x, train).astype(stream_dtype(self.compute_dtype))
-        x = activations.MODULES[s.stem_activation](name="act")(x)
+        x = _activation(s, s.stem_activation, "act")(x)
         return pooling.max_pool(x) if s.stem_pool else x
 
 
@@ -212,7 +218,7 @@ class BinaryBlock(nn.Module):
         elif s.scaling == "real_to_bin":
             y = scaling.apply(y, Gate(p.features, name="gate")(x))
         bn = _batch_norm(s, "bn")
-        act = activations.MODULES[p.activation](name="act")
+        act = _activation(s, p.activation, "act")
         function = activations.FUNCTIONS[p.activation]
 
         def finish(batch, normalizer, slopes):
@@ -253,9 +259,9 @@ class RealBlock(nn.Module):
             conv = Conv(features, size, stride, size // 2, self.compute_dtype, name=f"conv{number}")
             y = _batch_norm(s, f"bn{number}")(conv(y), train)
             if number < last:
-                y = activations.MODULES[p.inner_activation](name=f"act{number}")(y.astype(stream))
+                y = _activation(s, p.inner_activation, f"act{number}")(y.astype(stream))
         if p.shortcut == "conv":
             x = Conv(p.features, 1, p.stride, 0, self.compute_dtype, name="shortcut_conv")(x)
             x = _batch_norm(s, "shortcut_bn")(x, train)
         y = (y + x.astype(jnp.float32)).astype(stream)
-        return activations.MODULES[p.activation](name=f"act{last}")(y)
+        return _activation(s, p.activation, f"act{last}")(y)

@@ -26,6 +26,7 @@ HEADS = ("mean", "flatten")
 # No machine could hold a network of more channels. Sums of so many signs are exact in float32.
 _MOST_FEATURES = 2**16
 _COUNT = Range(1, _MOST_FEATURES)
+_SLOPES = 3
 _ALLOWED = {
     "blocks": Range(1, 1000, longest=10),
     "width": _COUNT,
@@ -46,6 +47,7 @@ _ALLOWED = {
     "head": HEADS,
     "block": BLOCKS,
     "ste_bound": fields.POSITIVE,
+    "slope_start": Range(longest=_SLOPES),
     "batch_norm_momentum": fields.SHARE,
     "batch_norm_epsilon": fields.POSITIVE,
 }
@@ -248,6 +250,8 @@ class ResNetSpec(Architecture):
       activation_gradient: of the activations' sign, one of `strategies.GRADIENTS`.
       weight_gradient: of the weights' sign, likewise.
       ste_bound: where the clipped gradients end, inclusive.
+      slope_start: where slopes begin: PReLU's, and FPReLU's on the negative and the positive side. The
+        paper says 1 of FPReLU (Fig. 3); 0.25 is PyTorch's for PReLU.
       batch_norm_momentum: share of the old running statistics kept in each step.
 
     Raises:
@@ -257,7 +261,16 @@ class ResNetSpec(Architecture):
     activation_gradient: str = "clipped"
     weight_gradient: str = "clipped"
     ste_bound: float = 1.2
+    slope_start: tuple[float, ...] = (0.25, 1.0, 1.0)
     batch_norm_momentum: float = 0.9
+
+    def __post_init__(self):
+        super().__post_init__()
+        if len(self.slope_start) != _SLOPES:
+            raise UserError(
+                f"must be {_SLOPES} numbers: of PReLU, of FPReLU's negative and of its positive side",
+                f"model.slope_start={self.slope_start}",
+            )
 
     @property
     def architecture(self) -> Architecture:

@@ -202,6 +202,8 @@ def test_values_that_cannot_be_built(fields, message):
     [
         *[(row, "none", "none") for row in ("bireal_published", "bireal", "none")],
         *[(row, row, row) for row in ("prelu", "fprelu", "relu", "full_precision")],
+        ("prelu_1", "prelu", "prelu"),
+        ("fprelu_025", "fprelu", "fprelu"),
         ("stage_relu", "none", "relu"),
         ("stage_relu_prelu", "prelu", "relu"),
         ("baseline", "fprelu", "relu"),
@@ -221,6 +223,8 @@ def test_rows_of_table_3(repository, row, elsewhere, stage_end):
     assert c.learning_rate == {"relu": 0.00015, "full_precision": 0.001}.get(row, 0.01)
     assert c.num_epochs == (256 if row == "bireal_published" else 60)
     assert c.schedule == "multistep"
+    starts = {"prelu_1": (1.0, 1.0, 1.0), "fprelu_025": (0.25, 0.25, 1.0)}
+    assert c.model.slope_start == starts.get(row, (0.25, 1.0, 1.0))
 
 
 @pytest.mark.parametrize(

@@ -140,6 +140,8 @@ def test_only_two_valued_signs_away_from_relu_send_zero_to_minus_one(sign, expec
         ({"batch_norm_momentum": -0.1}, "model.batch_norm_momentum=-0.1", r"in [0, 1)"),
         ({"ste_bound": 0.0}, "model.ste_bound=0.0", "positive"),
         ({"ste_bound": float("nan")}, "model.ste_bound=nan", "positive"),
+        ({"slope_start": (0.25, 1.0)}, "model.slope_start=(0.25, 1.0)", "3 numbers: of PReLU"),
+        ({"slope_start": (0.25, 1.0, float("inf"))}, "model.slope_start=(0.25, 1.0, inf)", "finite"),
         ({"batch_norm_epsilon": -1e-5}, "model.batch_norm_epsilon=-1e-05", "positive"),
         ({"widht": 8}, "model.widht", "width"),
     ],

@@ -39,6 +39,7 @@ def change(config=CONFIG, **fields):
 OTHERWISE = {
     "batch_norm_momentum": 0.5,
     "ste_bound": 1.0,
+    "slope_start": (0.5, 0.5, 0.5),
     "activation_gradient": "evolving",
     "weight_gradient": "piecewise_quadratic",
 }
@@ -168,6 +169,7 @@ def test_how_the_net_is_trained_may_change_and_is_told(capsys):
     before = {
         "batch_norm_momentum": 0.9,
         "ste_bound": 1.2,
+        "slope_start": (0.25, 1.0, 1.0),
         "activation_gradient": "clipped",
         "weight_gradient": "clipped",
     }
