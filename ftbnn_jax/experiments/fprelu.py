@@ -132,7 +132,8 @@ def _figure(found: dict[tuple[str, int], list[dict[str, Any]]]) -> Any:
         axis.minorticks_off()
         axis.set_xlabel("steps")
         axis.grid(alpha=0.3)
-        axis.legend(frameon=False, fontsize=8)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(frameon=False, fontsize=8)
     return figure
 
 
