@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import difflib
 import os
 import re
 import signal
@@ -12,6 +11,7 @@ from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 from ftbnn_jax.errors import UserError, one_line, summary
+from ftbnn_jax.nearest import nearest
 
 MISTAKE = 2
 INTERRUPTED = 128 + signal.SIGINT
@@ -34,8 +34,8 @@ class ArgumentParser(argparse.ArgumentParser):
         for name in dict.fromkeys(given):
             action = self._option_string_actions.get(name)
             if action is None:
-                nearest = difflib.get_close_matches(name, self._option_string_actions, n=1, cutoff=0)[0]
-                self.error(f"unrecognized arguments: {name}, the nearest is {nearest}")
+                meant = nearest(name, self._option_string_actions)
+                self.error(f"unrecognized arguments: {name}, the nearest is {meant}")
             if given.count(name) > 1 and not isinstance(action, argparse._AppendAction):
                 raise UserError(f"{name}: given {given.count(name)} times; once would do")
         options, unexpected = self.parse_known_args(args, namespace)

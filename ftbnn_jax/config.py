@@ -23,6 +23,7 @@ from ftbnn_jax import fields
 from ftbnn_jax.errors import UserError, summary
 from ftbnn_jax.fields import Range
 from ftbnn_jax.host import paths
+from ftbnn_jax.nearest import nearest
 from ftbnn_jax.nn.spec import ResNetSpec
 from ftbnn_jax.ops.preprocessing import Preprocessing
 
@@ -47,6 +48,38 @@ CIFAR10 = {
     "pixel_std": (63.0, 62.1, 66.7),
 }
 
+
+# What fields are called elsewhere, where no word of their own name says it.
+_MEANINGS = {
+    "accum": "accumulation_steps",
+    "arch": "model",
+    "augmentation": "augment",
+    "batch": "batch_size",
+    "bn": "batch_norm",
+    "bs": "batch_size",
+    "checkpoint": "start_from",
+    "checkpointing": "remat",
+    "data_path": "data_dir",
+    "dtype": "compute_dtype",
+    "gamma": "schedule_factor",
+    "grad_accum": "accumulation_steps",
+    "hflip": "flip",
+    "init_from": "start_from",
+    "layers": "model.blocks",
+    "lr": "learning_rate",
+    "max_steps": "num_steps",
+    "milestones": "schedule_boundaries",
+    "precision": "compute_dtype",
+    "pretrained": "start_from",
+    "res": "image_size",
+    "resolution": "image_size",
+    "save_every": "checkpoint_every",
+    "scheduler": "schedule",
+    "size": "image_size",
+    "steps": "num_steps",
+    "total_steps": "num_steps",
+    "wd": "weight_decay",
+}
 
 # Steps and images are counted in int32 on the device.
 _INT32 = 2**31 - 1
@@ -308,18 +341,30 @@ def load(path: str, overrides: Sequence[str] = ()) -> TrainConfig:
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Returns the overrides among the arguments of a command, "model.width=32", and the other arguments.
 
+    They are written `--config.KEY=VALUE` or `--config.KEY VALUE`.
+
     Raises:
       UserError: an override has no value, or there are two for one field.
     """
     prefix = "--config."
-    overrides = [a.removeprefix(prefix) for a in arguments if a.startswith(prefix)]
-    keys = [override.partition("=")[0] for override in overrides]
-    for key, override in zip(keys, overrides, strict=True):
-        if "=" not in override:
-            raise UserError(f"{prefix}{key}: is written {prefix}{key}=VALUE")
+    overrides, keys, others = [], [], []
+    remaining = iter(arguments)
+    for argument in remaining:
+        if not argument.startswith(prefix):
+            others.append(argument)
+            continue
+        key, equals, value = argument.removeprefix(prefix).partition("=")
+        if not equals:
+            value = next(remaining, "--")
+            # No value begins so: this is the next option.
+            if value.startswith("--"):
+                raise UserError(f"{prefix}{key}: is written {prefix}{key}=VALUE or {prefix}{key} VALUE")
+        overrides.append(f"{key}={value}")
+        keys.append(key)
+    for key in keys:
         if keys.count(key) > 1:
             raise UserError(f"{prefix}{key}: given {keys.count(key)} times; once would do")
-    return overrides, [a for a in arguments if not a.startswith(prefix)]
+    return overrides, others
 
 
 def _override(config: dict[str, Any], override: str) -> None:
@@ -350,8 +395,8 @@ def _literal(text: str) -> Any:
 def check_key(config: Mapping[str, Any], key: str) -> None:
     """Raises a UserError naming the nearest known key where `config` has no `key` ("model.width")."""
     if key not in (known := _dotted(config)):
-        nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0)[0]
-        raise UserError(f"no such key; the nearest is config.{nearest}", f"config.{key}")
+        meant = nearest(str(key), known, _MEANINGS)
+        raise UserError(f"no such key; the nearest is config.{meant}", f"config.{key}")
 
 
 def _dotted(config: Mapping[str, Any]) -> list[str]:

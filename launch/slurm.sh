@@ -23,7 +23,7 @@ for count in nodes gpus_per_node cpus_per_gpu; do
   [[ ${option[$count]:-1} =~ ^[1-9][0-9]*$ ]] || die "--$count=${option[$count]}: must be 1 or more"
 done
 for needed in config workdir; do
-  [[ " ${rest[*]}" == *" --$needed="?* ]] || die "--$needed=...: must be given, after --"
+  [[ " ${rest[*]}" == *" --$needed"[=\ ]?* ]] || die "--$needed=...: must be given, after --"
 done
 
 cd "$(dirname "$0")/.."

@@ -163,16 +163,28 @@ def test_an_override_that_does_not_fit_is_named(file, override, message):
     ("arguments", "message"),
     [
         (["--config.seed"], r"--config\.seed: is written --config\.seed=VALUE"),
-        (["--config.seed", "8"], r"--config\.seed: is written --config\.seed=VALUE"),
+        (["--config.seed", "--json"], r"--config\.seed: is written --config\.seed=VALUE"),
         (["--config.seed=1", "--json", "--config.seed=1"], r"--config\.seed: given 2 times"),
+        (["--config.seed=1", "--config.seed", "2"], r"--config\.seed: given 2 times"),
     ],
 )
-def test_overrides_are_told_from_other_arguments(arguments, message):
+def test_an_override_without_a_value_or_with_two(arguments, message):
     with pytest.raises(UserError, match=message):
         config_lib.split_overrides(arguments)
-    assert config_lib.split_overrides(["--config=x.py", "--config.seed=1"]) == (
-        ["seed=1"],
-        ["--config=x.py"],
+
+
+def test_overrides_are_told_from_other_arguments():
+    arguments = ["--config", "x.py", "--config.seed", "1", "--config.label_smoothing", "-1"]
+    arguments += [
+        "--json",
+        "--config.data_dir",
+        "a=b",
+        "--config.model.blocks=(1,)",
+        "--config.dataset=",
+    ]
+    assert config_lib.split_overrides(arguments) == (
+        ["seed=1", "label_smoothing=-1", "data_dir=a=b", "model.blocks=(1,)", "dataset="],
+        ["--config", "x.py", "--json"],
     )
 
 

@@ -16,7 +16,7 @@ _ROOT = pathlib.Path(ftbnn_jax.__file__).parent
 # or for a package with all that is in it. `nn.spec` and the plan it returns are below `nn`, since the
 # packed runtime needs them.
 _LAYERS = (
-    ("", "command", "errors", "fields", "moved", "plots", "report"),
+    ("", "command", "errors", "fields", "moved", "nearest", "plots", "report"),
     ("host",),
     ("ops",),
     ("nn.plan", "nn.strategies"),

@@ -47,6 +47,12 @@ def test_submits_and_prints_the_same_on_a_dry_run(shell, arguments, expected):
     assert shell.recorded() == [expected]
 
 
+def test_options_of_the_program_may_be_written_without_an_equals_sign(shell):
+    program = ("--config", "baseline", "--workdir", "/shared/a run")
+    status, output, _ = shell.run("slurm.sh", "--dry_run", "--", *program)
+    assert (status, shlex.split(output)[-4:]) == (0, list(program))
+
+
 @pytest.mark.parametrize(("status", "requeued"), [(0, False), (1, False), (75, True), (143, False)])
 def test_job_goes_back_into_the_queue_only_if_it_was_stopped(shell, status, requeued):
     job = {"SLURM_JOB_ID": "17", "SLURM_CPUS_PER_TASK": "8", "STUB_srun": f"exit {status}"}
