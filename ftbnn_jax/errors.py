@@ -1,4 +1,4 @@
-"""The one exception that is a message to the user rather than a bug; messages of one line."""
+"""Exceptions that tell of bad input rather than of a bug, and messages of one line."""
 
 _LONGEST = 200
 
@@ -24,6 +24,10 @@ class UserError(ValueError):
     def within(self, prefix: str) -> "UserError":
         """Returns the error with more before its place: "configs/x.py: ", "config.data_dir="."""
         return UserError(self.what, f"{prefix}{self.where}".removesuffix(": "))
+
+
+class CorruptRecordError(ValueError):
+    """A record or a file holds no readable image; the message says what is wrong, in one line."""
 
 
 def one_line(text: str) -> str:

@@ -27,9 +27,9 @@ from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.data import batches as batches_lib
 from ftbnn_jax.data import decode, sets, stream, tfrecords
 from ftbnn_jax.data.lazy import tf
-from ftbnn_jax.data.split import CorruptRecordError
-from ftbnn_jax.errors import UserError
+from ftbnn_jax.errors import CorruptRecordError, UserError
 from ftbnn_jax.host import machine, paths
+from ftbnn_jax.ops import decoding
 
 PIPELINE, FUSED, SEPARATE, PIL = "pipeline", "fused", "decode_then_crop", "pil"
 _WHAT = {
@@ -177,7 +177,7 @@ def _sample(split: tfrecords.RecordSplit, seed: int) -> tuple[list[bytes], np.nd
     """Returns the encoded images, and random windows in them, int32 `[_CROPS_PER_IMAGE * n, 4]`."""
     try:
         images = split.fetch(np.arange(split.num_examples))[0].tolist()
-        shapes = [decode.from_bytes(image, split.channels).shape for image in images]
+        shapes = [decoding.from_bytes(image, split.channels).shape for image in images]
     except CorruptRecordError as error:
         raise UserError(f"{split.files[0].path}: among its first records are corrupt ones") from error
     draws = tf.data.Dataset.from_tensor_slices(np.array(shapes, np.int32)).repeat(_CROPS_PER_IMAGE)

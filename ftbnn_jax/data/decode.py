@@ -1,11 +1,10 @@
 """From encoded images to uint8 pixels: whole ones for evaluation, random crops for training.
 
 TensorFlow decodes JPEGs and cuts out of them, in a graph; OpenCV resizes crops, in a third of
-TensorFlow's time. Pillow decodes everything but JPEGs, and JPEGs whose colours must be changed: whatever
-the encoding and its colours, an image comes out with the channels of its data set.
+TensorFlow's time. Pillow (`ops.decoding`) decodes everything but JPEGs, and JPEGs whose colours must be
+changed: whatever the encoding and its colours, an image comes out with the channels of its data set.
 """
 
-import io
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -16,15 +15,12 @@ import numpy as np
 from PIL import Image
 
 from ftbnn_jax.config import TrainConfig
-from ftbnn_jax.data.lazy import first_line, tf
-from ftbnn_jax.data.split import CorruptRecordError
+from ftbnn_jax.data.lazy import tf
+from ftbnn_jax.ops import decoding
 
 # Every core has a thread of its own that resizes.
 cv2.setNumThreads(1)
 
-_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")
-# Pixels of an image; a larger one is not decoded, since a few bytes can claim any size.
-_MOST_PIXELS = 2**26
 # Pillow has a higher limit, beyond which it warns, with nothing decoded yet.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
@@ -87,49 +83,6 @@ def random_window(shape: Any, seed: Any) -> Window:
     return begin[0], begin[1], size[0], size[1]
 
 
-def from_bytes(encoded: bytes, channels: int) -> np.ndarray:
-    """Decodes an image: JPEG, PNG, GIF, BMP or WebP; of an animation, the first frame.
-
-    Colours become gray as ITU-R BT.601 weighs them; of 16 bits, the upper 8 count; transparency is left
-    out.
-
-    Args:
-      encoded: a file's bytes.
-      channels: 1 or 3.
-
-    Returns:
-      uint8 `[H, W, channels]`.
-
-    Raises:
-      CorruptRecordError: there is no such image in the bytes, they end early, or it is too large.
-    """
-    if not encoded:
-        raise CorruptRecordError("an image of 0 bytes")
-    try:
-        image = Image.open(io.BytesIO(encoded), formats=_FORMATS)
-        if image.width * image.height > _MOST_PIXELS:
-            raise Image.DecompressionBombError
-        image.load()
-        # Pillow would look for another way to keep it, and warn where there is none.
-        image.info.pop("transparency", None)
-        if image.mode.startswith("I"):
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        elif image.mode not in ("1", "L", "LA", "RGB"):
-            image = image.convert("RGB")
-        mode = "L" if channels == 1 else "RGB"
-        image = image if image.mode == mode else image.convert(mode)
-        return np.asarray(image).reshape(image.height, image.width, channels)
-    except Image.UnidentifiedImageError as error:
-        raise CorruptRecordError(f"no image in a format of {', '.join(_FORMATS)}") from error
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise CorruptRecordError(f"an image of more than {_MOST_PIXELS:,} pixels") from error
-    except MemoryError:
-        raise
-    # Pillow's decoders raise what they come upon in bytes that are wrong: OSError, SyntaxError and more.
-    except Exception as error:
-        raise CorruptRecordError(first_line(error)) from error
-
-
 def crop(image: Any, window_of: Callable[[Any], Window], channels: int) -> Any:
     """Decodes the window of an image that `window_of` its shape gives: uint8 `[H, W, channels]`.
 
@@ -156,7 +109,7 @@ def _decoded(image: Any, channels: int, of_jpeg: Callable, of_pixels: Callable) 
     def by_pillow():
         # A stateful call would be made in order, with those for the other images of the group.
         pixels = tf.numpy_function(
-            lambda data: from_bytes(data, channels), [image], tf.uint8, stateful=False
+            lambda data: decoding.from_bytes(data, channels), [image], tf.uint8, stateful=False
         )
         pixels.set_shape((None, None, channels))
         return of_pixels(pixels)
@@ -166,7 +119,7 @@ def _decoded(image: Any, channels: int, of_jpeg: Callable, of_pixels: Callable) 
         # Gray is repeated in three channels. TensorFlow has another gray of colours, and none of CMYK.
         fits = (shape[2] == channels) | (shape[2] == 1)
         # Each side has 16 bits, so that the product has one more than int32 holds.
-        small = tf.cast(shape[0], tf.int64) * tf.cast(shape[1], tf.int64) <= _MOST_PIXELS
+        small = tf.cast(shape[0], tf.int64) * tf.cast(shape[1], tf.int64) <= decoding.MOST_PIXELS
         return tf.cond(fits & small, lambda: of_jpeg(shape), by_pillow)
 
     if image.dtype == tf.string:

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from ftbnn_jax.data.lazy import first_line, tf
-from ftbnn_jax.data.split import Batch, CorruptRecordError, Split
+from ftbnn_jax.data.split import Batch, Split
+from ftbnn_jax.errors import CorruptRecordError
 
 # From images as they are stored, labels and positions, `[n]` each, to tensors `image` and `label`.
 Decode = Callable[[Any, np.ndarray, np.ndarray], dict[str, Any]]

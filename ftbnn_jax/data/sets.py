@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 
 from ftbnn_jax.config import TrainConfig
-from ftbnn_jax.data import decode, tfrecords
+from ftbnn_jax.data import tfrecords
 from ftbnn_jax.data.lazy import first_line, tf, tfds
-from ftbnn_jax.data.split import ArraySplit, CorruptRecordError, Split
+from ftbnn_jax.data.split import ArraySplit, Split
 from ftbnn_jax.data.tfrecords import RecordSplit
-from ftbnn_jax.errors import UserError
+from ftbnn_jax.errors import CorruptRecordError, UserError
 from ftbnn_jax.host import machine, paths
+from ftbnn_jax.ops import decoding
 
 # Records that are looked at before a run begins: their number, and about how many bytes.
 _LOOK, _LOOK_BYTES = 1000, 2**25
@@ -213,7 +214,7 @@ def _look_at(split: RecordSplit, where: str) -> None:
                 raise example
             labels[index] = example[1]
             # One suffices, and mostly the first is.
-            readable = readable or decode.from_bytes(example[0], split.channels).size > 0
+            readable = readable or decoding.from_bytes(example[0], split.channels).size > 0
         except CorruptRecordError as error:
             reason = reason or f"{split.name(index)}: {error}"
     if not readable and len(examples) == split.num_examples:
@@ -244,7 +245,7 @@ def _decoded(split: RecordSplit, shape: tuple[int, int], limit: int, where: str)
         for index in part:
             try:
                 encoded, labels[index] = split.example(index)
-                pixels = decode.from_bytes(encoded, split.channels)
+                pixels = decoding.from_bytes(encoded, split.channels)
                 if pixels.shape[:2] != shape:
                     found, size = ("{} x {}".format(*s) for s in (pixels.shape, shape))
                     raise CorruptRecordError(f"an image of {found} pixels in a set of {size}")

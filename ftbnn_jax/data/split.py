@@ -11,10 +11,6 @@ from ftbnn_jax.errors import UserError
 Batch = dict[str, np.ndarray]
 
 
-class CorruptRecordError(ValueError):
-    """A record holds no readable image with a label; the message says what is wrong."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Split(abc.ABC):
     """Images of one data set.

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from google.protobuf import message as protobuf_message
 
-from ftbnn_jax.data import decode
 from ftbnn_jax.data.framing import FOOTER_BYTES, HEADER_BYTES, checksum
 from ftbnn_jax.data.lazy import first_line, tf
-from ftbnn_jax.data.split import CorruptRecordError, Split
-from ftbnn_jax.errors import UserError
+from ftbnn_jax.data.split import Split
+from ftbnn_jax.errors import CorruptRecordError, UserError
 from ftbnn_jax.host import paths
+from ftbnn_jax.ops import decoding
 
 # Disks and buckets answer many small requests at a time sooner than one after the other.
 _READ_THREADS = 32
@@ -122,7 +122,7 @@ class RecordSplit(Split):
 
     def whole(self, index: int) -> np.ndarray:
         encoded, _ = self.example(index)
-        return decode.from_bytes(encoded, self.channels)
+        return decoding.from_bytes(encoded, self.channels)
 
     def fetch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if paths.is_remote(self.files[0].path):

@@ -11,10 +11,10 @@ from PIL import Image
 
 from ftbnn_jax import config as config_lib
 from ftbnn_jax.data import batches as batches_lib
-from ftbnn_jax.data import decode
 from ftbnn_jax.data.lazy import tf
-from ftbnn_jax.data.split import CorruptRecordError
+from ftbnn_jax.errors import CorruptRecordError
 from ftbnn_jax.nn import architectures
+from ftbnn_jax.ops import decoding
 
 # Of 64 pixels 224/256 are 56, so that evaluation does not resize.
 CONFIG = config_lib.TrainConfig(architectures.small((1,), 8), image_size=56, batch_size=4)
@@ -199,7 +199,7 @@ def test_pillow_and_tensorflow_decode_the_same_pixels(kind, channels):
     """Bit for bit, wherever evaluation takes TensorFlow's."""
     data = ODD[kind][0]
     pixels = tf.io.decode_jpeg(data, channels=channels, dct_method="INTEGER_ACCURATE")
-    np.testing.assert_array_equal(decode.from_bytes(data, channels), pixels)
+    np.testing.assert_array_equal(decoding.from_bytes(data, channels), pixels)
 
 
 @pytest.mark.parametrize("kind", ODD)
@@ -212,7 +212,7 @@ def test_damaged_bytes_are_pixels_or_one_line(kind):
             data[place : place + rng.integers(0, 9)] = rng.bytes(rng.integers(0, 9))
         channels = int(rng.choice([1, 3]))
         try:
-            pixels = decode.from_bytes(bytes(data), channels)
+            pixels = decoding.from_bytes(bytes(data), channels)
         except CorruptRecordError as error:
             assert len(str(error).splitlines()) == 1
         else:

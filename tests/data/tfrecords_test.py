@@ -12,8 +12,8 @@ from ftbnn_jax import config as config_lib
 from ftbnn_jax.data import batches as batches_lib
 from ftbnn_jax.data import tfrecords
 from ftbnn_jax.data.lazy import tf
-from ftbnn_jax.data.split import ArraySplit, CorruptRecordError
-from ftbnn_jax.errors import UserError
+from ftbnn_jax.data.split import ArraySplit
+from ftbnn_jax.errors import CorruptRecordError, UserError
 from ftbnn_jax.nn import architectures
 
 CONFIG = config_lib.TrainConfig(architectures.small((1,), 8), image_size=16, batch_size=6, seed=5)
