@@ -21,7 +21,9 @@ GRADIENTS = ("clipped", "piecewise_quadratic", "evolving")
 #   real_to_bin     one factor a sample and output channel, from the global mean of the input through two
 #                   matrix products, the inner one `REAL_TO_BIN_REDUCTION` times narrower, and a sigmoid
 #
-# Factors from weights or activations are constants to the gradient in `mean_abs` and `xnor_net`.
+# Factors from weights or activations are constants to the gradient in `mean_abs` and `xnor_net`. The
+# batch norm behind takes a constant factor of a channel out again: but for its epsilon, a network with
+# `mean_abs` gives the same loss and the same gradients as one with `none`.
 SCALINGS = ("none", "mean_abs", "xnor_net", "xnor_net++", "real_to_bin")
 REAL_TO_BIN_REDUCTION = 8
 

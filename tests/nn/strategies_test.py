@@ -114,6 +114,26 @@ def test_weights_and_activations_can_stay_real(weights, activations):
     np.testing.assert_allclose(found[0, 1, 1], np.tensordot(a[0], w, 3), rtol=1e-4, atol=1e-4)
 
 
+def test_mean_abs_trains_as_no_scaling_does():
+    """The batch norm takes a constant factor out again, of its output and of every gradient."""
+    x = np.random.default_rng(1).normal(size=(8, 6, 6, 4)).astype(np.float32)
+    found = []
+    for factor in ("none", "mean_abs"):
+        net = architectures.small((1,), 4, scaling=factor, batch_norm_epsilon=1e-12)
+        module = blocks.BinaryBlock(net, net.plan()[0])
+        values, _, _ = _run(net, 0, x)
+
+        def loss(params, module=module, values=values):
+            y, _ = module.apply(values | {"params": params}, x, True, mutable=["batch_stats"])
+            return jnp.sum(y**3), y
+
+        gradients, y = jax.grad(loss, has_aux=True)(values["params"])
+        found.append([y, *jax.tree.leaves(gradients)])
+    assert all(np.abs(array).max() > 0.1 for array in found[0])
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3 * np.abs(one).max())
+
+
 def test_real_weights_have_the_gradient_of_a_real_convolution():
     kernel = jnp.asarray(np.random.default_rng(0).normal(0, 3, (3, 3, 4, 2)), jnp.float32)
     x = jnp.asarray(np.random.default_rng(1).normal(size=(1, 3, 3, 4)), jnp.float32)
