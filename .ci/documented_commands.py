@@ -1,0 +1,281 @@
+"""Runs every code block of the README and of the pages in docs/.
+
+    python .ci/documented_commands.py [--folder=DIR] [PAGE ...]
+
+Commands run in a copy of the repository, DIR or a temporary one, with the environment of the interpreter
+that runs this. A page's blocks run in the page's order:
+
+- `bash` and `console`: commands, each block in a shell of its own at the copy's root;
+- `python`: statements; all of one page share their names, as in one session;
+- a block of any language with `title="PATH"`: the content of that file, written where the page says;
+- `c`: has such a title, and a later command compiles it;
+- `text` and others: shown, not run.
+
+What cannot run everywhere stands in `_LISTED`, with the reason and with what runs in its place.
+"""
+
+import argparse
+import dataclasses
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import Iterable, Sequence
+
+_ROOT = pathlib.Path(__file__).resolve().parents[1]
+_COMMANDS = ("bash", "console")
+_RUN = (*_COMMANDS, "python")
+_BLOCK = re.compile(r"^( *)(`{3,})(\w*)([^\n`]*)\n(.*?)^\1\2 *$", re.DOTALL | re.MULTILINE)
+_TITLE = re.compile(r'title="([^"]+)"')
+# Prepared data that tests read, where it lies beside the checkout.
+_DATA = _ROOT.parent / "shared" / "tfds"
+
+
+@dataclasses.dataclass(frozen=True)
+class Listed:
+    """A part of a page's blocks that does not run as it stands there.
+
+    Attributes:
+      page: path of the page, from the repository's root.
+      text: the part; it stands in exactly one place of the page's commands.
+      why: what one would need to run it.
+      instead: what runs in its place.
+      data: set of TFDS without whose prepared records the block that holds the part does not run.
+    """
+
+    page: str
+    text: str
+    why: str
+    instead: str = ""
+    data: str = ""
+
+
+_PAPER = "docs/tutorials/paper.md"
+_MACHINES = "docs/how_to/many_machines.md"
+_LISTED = (
+    Listed(
+        _PAPER,
+        "--config=configs/cifar10.py --workdir=runs/cifar10",
+        "ten minutes",
+        data="cifar10",
+        instead="--config=configs/cifar10.py --workdir=runs/cifar10 --config.num_steps=20",
+    ),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """A code block: of a page, in a line, in a language, with a title ("" for none)."""
+
+    page: str
+    line: int
+    language: str
+    title: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.line}"
+
+
+def blocks(page: str, text: str) -> list[Block]:
+    """Returns the code blocks of a page, those in lists, tabs and notes included.
+
+    Raises:
+      ValueError: a block of C is no file.
+    """
+    found = []
+    for match in _BLOCK.finditer(text):
+        _, _, language, attributes, content = match.groups()
+        title = _TITLE.search(attributes)
+        line = text.count("\n", 0, match.start()) + 1
+        block = Block(page, line, language, title[1] if title else "", textwrap.dedent(content))
+        if language == "c" and not title:
+            raise ValueError(f'{block}: a block of C needs title="PATH", and a command that compiles it')
+        found.append(block)
+    return found
+
+
+def shortened(
+    found: Iterable[Block], listed: Iterable[Listed], prepared: Iterable[str]
+) -> list[tuple[Block, str]]:
+    """Returns blocks as they run, each with why it runs otherwise than it stands there.
+
+    A block without a command left is skipped by whoever runs it.
+
+    Raises:
+      ValueError: a listed part stands in no block of its page, or in several places.
+    """
+    found, reasons = list(found), {}
+    for entry in listed:
+        inside = [i for i, b in enumerate(found) if b.page == entry.page and entry.text in b.text]
+        if len(inside) != 1 or found[inside[0]].text.count(entry.text) != 1:
+            raise ValueError(f"{entry.page}: must have exactly one {entry.text!r}, as _LISTED says")
+        (at,) = inside
+        missing = entry.data and entry.data not in prepared
+        text = "" if missing else found[at].text.replace(entry.text, entry.instead)
+        found[at] = dataclasses.replace(found[at], text=text)
+        reasons[at] = entry.why
+    return [(block, reasons.get(i, "")) for i, block in enumerate(found)]
+
+
+# Reads a line with a file's name, runs the file among the names of those before, and says how that went.
+_SESSION = """
+import sys, traceback
+answers, names = sys.stdout, {"__name__": "__main__"}
+sys.path.insert(0, "")
+for line in sys.stdin:
+    path, place = line.rstrip("\\n").split("\\t")
+    try:
+        with open(path) as file:
+            exec(compile(file.read(), place, "exec"), names)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    print(status, file=open(3, "w", closefd=False), flush=True)
+"""
+
+
+class _Session:
+    """A Python interpreter that runs the blocks of one page, started by the first of them."""
+
+    def __init__(self, folder: pathlib.Path, environment: dict[str, str]):
+        self._folder, self._environment, self._process = folder, environment, None
+
+    def run(self, block: Block) -> int:
+        """Runs a block and returns 0, or 1 where it raised an exception."""
+        if self._process is None:
+            self._start()
+        with tempfile.NamedTemporaryFile("w", suffix=".py") as file:
+            file.write(block.text)
+            file.flush()
+            self._process.stdin.write(f"{file.name}\t{block}\n")
+            self._process.stdin.flush()
+            return int(self._answers.readline() or 1)
+
+    def _start(self) -> None:
+        answers, to_answer = os.pipe()
+        # The descriptor is called 3 in the session.
+        command = f'exec "$0" -c "$1" 3>&{to_answer}'
+        self._process = subprocess.Popen(
+            ["bash", "-c", command, sys.executable, _SESSION],
+            cwd=self._folder,
+            env=self._environment,
+            stdin=subprocess.PIPE,
+            pass_fds=[to_answer],
+            text=True,
+        )
+        os.close(to_answer)
+        self._answers = open(answers)  # noqa: SIM115
+
+    def close(self) -> None:
+        """Ends the interpreter."""
+        if self._process is not None:
+            self._process.stdin.close()
+            self._process.wait()
+            self._answers.close()
+
+
+def _run_page(found: Sequence[tuple[Block, str]], folder: pathlib.Path, environment: dict) -> None:
+    """Runs a page's blocks; exits with a message at the first that fails."""
+    session = _Session(folder, environment)
+    try:
+        for block, why in found:
+            if block.title:
+                path = folder / block.title
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(block.text)
+                continue
+            if block.language not in _RUN:
+                continue
+            print(f"--- {block}" + (f" ({why})" if why else ""))
+            if not block.text.strip():
+                continue
+            print(block.text, end="", flush=True)
+            started = time.monotonic()
+            if block.language == "python":
+                status = session.run(block)
+            else:
+                command = ["bash", "-euo", "pipefail", "-c", block.text]
+                status = subprocess.run(command, cwd=folder, env=environment, check=False).returncode
+            print(f"-> {status} after {time.monotonic() - started:.0f} s", flush=True)
+            if status:
+                sys.exit(f"error: {block}: failed")
+    finally:
+        session.close()
+
+
+def pages() -> list[str]:
+    """Returns the README and the pages of docs/, from the repository's root."""
+    found = sorted((_ROOT / "docs").rglob("*.md"))
+    return ["README.md", *(str(page.relative_to(_ROOT)) for page in found)]
+
+
+def read(names: Sequence[str], prepared: Iterable[str] = ()) -> dict[str, list[tuple[Block, str]]]:
+    """Returns the blocks of pages as they run; see `shortened`."""
+    listed = [entry for entry in _LISTED if entry.page in names]
+    if unknown := {entry.page for entry in _LISTED} - set(pages()):
+        raise ValueError(f"_LISTED has {', '.join(sorted(unknown))}, and there is no such page")
+    found = shortened(
+        [block for name in names for block in blocks(name, (_ROOT / name).read_text())],
+        listed,
+        prepared,
+    )
+    return {name: [each for each in found if each[0].page == name] for name in names}
+
+
+def _copy(folder: pathlib.Path) -> None:
+    """Copies what git has or could have here, and shares the repository's .venv where that runs this."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=_ROOT, capture_output=True, check=True, text=True).stdout
+    for name in filter(None, listed.split("\0")):
+        if (_ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(_ROOT / name, folder / name)
+    if pathlib.Path(sys.prefix) == _ROOT / ".venv" and not (folder / ".venv").exists():
+        # Only an environment that is up to date may be shared: scripts would renew it, for the copy.
+        subprocess.run(["bash", "launch/environment.sh"], cwd=_ROOT, check=True)
+        (folder / ".venv").symlink_to(sys.prefix)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Runs the pages that `arguments` names, or all."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", help="where the commands run, and what they write stays")
+    parser.add_argument(
+        "pages", nargs="*", metavar="PAGE", help="README.md, docs/...; all where none is named"
+    )
+    options = parser.parse_args(arguments)
+    names = [os.path.relpath(page, _ROOT) for page in map(os.path.abspath, options.pages)] or pages()
+    environment = {**os.environ, "PATH": f"{sys.prefix}/bin{os.pathsep}{os.environ['PATH']}"}
+    if _DATA.is_dir():
+        environment.setdefault("TFDS_DATA_DIR", str(_DATA))
+    data = environment.get("TFDS_DATA_DIR")
+    prepared = [path.name for path in pathlib.Path(data).glob("*")] if data else []
+    found = read(names, prepared)
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = pathlib.Path(options.folder or temporary).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        _copy(folder)
+        environment["PYTHONPATH"] = str(folder)
+        for name in names:
+            _run_page(found[name], folder, environment)
+    count = sum(
+        block.language in _RUN and not block.title for page in found.values() for block, _ in page
+    )
+    print(f"{count} blocks of {len(names)} pages in {time.monotonic() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except ValueError as error:
+        sys.exit(f"error: {error}")
