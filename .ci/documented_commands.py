@@ -44,27 +44,70 @@ class Listed:
       page: path of the page, from the repository's root.
       text: the part; it stands in exactly one place of the page's commands.
       why: what one would need to run it.
-      instead: what runs in its place.
-      data: set of TFDS without whose prepared records the block that holds the part does not run.
+      instead: what runs in its place; None: the block that holds it does not run.
+      data: set of TFDS without whose prepared records that block does not run either.
     """
 
     page: str
     text: str
     why: str
-    instead: str = ""
+    instead: str | None = None
     data: str = ""
 
 
+_FEW = "--config.num_steps=4 --config.eval_split='test[:2%]'"
 _PAPER = "docs/tutorials/paper.md"
+_TRAINING = "docs/how_to/training.md"
 _MACHINES = "docs/how_to/many_machines.md"
+_RESULTS = "docs/results.md"
 _LISTED = (
     Listed(
         _PAPER,
-        "--config=configs/cifar10.py --workdir=runs/cifar10",
-        "ten minutes",
-        data="cifar10",
-        instead="--config=configs/cifar10.py --workdir=runs/cifar10 --config.num_steps=20",
+        "--config.batch_size=8 --config.num_steps=3",
+        "three minutes",
+        "--config.batch_size=8 --config.num_steps=1 --config.image_size=32",
     ),
+    Listed(_PAPER, "--workdir=runs/cifar10", "ten minutes", f"--workdir=runs/cifar10 {_FEW}", "cifar10"),
+    Listed(_PAPER, "--workdir=runs/teacher\n", "minutes", f"--workdir=runs/teacher {_FEW}\n", "cifar10"),
+    Listed(
+        _PAPER,
+        "--config.teacher=runs/teacher",
+        "minutes",
+        f"--config.teacher=runs/teacher {_FEW}",
+        "cifar10",
+    ),
+    Listed(_PAPER, "--jobs=2", "ten minutes", f"--seeds=0 --models=relu -- {_FEW}", "mnist"),
+    Listed(_PAPER, "--seeds=0,1,2", "an hour", f"--seeds=0 --rows=none,baseline -- {_FEW}", "cifar10"),
+    Listed(
+        _PAPER,
+        "--config.batch_size=512",
+        "ImageNet, days",
+        "--config.batch_size=8 --config.dataset=fake --config.image_size=32 --config.num_steps=1",
+    ),
+    Listed(_PAPER, "--steps=1000,4000", "an hour", "--steps=2 --seeds=0", "cifar10"),
+    Listed(
+        _TRAINING,
+        "bench.exactness",
+        "a minute and a half",
+        "bench.exactness --config=configs/quickstart.py",
+    ),
+    Listed(
+        _TRAINING,
+        "--config=configs/quickstart.py\n",
+        "a minute",
+        "--config=configs/quickstart.py --variants=ftbnn_jax,flax --rounds=3\n",
+    ),
+    Listed(_TRAINING, "--seconds=10", "prepared data", "--seconds=2", "cifar10"),
+    Listed(
+        _RESULTS,
+        "--seeds=0,1,2 --jobs=5",
+        "seven minutes of a GPU",
+        "--seeds=0,1,2 --jobs=5 --report",
+    ),
+    Listed(
+        _MACHINES, "launch/tpu.sh create", "an account of Google Cloud", "exit; launch/tpu.sh create"
+    ),
+    Listed(_MACHINES, "EXTRAS=train,cuda", "a cluster with GPUs"),
 )
 
 
@@ -117,7 +160,8 @@ def shortened(
             raise ValueError(f"{entry.page}: must have exactly one {entry.text!r}, as _LISTED says")
         (at,) = inside
         missing = entry.data and entry.data not in prepared
-        text = "" if missing else found[at].text.replace(entry.text, entry.instead)
+        skipped = missing or entry.instead is None
+        text = "" if skipped else found[at].text.replace(entry.text, entry.instead)
         found[at] = dataclasses.replace(found[at], text=text)
         reasons[at] = entry.why
     return [(block, reasons.get(i, "")) for i, block in enumerate(found)]
