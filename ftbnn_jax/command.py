@@ -10,8 +10,12 @@ from collections.abc import Callable, Sequence
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
+from ftbnn_jax import extras
 from ftbnn_jax.errors import UserError, one_line, summary
 from ftbnn_jax.nearest import nearest
+
+# The console script; `ftbnn_jax.__main__` puts it before the command's name in place of `sys.argv[0]`.
+PROGRAM = "ftbnn"
 
 MISTAKE = 2
 INTERRUPTED = 128 + signal.SIGINT
@@ -27,6 +31,8 @@ class ArgumentParser(argparse.ArgumentParser):
     """
 
     def __init__(self, **arguments: Any):
+        if is_console_script():
+            arguments["prog"] = sys.argv[0]
         super().__init__(allow_abbrev=False, **arguments)
 
     def parse_args(self, args: Sequence[str], namespace: argparse.Namespace | None = None) -> Any:
@@ -50,6 +56,16 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message.removeprefix('argument ')}; --help lists the arguments")
+
+
+def is_console_script() -> bool:
+    """Whether the command was started as `ftbnn NAME` rather than by its module's name."""
+    return sys.argv[0].startswith(f"{PROGRAM} ")
+
+
+def mode(text: str) -> str:
+    """Returns how messages name a mode of `ftbnn_jax.main`, "export --format=c", as users call it."""
+    return f"{PROGRAM} {text}" if is_console_script() else f"--mode={text}"
 
 
 def _before_separator(arguments: Sequence[str]) -> Sequence[str]:
@@ -84,12 +100,12 @@ def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = 
 
     A user's mistake becomes one line and status 2, Ctrl-C one word and 130.
     """
-    # Imported late: what loads an artifact needs no absl.
-    from absl import logging
+    # Libraries log at length what they raise as well, and what is as it should be. They bring absl.
+    with contextlib.suppress(ModuleNotFoundError):
+        from absl import logging
 
-    # Libraries log at length what they raise as well, and what is as it should be.
-    logging.use_absl_handler()
-    logging.set_verbosity(logging.FATAL)
+        logging.use_absl_handler()
+        logging.set_verbosity(logging.FATAL)
     outer = signal.getsignal(signal.SIGINT)
     if outer is _leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -165,6 +181,8 @@ def _explanation(error: BaseException) -> str | None:
     """Returns the line for an error that is the user's or the machine's; None for a bug."""
     if isinstance(error, UserError):
         return f"error: {one_line(str(error))}"
+    if isinstance(error, ModuleNotFoundError) and (extra := extras.missing(error.name or "")):
+        return f"error: {extra}"
     # XLA's, told by its name: a command that does not compute need not import JAX.
     exhausted = type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error)
     if isinstance(error, MemoryError) or exhausted:

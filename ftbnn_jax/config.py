@@ -15,17 +15,18 @@ import os
 import runpy
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import ml_collections
-
-from ftbnn_jax import fields
+from ftbnn_jax import extras, fields
 from ftbnn_jax.errors import UserError, summary
 from ftbnn_jax.fields import Range
 from ftbnn_jax.host import paths
 from ftbnn_jax.nearest import nearest
 from ftbnn_jax.nn.spec import ResNetSpec
 from ftbnn_jax.ops.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    import ml_collections
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -285,12 +286,12 @@ def _plain(value: Any) -> Any:
     """Returns JSON's lists as tuples and ConfigDicts as dictionaries."""
     if isinstance(value, (list, tuple)):
         return tuple(map(_plain, value))
-    if isinstance(value, Mapping | ml_collections.ConfigDict):
+    if hasattr(value, "items"):
         return {name: _plain(inner) for name, inner in value.items()}
     return value
 
 
-def make(model: ResNetSpec, **values: Any) -> ml_collections.ConfigDict:
+def make(model: ResNetSpec, **values: Any) -> "ml_collections.ConfigDict":
     """Returns a ConfigDict with the fields of `TrainConfig`, defaults filled in.
 
     Args:
@@ -300,6 +301,9 @@ def make(model: ResNetSpec, **values: Any) -> ml_collections.ConfigDict:
     Raises:
       UserError: a field has an impossible value.
     """
+    with extras.named():
+        import ml_collections
+
     return ml_collections.ConfigDict(TrainConfig(model, **values).to_dict())
 
 

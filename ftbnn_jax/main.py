@@ -1,7 +1,6 @@
 """Command line: `python -m ftbnn_jax.main --config=configs/X.py --workdir=DIR [--mode=...]`."""
 
 import argparse
-import contextlib
 import dataclasses
 import os
 import sys
@@ -18,6 +17,7 @@ _DEFAULTS = {
     "checkpoint": "latest",
     "num_images": 1000,
     "stablehlo": False,
+    "verify": False,
     "distributed": "auto",
     "format": "safetensors",
     "fixed_point": False,
@@ -32,6 +32,7 @@ _GOES_WITH = {
     "format": ("export",),
     "fixed_point": ("export --format=c",),
     "prefix": ("export --format=c",),
+    "verify": ("export",),
     "runtime": ("verify",),
 }
 
@@ -110,6 +111,12 @@ def _parser() -> command.ArgumentParser:
         help="for export --format=c: what all names in C begin with, so that two networks fit into one "
         "program",
     )
+    _add_switch(
+        parser,
+        "verify",
+        "for export: then verify what was written, as --mode=verify does with the runtime that fits "
+        "--format; its exit status",
+    )
     parser.add_argument(
         "--runtime",
         choices=_kinds("verify"),
@@ -137,7 +144,7 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, config_lib.Tra
     mode = {options.mode, f"{options.mode} --format={options.format}"}
     for name, modes in _GOES_WITH.items():
         if getattr(options, name) is not None and not mode.intersection(modes):
-            raise UserError(f"--{name}: goes with {' or '.join(f'--mode={m}' for m in modes)}")
+            raise UserError(f"--{name}: goes with {' or '.join(map(command.mode, modes))}")
     for name, value in _DEFAULTS.items():
         if getattr(options, name) is None:
             setattr(options, name, value)
@@ -150,6 +157,8 @@ def main(arguments: Sequence[str]) -> int:
     options, config = _parse(arguments)
     kind = {"export": options.format, "verify": options.runtime}.get(options.mode)
     run, needs = _MODES[options.mode, kind]
+    if options.verify:
+        run, needs = _and_verify(run, needs, _RUNTIMES[kind]), _IMAGES
 
     # Imported late: a mistake in the command line is told without waiting for these.
     from ftbnn_jax.host import distributed
@@ -185,7 +194,7 @@ def _inputs(
 
     where = f"--workdir={workdir}"
     if paths.is_remote(workdir):
-        raise UserError(f"--mode={options.mode} needs a copy on this machine", where)
+        raise UserError(f"{command.mode(options.mode)} needs a copy on this machine", where)
     saved = checkpoint.load_variables(workdir, options.checkpoint)
     identity.check(where, saved[1], config)
     yield saved
@@ -239,8 +248,7 @@ def _export_c(options, config, workdir, saved, images) -> int:
 
 
 def _export_onnx(options, config, workdir, saved) -> int:
-    with _extra_onnx("--format=onnx"):
-        from ftbnn_jax.deploy import onnx
+    from ftbnn_jax.deploy import onnx
 
     if status := _export(options, config, workdir, saved):
         return status
@@ -261,19 +269,22 @@ def _verify_c(options, config, workdir, saved, images) -> int:
 
 
 def _verify_onnx(options, config, workdir, saved, images) -> int:
-    with _extra_onnx("--runtime=onnx"):
-        from ftbnn_jax.deploy import onnx_verify
+    from ftbnn_jax.deploy import onnx_verify
 
     files, network = (_onnx_file(workdir), _artifact(workdir)), (config.model, config.num_classes)
     return onnx_verify.run(*files, *network, images(stored=True), options.json)
 
 
-@contextlib.contextmanager
-def _extra_onnx(option: str) -> Iterator[None]:
-    try:
-        yield
-    except ImportError as error:
-        raise UserError("needs the extra: pip install -e '.[onnx]'", option) from error
+def _and_verify(run: Callable[..., int], needs: str, runtime: str) -> Callable[..., int]:
+    """Returns the mode that exports with `run`, then verifies; its status is the verification's."""
+    verify, _ = _MODES["verify", runtime]
+
+    def export_and_verify(options, config, workdir, saved, images):
+        given = (saved, images) if needs == _IMAGES else (saved,)
+        status = run(options, config, workdir, *given)
+        return status or verify(options, config, workdir, saved, images)
+
+    return export_and_verify
 
 
 def _benchmark(options, config, workdir, saved) -> int:
@@ -322,6 +333,10 @@ _MODES: dict[tuple[str, str | None], tuple[Callable[..., int], str]] = {
     ("benchmark", None): (_benchmark, _CHECKPOINT),
     ("audit", None): (_audit, _IMAGES),
 }
+
+
+# What verifies each format.
+_RUNTIMES = {"safetensors": "jax", "c": "c", "onnx": "onnx"}
 
 
 def _kinds(mode: str) -> list[str | None]:

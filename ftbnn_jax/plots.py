@@ -3,6 +3,7 @@
 import os
 from typing import Any
 
+from ftbnn_jax import extras
 from ftbnn_jax.errors import UserError
 
 _FORMATS = (".png", ".svg", ".pdf")
@@ -27,12 +28,8 @@ def new_figure(width: float, height: float) -> Any:
     Raises:
       UserError: matplotlib is missing.
     """
-    try:
+    with extras.named():
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError(
-            "matplotlib is missing, which draws figures; pip install 'ftbnn-jax[figures]' brings it"
-        ) from error
     return Figure(figsize=(width, height), layout="constrained")
 
 

@@ -75,6 +75,7 @@ def run(repository, tmp_path):
         ("quickstart.py", ["--mode=export"], ["--workdir=run", "no checkpoints"]),
         ("quickstart.py", ["--mode=export", "--fixed_point"], ["--fixed_point", "--format=c"]),
         ("quickstart.py", ["--mode=export", "--prefix=a"], ["--prefix", "--format=c"]),
+        ("quickstart.py", ["--verify"], ["--verify: goes with --mode=export"]),
         (
             "quickstart.py",
             ["--mode=export", "--format=c", "--prefix=1a"],
@@ -133,21 +134,36 @@ def _is_one_line(directory, output, errors, words):
     assert list(directory.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("mode", "module", "words"),
-    [
-        ("export", "onnx", "--format=onnx: needs the extra"),
-        ("verify", "onnx_verify", "--runtime=onnx: needs the extra"),
-    ],
-)
-def test_a_package_that_is_not_installed_is_one_line(monkeypatch, mode, module, words):
-    monkeypatch.setitem(sys.modules, f"ftbnn_jax.deploy.{module}", None)
-    # Another test may have imported it: then it is an attribute of its package.
-    monkeypatch.delattr(deploy, module, raising=False)
+@pytest.mark.parametrize("mode", ["export", "verify"])
+def test_a_package_that_is_not_installed_is_one_line(monkeypatch, mode):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    # Other tests may have imported what imports it: then it is an attribute of its package as well.
+    for name in ("onnx", "onnx_verify"):
+        monkeypatch.delitem(sys.modules, f"ftbnn_jax.deploy.{name}", raising=False)
+        monkeypatch.delattr(deploy, name, raising=False)
     function, needs = main._MODES[mode, "onnx"]
     # Nothing is read before the package is there.
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=r"^onnx: needs the extra: pip install"):
         function(None, None, "", *[None] * (1 if needs == main._CHECKPOINT else 2))
+
+
+@pytest.mark.parametrize("exported", [0, 1])
+@pytest.mark.parametrize("verified", [0, 1])
+@pytest.mark.parametrize(("kind", "runtime"), [("safetensors", "jax"), ("c", "c"), ("onnx", "onnx")])
+def test_verification_follows_an_export(monkeypatch, kind, runtime, exported, verified):
+    calls = []
+
+    def stub(name, status):
+        return lambda *arguments: calls.append((name, *arguments)) or status
+
+    _, needs = main._MODES["export", kind]
+    monkeypatch.setitem(main._MODES, ("verify", runtime), (stub("verify", verified), main._IMAGES))
+    run = main._and_verify(stub("export", exported), needs, main._RUNTIMES[kind])
+    # What could not be written is not verified.
+    assert run("options", "config", "run", "saved", "images") == (exported or verified)
+    given = ("options", "config", "run", "saved", "images")
+    assert calls[0] == ("export", *given[: 5 if kind == "c" else 4])
+    assert calls[1:] == ([] if exported else [("verify", *given)])
 
 
 def test_from_training_to_a_verified_packed_net(run, repository, tmp_path, monkeypatch, capfd):
@@ -178,13 +194,12 @@ def test_from_training_to_a_verified_packed_net(run, repository, tmp_path, monke
         (("--json", "--mode=export", "--format=onnx"), ['"opset": ', "model.onnx"]),
         (("--mode=verify", "--runtime=onnx"), ["bridge", "block2_1", "64 of 64 images"]),
         (("--mode=export", "--format=c", "--json"), ['"fraction_bits": null', "run/c"]),
-        (("--mode=export", "--format=c", "--fixed_point"), ["Exported as C", "fixed point"]),
         (
-            ("--mode=verify", "--runtime=c", "--num_images=4"),
-            ["block2_1", "0 of 28 logits", "4 of 4 images", " 0 of 12,288 pixel"],
+            ("--mode=export", "--format=c", "--fixed_point", "--verify", "--num_images=4"),
+            ["Exported as C", "fixed point", "0 of 28 logits", "4 of 4 images", " 0 of 12,288 pixel"],
         ),
     ):
-        if "--runtime=c" in flags and not shutil.which("cc"):
+        if "--verify" in flags and not shutil.which("cc"):
             continue
         if flags[-1].endswith("=onnx") and not importlib.util.find_spec("onnxruntime"):
             continue

@@ -16,7 +16,7 @@ _ROOT = pathlib.Path(ftbnn_jax.__file__).parent
 # or for a package with all that is in it. `nn.spec` and the plan it returns are below `nn`, since the
 # packed runtime needs them.
 _LAYERS = (
-    ("", "command", "errors", "fields", "moved", "nearest", "plots", "report"),
+    ("", "command", "errors", "extras", "fields", "moved", "nearest", "plots", "report"),
     ("host",),
     ("ops",),
     ("nn.plan", "nn.strategies"),
@@ -30,7 +30,7 @@ _LAYERS = (
     ("data",),
     ("train", "deploy"),
     ("experiments", "bench"),
-    ("main",),
+    ("main", "__main__"),
 )
 # Neighbours in a layer that must not know each other.
 _APART = (
@@ -49,6 +49,9 @@ _WITHOUT = {
     "command": _FRAMEWORKS | {"jax"},
     "fields": _FRAMEWORKS | {"jax"},
     "moved": _FRAMEWORKS | {"jax"},
+    "nearest": _FRAMEWORKS | {"jax"},
+    "extras": _FRAMEWORKS | {"jax"},
+    "__main__": _FRAMEWORKS | {"jax"},
     "ops": _FRAMEWORKS,
     "nn.plan": _FRAMEWORKS | {"jax"},
     "nn.strategies": _FRAMEWORKS | {"jax"},

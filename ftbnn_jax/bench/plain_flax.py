@@ -2,13 +2,16 @@
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
+from ftbnn_jax import extras
 from ftbnn_jax.nn import activations
 from ftbnn_jax.nn.plan import BinaryConvPlan, RealBlockPlan
 from ftbnn_jax.nn.spec import ResNetSpec
 from ftbnn_jax.ops import binary
 from ftbnn_jax.ops.quantizers import Clipped, ThreeValuedSign, TwoValuedSign
+
+with extras.named():
+    from flax import linen as nn
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 

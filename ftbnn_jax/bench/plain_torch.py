@@ -3,14 +3,17 @@
 from collections.abc import Callable
 
 import numpy as np
-import torch
-from torch import nn
-from torch.nn import functional
 
+from ftbnn_jax import extras
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.host import machine
 from ftbnn_jax.nn.spec import ResNetSpec
 from ftbnn_jax.ops.binary import group_sizes
+
+with extras.named():
+    import torch
+    from torch import nn
+    from torch.nn import functional
 
 
 class _Sign(torch.autograd.Function):

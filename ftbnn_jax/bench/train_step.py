@@ -19,10 +19,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import rich.table
 
-from ftbnn_jax import budget, command, report
+from ftbnn_jax import budget, command, extras, report
 from ftbnn_jax import config as config_lib
 from ftbnn_jax.bench import timing
 from ftbnn_jax.bench.plain_flax import PlainResNet
@@ -32,6 +31,9 @@ from ftbnn_jax.host import machine
 from ftbnn_jax.ops import image
 from ftbnn_jax.train import optimizer, state
 from ftbnn_jax.train import step as step_lib
+
+with extras.named():
+    import optax
 
 OURS, FLAX, TORCH, TORCH_COMPILED = "ftbnn_jax", "flax", "torch", "torch_compiled"
 VARIANTS = (OURS, FLAX, TORCH, TORCH_COMPILED)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from flax import linen as nn
 
 from ftbnn_jax.budget.costs import Cost, Costs
 from ftbnn_jax.budget.memory import activation_bytes
@@ -154,9 +153,7 @@ class Budget:
         return self._sum("activation_bytes")
 
 
-def count(
-    module: nn.Module | Callable[..., Any], *inputs: Input, memory: bool = True, **arguments: Any
-) -> Budget:
+def count(module: Callable[..., Any], *inputs: Input, memory: bool = True, **arguments: Any) -> Budget:
     """Counts the budget of a flax module, or of any function, from its traced program.
 
     Any network that uses the operations of `ftbnn_jax.ops` is counted right, however it is put together:

@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from ftbnn_jax import extras
+
 
 class _Module:
     """Stands for a module that `load` imports when an attribute is first asked for."""
@@ -27,7 +29,8 @@ def _import_tensorflow() -> Any:
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     # These kernels are of no use for reading data, and announced on every start.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    import tensorflow
+    with extras.named():
+        import tensorflow
 
     tensorflow.config.set_visible_devices([], "GPU")
     return tensorflow
@@ -37,7 +40,8 @@ def _import_tensorflow() -> Any:
 def _import_tensorflow_datasets() -> Any:
     # By itself it would import TensorFlow plainly.
     _import_tensorflow()
-    import tensorflow_datasets
+    with extras.named():
+        import tensorflow_datasets
 
     return tensorflow_datasets
 

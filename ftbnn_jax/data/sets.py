@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ftbnn_jax import extras
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.data import tfrecords
 from ftbnn_jax.data.lazy import first_line, tf, tfds
@@ -66,7 +67,8 @@ def open_split(config: TrainConfig, *, train: bool) -> Split:
 
 def _digits(name: str) -> ArraySplit:
     """A fixed quarter of each class is the test split: 1,347 images to train on and 450 held out."""
-    from sklearn import datasets, model_selection
+    with extras.named():
+        from sklearn import datasets, model_selection
 
     digits = datasets.load_digits()
     images = (digits.images * 15).astype(np.uint8)[..., None]

@@ -10,14 +10,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from google.protobuf import message as protobuf_message
 
+from ftbnn_jax import extras
 from ftbnn_jax.data.framing import FOOTER_BYTES, HEADER_BYTES, checksum
 from ftbnn_jax.data.lazy import first_line, tf
 from ftbnn_jax.data.split import Split
 from ftbnn_jax.errors import CorruptRecordError, UserError
 from ftbnn_jax.host import paths
 from ftbnn_jax.ops import decoding
+
+with extras.named():
+    from google.protobuf import message as protobuf_message
 
 # Disks and buckets answer many small requests at a time sooner than one after the other.
 _READ_THREADS = 32

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ftbnn_jax import command
 from ftbnn_jax import fields as field_checks
 from ftbnn_jax.deploy import container, schema
 from ftbnn_jax.errors import UserError
@@ -106,13 +107,13 @@ def load(path: str) -> Artifact:
     """
     path = paths.expand(os.fspath(path))
     if not os.path.isfile(path):
-        raise UserError(f"{path}: no such file; --mode=export writes it")
+        raise UserError(f"{path}: no such file; {command.mode('export')} writes it")
     tensors, metadata, intact = container.read(path)
     version = metadata.pop("schema_version", None)
     if type(version) is not int or version != SCHEMA_VERSION:
         raise UserError(
             f"{path}: schema version {field_checks.shown(version)}; this version of ftbnn_jax reads "
-            f"{SCHEMA_VERSION}; --mode=export writes the file anew from its checkpoint"
+            f"{SCHEMA_VERSION}; {command.mode('export')} writes the file anew from its checkpoint"
         )
     digests, whole = metadata.pop("sha256", None), metadata.pop("network_sha256", None)
     if not isinstance(digests, dict) or digests.keys() != tensors.keys():

@@ -13,7 +13,6 @@ from ftbnn_jax.deploy import artifact, products, runtime
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.graph import ir, lower, passes, trace
 from ftbnn_jax.host import machine
-from ftbnn_jax.nn import resnet
 from ftbnn_jax.nn import variables as nn_variables
 from ftbnn_jax.ops import image
 from ftbnn_jax.report import print_json, print_table
@@ -68,6 +67,9 @@ def _check_finite(arrays: Any) -> None:
 
 def network(config: TrainConfig, compute_dtype: str = "float32") -> Callable[[Any, Any], Any]:
     """Returns what a config's network computes of variables and uint8 pixels `[N, H, W, C]`."""
+    # Imported late: what packs a network of another library needs no flax.
+    from ftbnn_jax.nn import resnet
+
     model = resnet.make(config.model, config.num_classes, compute_dtype)
 
     def function(variables, pixels):

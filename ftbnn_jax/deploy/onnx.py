@@ -21,17 +21,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import onnx
-import onnxruntime
-from onnx import TensorProto, helper, numpy_helper
 
-from ftbnn_jax import report
+from ftbnn_jax import extras, report
 from ftbnn_jax.deploy import artifact as artifact_lib
 from ftbnn_jax.deploy import schema
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.graph import ir
 from ftbnn_jax.host import paths
 from ftbnn_jax.ops.packed import convolution as packed
+
+with extras.named():
+    import onnx
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
 
 FORMS = ("float32", "int8")
 

@@ -13,13 +13,12 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import google.protobuf.message
 import jax
 import jax.numpy as jnp
 import numpy as np
-import onnx
 import rich.table
 
+from ftbnn_jax import command, extras
 from ftbnn_jax.deploy import onnx as export
 from ftbnn_jax.deploy import pixels as pixel_values
 from ftbnn_jax.deploy import runtime as runtime_lib
@@ -28,6 +27,10 @@ from ftbnn_jax.errors import UserError
 from ftbnn_jax.host import machine
 from ftbnn_jax.nn.spec import ResNetSpec
 from ftbnn_jax.report import console, print_json
+
+with extras.named():
+    import google.protobuf.message
+    import onnx
 
 # Share of a product's signs that may lie so near to where they turn that rounding turns them.
 _TURNED = 1e-4
@@ -209,7 +212,9 @@ def run(
     runtime_lib.check_same_network(artifact_path, runtime.artifact, spec, num_classes)
     model = _read(path)
     if model != export.export(runtime.artifact):
-        raise UserError("not what the artifact gives; --mode=export --format=onnx writes it anew", path)
+        raise UserError(
+            f"not what the artifact gives; {command.mode('export --format=onnx')} writes it anew", path
+        )
     pixels = pixel_values.Pixels(runtime.pixels)
     result = compare(model, runtime, pixels.checked(batches))
     result.pixels, result.pixels_differing = pixels.compared, pixels.differing
@@ -227,7 +232,9 @@ def _read(path: str) -> onnx.ModelProto:
     try:
         return onnx.load_model_from_string(pathlib.Path(path).read_bytes())
     except FileNotFoundError as error:
-        raise UserError("no such file; --mode=export --format=onnx writes it", path) from error
+        raise UserError(
+            f"no such file; {command.mode('export --format=onnx')} writes it", path
+        ) from error
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror}", path) from error
     except google.protobuf.message.DecodeError as error:

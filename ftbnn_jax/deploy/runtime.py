@@ -8,6 +8,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
+from ftbnn_jax import command
 from ftbnn_jax.deploy import artifact as artifact_lib
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.graph import ir
@@ -195,9 +196,11 @@ def check_same_network(
       preprocessing: likewise; None where it does not matter.
     """
     if artifact.spec != spec.architecture or artifact.num_classes != num_classes:
-        raise UserError(f"{path}: packed from another network than the config's; --mode=export anew")
+        raise UserError(
+            f"{path}: packed from another network than the config's; {command.mode('export')} anew"
+        )
     if preprocessing and artifact.preprocessing != preprocessing:
         raise UserError(
             f"{path}: packed for {artifact.preprocessing}, the config says {preprocessing}; "
-            "--mode=export anew"
+            f"{command.mode('export')} anew"
         )

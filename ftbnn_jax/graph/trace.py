@@ -5,25 +5,21 @@ Nothing is computed and no weights are made.
 
 import contextlib
 import dataclasses
-import inspect
+import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
-from flax.core import DenyList
 from jax import export
 from jax.extend import core
 
 from ftbnn_jax.errors import UserError, summary
 from ftbnn_jax.graph import values, walk
-from ftbnn_jax.ops import marks
 from ftbnn_jax.ops.conv import convolution, table
-
-_NORMS = (nn.BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm, nn.RMSNorm)
 
 # An array, or (height, width, channels) and the like: the shape of one example, in float32.
 Input = Any
@@ -39,7 +35,7 @@ class Program:
 
     def __init__(
         self,
-        module: nn.Module | Callable[..., Any],
+        module: Callable[..., Any],
         inputs: Sequence[Input],
         arguments: dict[str, Any],
     ):
@@ -54,22 +50,17 @@ class Program:
           arguments: its keyword arguments. A `train` that a module takes is True unless given.
         """
         self._rngs, self._inputs = {}, list(inputs)
-        if isinstance(module, nn.Module):
-            if "train" in inspect.signature(type(module).__call__).parameters:
-                arguments = {"train": True, **arguments}
-            key = jax.eval_shape(lambda: jax.random.key(0))
-            self._rngs = dict.fromkeys(("params", "dropout"), key)
-            init = lambda rngs, *x: module.init(rngs, *x, **arguments)  # noqa: E731
-            self.variables = jax.eval_shape(init, self._rngs, *self.inputs(1))
-            state = {**arguments, "mutable": DenyList("params")}
-            self._apply = lambda v, rngs, x: module.apply(v, *x, rngs=rngs, **state)[0]
+        linen = _linen()
+        is_module = linen is not None and linen.is_module(module)
+        if is_module:
+            self.variables, self._rngs, self._apply = linen.ready(module, self.inputs(1), arguments)
         else:
             own, self._inputs = (inputs[:1], inputs[1:]) if len(inputs) > 1 else ((), inputs)
             self.variables = {"params": jax.eval_shape(lambda x: x, own)}
             self._apply = lambda v, rngs, x: module(*v["params"], *x, **arguments)
         leaves, _ = jax.tree_util.tree_flatten_with_path(self.variables.get("params", {}))
         # Where a function's variables are the only argument, their number says nothing.
-        skipped = 0 if isinstance(module, nn.Module) else 1
+        skipped = 0 if is_module else 1
         self.parameters = [(_path(path[skipped:]), leaf) for path, leaf in leaves]
 
     def inputs(self, batch: int) -> list[Any]:
@@ -108,8 +99,7 @@ class Program:
 
             return function(apply, arguments["params"])
 
-        with _plainly():
-            jaxpr = jax.make_jaxpr(program)(arguments)
+        jaxpr = _plainly(lambda: jax.make_jaxpr(program)(arguments))
         flat, _ = jax.tree_util.tree_flatten_with_path(arguments)
         return jaxpr, [path[0].key for path, _ in flat]
 
@@ -160,9 +150,10 @@ def trace(
         raise UserError("example: images with a batch in front expected, found one number")
     image = jax.ShapeDtypeStruct((size, *shape[1:]), dtype)
     # In which dtype signs are multiplied is a backend's own matter; memory in training depends on it.
-    with _plainly(), convolution.signs_as_numbers():
+    with convolution.signs_as_numbers():
         try:
-            program, result = jax.make_jaxpr(function, return_shape=True)(variables, image)
+            make = jax.make_jaxpr(function, return_shape=True)
+            program, result = _plainly(lambda: make(variables, image))
         except UserError:
             raise
         # Whatever the function raises under tracers, a mistake in it among them.
@@ -187,11 +178,26 @@ def trace(
     return Traced(program, tuple(known))
 
 
-@contextlib.contextmanager
-def _plainly() -> Iterator[None]:
-    """Layers are named, and no convolution is computed by a backend's own algorithm."""
-    with nn.intercept_methods(_name_scopes), table.forced("direct", "transposed", "transposed"):
-        yield
+def _linen() -> ModuleType | None:
+    """Returns what knows flax's modules, where flax has been imported: nobody has a module otherwise."""
+    if "flax.linen" not in sys.modules:
+        return None
+    from ftbnn_jax.graph import linen
+
+    return linen
+
+
+def _plainly(make: Callable[[], Any]) -> Any:
+    """Returns a traced program in which layers are named and no backend's own algorithm is chosen."""
+    linen = _linen()
+    names = linen.named() if linen else contextlib.nullcontext()
+    with names, table.forced("direct", "transposed", "transposed"):
+        made = make()
+    if _linen() is linen:
+        return made
+    # The function itself has imported flax just now: its layers are still to be named.
+    jax.clear_caches()
+    return _plainly(make)
 
 
 def _path(keys: Sequence[Any]) -> str:
@@ -200,16 +206,3 @@ def _path(keys: Sequence[Any]) -> str:
 
 def _is_shape(x: Input) -> bool:
     return isinstance(x, (tuple, list)) and all(isinstance(n, int) for n in x)
-
-
-def _name_scopes(next_function, args, kwargs, context):
-    """Puts a module's operations into a scope of its path, and marks what flax's own modules do."""
-    # The separator of scopes must not stand in one.
-    with jax.named_scope(walk.SCOPE + ":".join(context.module.path)):
-        y = next_function(*args, **kwargs)
-        if context.method_name == "__call__":
-            if isinstance(context.module, _NORMS):
-                return marks.mark(y, marks.BATCH_NORM)
-            if isinstance(context.module, nn.PReLU):
-                return marks.mark(y, marks.ACTIVATION)
-    return y

@@ -7,10 +7,12 @@ import os
 import sys
 from collections.abc import Iterator
 
-from etils import epath
-
+from ftbnn_jax import extras
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.host import paths
+
+with extras.named():
+    from etils import epath
 
 
 def make_directory(directory: epath.Path, workdir: str) -> None:

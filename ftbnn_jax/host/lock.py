@@ -17,10 +17,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import filelock
-from etils import epath
 
+from ftbnn_jax import extras
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.host import disk, paths
+
+with extras.named():
+    from etils import epath
 
 # Length of a lease. A holder that could not renew for so long is taken for dead.
 _LEASE_S = 60.0

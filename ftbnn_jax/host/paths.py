@@ -6,8 +6,10 @@ import os
 import re
 import urllib.parse
 import uuid
+from types import ModuleType
 from typing import TYPE_CHECKING
 
+from ftbnn_jax import extras
 from ftbnn_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -79,11 +81,15 @@ def absolute(path: str) -> "epath.Path":
     Raises:
       UserError: as `expand`.
     """
-    # Imported late: what loads an artifact needs no more than `expand`.
-    from etils import epath
-
     path = expand(path)
-    return epath.Path(path if is_remote(path) else os.path.abspath(path))
+    return _epath().Path(path if is_remote(path) else os.path.abspath(path))
+
+
+def _epath() -> ModuleType:
+    # Imported late: what loads an artifact needs no more than `expand`.
+    with extras.named():
+        from etils import epath
+    return epath
 
 
 def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
@@ -91,10 +97,8 @@ def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
     content = content.encode() if isinstance(content, str) else content
     path = os.fspath(path)
     if is_remote(path):
-        from etils import epath
-
         # An object appears when it has been written.
-        epath.Path(path).write_bytes(content)
+        _epath().Path(path).write_bytes(content)
         return
     # A name that nobody else has: neither a user's file nor what another process is writing.
     folder, name = os.path.split(path)

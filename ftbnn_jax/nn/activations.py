@@ -4,9 +4,12 @@
 """
 
 import jax
-from flax import linen as nn
 
+from ftbnn_jax import extras
 from ftbnn_jax.ops import activations
+
+with extras.named():
+    from flax import linen as nn
 
 
 class Identity(nn.Module):

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
+from ftbnn_jax import extras
 from ftbnn_jax.nn import activations, quantizers, strategies
 from ftbnn_jax.nn.plan import BinaryConvPlan, RealBlockPlan
 from ftbnn_jax.nn.spec import ResNetSpec
@@ -18,6 +18,9 @@ from ftbnn_jax.ops import batch_norm, binary, pooling, scaling
 from ftbnn_jax.ops.conv import convolution
 from ftbnn_jax.ops.quantizers import Quantizer, ThreeValuedSign, TwoValuedSign
 from ftbnn_jax.ops.recompute import narrowed, recomputed
+
+with extras.named():
+    from flax import linen as nn
 
 
 def stream_dtype(compute_dtype: jnp.dtype) -> jnp.dtype:

@@ -3,10 +3,13 @@
 from typing import Any
 
 import jax
-from flax import linen as nn
 
+from ftbnn_jax import extras
 from ftbnn_jax.nn.blocks import BinaryBlock, RealBlock
 from ftbnn_jax.nn.resnet import ResNet
+
+with extras.named():
+    from flax import linen as nn
 
 
 def calls(

@@ -5,12 +5,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
+from ftbnn_jax import extras
 from ftbnn_jax.nn import blocks
 from ftbnn_jax.nn.plan import BinaryConvPlan, RealBlockPlan
 from ftbnn_jax.nn.spec import ResNetSpec
 from ftbnn_jax.ops import pooling
+
+with extras.named():
+    from flax import linen as nn
 
 
 class ResNet(nn.Module):

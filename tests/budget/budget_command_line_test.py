@@ -106,4 +106,4 @@ def test_figure_3_without_matplotlib(monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     status, _, err = _run(monkeypatch, capsys, "--figure3", "--output", str(tmp_path / "x.png"))
     assert status == 2
-    assert "matplotlib is missing" in err and "ftbnn-jax[figures]" in err
+    assert "matplotlib: needs the extra" in err and "ftbnn-jax[figures]" in err

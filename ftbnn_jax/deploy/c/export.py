@@ -11,6 +11,7 @@ from collections.abc import Container, Iterable
 
 import numpy as np
 
+from ftbnn_jax import command
 from ftbnn_jax.deploy import artifact as artifact_lib
 from ftbnn_jax.deploy.c import generate, golden, prefixes, schedule
 from ftbnn_jax.deploy.c import reference as reference_lib
@@ -164,7 +165,7 @@ def read_options(folder: pathlib.Path) -> tuple[int | None, str]:
         header = (folder / _MARK).read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"{folder}: no exported C program; --mode=export --format=c writes it"
+            f"{folder}: no exported C program; {command.mode('export --format=c')} writes it"
         ) from error
     prefix = re.search(r"^int (\w+)_init\(", header, re.MULTILINE)
     if not prefix:
@@ -183,7 +184,8 @@ def check_is_from(
         path = folder / name
         if not path.is_file() or path.read_bytes() != text.encode():
             raise UserError(
-                f"{path}: not what the artifact gives; --mode=export --format=c writes it anew"
+                f"{path}: not what the artifact gives; {command.mode('export --format=c')} writes it "
+                "anew"
             )
 
 
