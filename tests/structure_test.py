@@ -4,6 +4,7 @@ import ast
 import functools
 import graphlib
 import pathlib
+import sys
 
 import pytest
 
@@ -30,7 +31,7 @@ _LAYERS = (
     ("data",),
     ("train", "deploy"),
     ("experiments", "bench"),
-    ("main", "__main__"),
+    ("main", "predict", "__main__"),
 )
 # Neighbours in a layer that must not know each other.
 _APART = (
@@ -61,8 +62,14 @@ _WITHOUT = {
     # Reading metrics and writing events takes no TensorFlow.
     "train.metrics": _FRAMEWORKS | {"jax"},
     # What a device or a server loads an artifact with.
-    "deploy.runtime": _FRAMEWORKS,
+    "deploy.runtime": _FRAMEWORKS | {"rich"},
     "deploy.onnx": _FRAMEWORKS,
+}
+# Module, and the only third-party packages that it and what it imports here may need: those of an
+# install without extras.
+_NEEDS_AT_MOST = {
+    # absl tells how a command ends, etils opens buckets: both are imported late.
+    "predict": {"PIL", "absl", "etils", "jax", "numpy", "rich", "safetensors"},
 }
 _MAY_MENTION_CONFIG_DICT = {"main", "config", "train.loop"}
 
@@ -135,6 +142,9 @@ def _violations(sources: dict[str, str]) -> list[str]:
         for module in (m for m in imports if _is_in(m, name)):
             needed = _needed(module, imports)
             found += [f"{module} must not need {package}" for package in sorted(needed & forbidden)]
+    for module in imports.keys() & _NEEDS_AT_MOST:
+        more = _needed(module, imports) - _NEEDS_AT_MOST[module] - sys.stdlib_module_names
+        found += [f"{module} must not need {package}" for package in sorted(more)]
     return found
 
 
@@ -210,6 +220,8 @@ def test_the_package_keeps_its_arrows():
             "import ml_collections as m\nm.ConfigDict()",
             "train.new must not mention ConfigDict",
         ),
+        ("predict", "import cv2", "predict must not need cv2"),
+        ("predict", "def f():\n  from ftbnn_jax.data import sets", "predict must not need sklearn"),
         ("helpers", "import jax", "helpers stands in no layer"),
         (
             "train.optimizer",

@@ -1,5 +1,9 @@
-"""Runs an artifact: binary products on bits, the rest as its graph says. Needs numpy and jax alone."""
+"""Runs an artifact: binary products on bits, the rest as its graph says.
 
+Needs numpy, jax and Pillow alone.
+"""
+
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,13 +11,15 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from ftbnn_jax import command
 from ftbnn_jax.deploy import artifact as artifact_lib
-from ftbnn_jax.errors import UserError
+from ftbnn_jax.errors import CorruptRecordError, UserError
 from ftbnn_jax.graph import ir
-from ftbnn_jax.host import machine
+from ftbnn_jax.host import machine, paths
 from ftbnn_jax.nn.spec import ResNetSpec
+from ftbnn_jax.ops import decoding
 from ftbnn_jax.ops.preprocessing import Preprocessing
 
 # Images that run at once, and pixels of them: the activations of larger ones would take gigabytes.
@@ -23,6 +29,16 @@ _SLICE_PIXELS = 64 * 224**2
 
 class Runtime:
     """A packed network, ready to run.
+
+    `predict`, `probabilities`, `logits` and `pixels` take images of any sizes in any of these forms:
+
+    - the path of a file, decoded as evaluation decodes it (`ops.decoding`), or a Pillow image, of any
+      mode: both are brought to the network's channels;
+    - an array, uint8 `[H, W, channels]`;
+    - several images: a list of the above, in which forms may be mixed, or uint8 `[N, H, W, channels]`.
+
+    What several images give has N as its first axis; what a single one gives lacks it. A UserError names
+    what is none of these, a file that cannot be read, and a network that came without preprocessing.
 
     Args:
       artifact: what to run; from `artifact.load` or `ftbnn_jax.pack`.
@@ -61,24 +77,63 @@ class Runtime:
             return jnp.zeros((0, *found.shape[1:]), found.dtype)
         return self.forward(images)
 
-    def pixels(self, images: Any) -> np.ndarray:
-        """Returns what enters the network: images of any sizes, preprocessed, on the host.
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """One name a number of the result: the training data's, "class 7" where there is none."""
+        known = self.artifact.class_names
+        return (*known, *(f"class {i}" for i in range(len(known), self.artifact.num_classes)))
 
-        Args:
-          images: uint8 `[N, H, W, channels]`, or a list of `[H, W, channels]`.
+    @property
+    def batch_size(self) -> int:
+        """Images that run at once: at most 64, fewer where they are large, a power of two."""
+        most = max(1, min(_SLICE, _SLICE_PIXELS // self.artifact.image_size**2))
+        return 1 << (most.bit_length() - 1)
+
+    def pixels(self, images: Any) -> np.ndarray:
+        """Returns what enters the network, preprocessed on the host.
 
         Returns:
           uint8 `[N, image_size, image_size, channels]`.
-
-        Raises:
-          UserError: they are something else, or the network came without preprocessing.
         """
-        return self._rule().stack(self._checked(images))
+        rule, (images, single) = self._rule(), self._checked(images)
+        pixels = rule.stack(map(self._decoded, images))
+        return pixels[0] if single else pixels
 
     @machine.in_32_bits
     def logits(self, images: Any) -> jax.Array:
-        """Returns float32 `[N, num_classes]`, all at once, for images that `pixels` takes."""
-        return self(self.pixels(images))
+        """Returns the network's numbers, float32 `[N, num_classes]`; all images run at once."""
+        pixels = self.pixels(images)
+        return self(pixels[None])[0] if pixels.ndim == 3 else self(pixels)
+
+    def predict(self, images: Any) -> np.ndarray | np.int32:
+        """Returns the most likely class of each image, int32 `[N]`, an index into `class_names`.
+
+        Memory stays bounded for any number of images: they are decoded and run `batch_size` at a time.
+        """
+        return self._by_batches(images, lambda logits: logits.argmax(-1).astype(np.int32))
+
+    def probabilities(self, images: Any) -> np.ndarray:
+        """Returns the softmax of `logits`, float32 `[N, num_classes]`; runs as `predict` does."""
+        return self._by_batches(images, softmax)
+
+    def _by_batches(self, images, function):
+        """Returns `function` of the logits, an array, for all images."""
+        rule, (images, single) = self._rule(), self._checked(images)
+        found = [function(np.asarray(self(rule.stack([]))))]
+        for start in range(0, len(images), self.batch_size):
+            pixels = rule.stack(map(self._decoded, images[start : start + self.batch_size]))
+            found.append(function(self.forward_padded(pixels)))
+        return found[1][0] if single else np.concatenate(found)
+
+    @machine.in_32_bits
+    def forward_padded(self, pixels: np.ndarray) -> np.ndarray:
+        """Returns the logits of what `pixels` gives, any number: few programs are compiled.
+
+        They are filled up to a power of two, and what that adds is dropped.
+        """
+        missing = (1 << (len(pixels) - 1).bit_length()) - len(pixels)
+        filled = np.concatenate([pixels, np.zeros((missing, *pixels.shape[1:]), pixels.dtype)])
+        return np.asarray(self.forward(filled))[: len(pixels)]
 
     @machine.in_32_bits
     def forward(self, pixels: Any) -> jax.Array:
@@ -101,24 +156,6 @@ class Runtime:
 
         return self.artifact.graph.run(pixels, tensors, note), found
 
-    @machine.in_32_bits
-    def predict(self, images: Any) -> np.ndarray:
-        """Returns the most likely class of each image, int32 `[N]`, for any number that `pixels` takes.
-
-        They run in slices of at most 64, fewer where images are large, the last one filled up to a power
-        of two: few programs are compiled, and memory stays bounded.
-        """
-        rule, images = self._rule(), self._checked(images)
-        most = max(1, min(_SLICE, _SLICE_PIXELS // self.artifact.image_size**2))
-        classes = [np.zeros(0, np.int32)]
-        for start in range(0, len(images), most):
-            part = rule.stack(images[start : start + most])
-            missing = (1 << (len(part) - 1).bit_length()) - len(part)
-            filled = np.concatenate([part, np.zeros((missing, *part.shape[1:]), part.dtype)])
-            best = jnp.argmax(self.forward(filled), axis=-1)
-            classes.append(np.asarray(best, np.int32)[: len(part)])
-        return np.concatenate(classes)
-
     def _rule(self) -> Preprocessing:
         if self.artifact.preprocessing is None:
             raise UserError(
@@ -126,19 +163,41 @@ class Runtime:
             )
         return self.artifact.preprocessing
 
-    def _checked(self, images: Any) -> Any:
-        """Returns images that the network can take: one array, or a list of arrays."""
+    def _checked(self, images: Any) -> tuple[Any, bool]:
+        """Returns one image after the other, none decoded yet, and whether a single one was given."""
+        if isinstance(images, (list, tuple)):
+            return [x if _is_encoded(x) else self._array(x, "a list with ", 3) for x in images], False
+        if _is_encoded(images):
+            return [images], True
+        found = self._array(images, "", 3, 4)
+        return (found[None], True) if found.ndim == 3 else (found, False)
+
+    def _array(self, image: Any, where: str, *axes: int) -> np.ndarray:
+        channels, array = self.artifact.channels, np.asarray(image)
+        right = array.dtype == np.uint8 and array.ndim in axes
+        if not right or array.shape[-1] != channels or 0 in array.shape[-3:]:
+            raise UserError(
+                f"images: a path, a Pillow image, uint8 [H, W, {channels}], a list of these, or uint8 "
+                f"[N, H, W, {channels}] expected, found {where}{array.dtype} {list(array.shape)}"
+            )
+        return array
+
+    def _decoded(self, image: Any) -> np.ndarray:
+        """Returns uint8 `[H, W, channels]`."""
+        if not _is_encoded(image):
+            return image
         channels = self.artifact.channels
-        several = isinstance(images, (list, tuple))
-        found = list(map(np.asarray, images)) if several else np.asarray(images)
-        for array in found if several else [found]:
-            right = array.dtype == np.uint8 and array.ndim == (3 if several else 4)
-            if not right or array.shape[-1] != channels or 0 in array.shape[-3:]:
-                raise UserError(
-                    f"images: uint8 [N, H, W, {channels}], or a list of [H, W, {channels}], expected, "
-                    f"found {'a list with ' if several else ''}{array.dtype} {list(array.shape)}"
-                )
-        return found
+        if channels not in (1, 3):
+            raise UserError(f"images: arrays of {channels} channels expected, files have 1 or 3")
+        if isinstance(image, Image.Image):
+            where, decode = f"a Pillow image of mode {image.mode}", decoding.from_image
+        else:
+            image = where = paths.expand(os.fsdecode(image))
+            decode = decoding.from_file
+        try:
+            return decode(image, channels)
+        except CorruptRecordError as error:
+            raise UserError(str(error), where) from error
 
     @machine.in_32_bits
     def to_stablehlo(self) -> bytes:
@@ -152,6 +211,19 @@ class Runtime:
         (batch,) = jax.export.symbolic_shape("batch")
         image = jax.ShapeDtypeStruct((batch, *graph.shape[1:]), graph.dtype)
         return bytes(jax.export.export(jax.jit(self.forward))(image).serialize())
+
+
+def _is_encoded(image: Any) -> bool:
+    return isinstance(image, (str, os.PathLike, Image.Image))
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Returns probabilities, float32, which add up to 1 along the last axis, for logits of any size."""
+    logits = np.asarray(logits, np.float32)
+    # A difference beyond float32 is -inf, whose power is 0.
+    with np.errstate(over="ignore", invalid="ignore"):
+        powers = np.exp(logits - logits.max(-1, keepdims=True))
+        return powers / powers.sum(-1, keepdims=True)
 
 
 def load(path: str) -> Runtime:

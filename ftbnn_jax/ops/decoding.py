@@ -18,6 +18,8 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
 # Pixels of an image; a larger one is not decoded, since a few bytes can claim any size.
 MOST_PIXELS = 2**26
+# Bytes of a file: more than that many pixels take in any format; a device can give any number.
+_MOST_BYTES = 2**30
 
 
 def from_file(path: str | os.PathLike, channels: int) -> np.ndarray:
@@ -28,9 +30,11 @@ def from_file(path: str | os.PathLike, channels: int) -> np.ndarray:
     """
     try:
         with open(path, "rb") as file:
-            encoded = file.read()
+            encoded = file.read(_MOST_BYTES + 1)
     except OSError as error:
         raise CorruptRecordError(error.strerror or summary(error)) from error
+    if len(encoded) > _MOST_BYTES:
+        raise CorruptRecordError(f"a file of more than {_MOST_BYTES:,} bytes")
     return from_bytes(encoded, channels)
 
 

@@ -64,24 +64,57 @@ def _ppm(pixels):
     return f"P{6 if channels == 3 else 5} {width} {height} 255\n".encode() + pixels.tobytes()
 
 
-def test_the_five_most_likely_classes_are_the_runtimes(classify, tmp_path):
+_CLASS = re.compile(r"^(\d)\. (.*) \(class (\d), probability (\S+)\)$", flags=re.MULTILINE)
+
+
+def test_the_most_likely_classes_are_the_runtimes(classify, tmp_path):
     net = c_programs.runtime("baseline")
     image = networks.images(33, 1)
     logits = np.asarray(net.logits(image))[0]
     (tmp_path / "a.ppm").write_bytes(_ppm(image[0]))
     (tmp_path / "a.raw").write_bytes(image.tobytes())
-    for arguments in (["a.ppm"], ["a.raw", "--raw", "33", "33", "--repeat", "2"]):
-        status, output, errors = classify(tmp_path / arguments[0], *arguments[1:])
+    for arguments in (["a.ppm"], ["--repeat", "2", "--raw", "33", "33", "a.raw"]):
+        status, output, errors = classify(*arguments[:-1], tmp_path / arguments[-1])
         assert (status, errors) == (0, "")
-        found = re.findall(r"^(\d)\. (.*) \(class (\d), logit (\S+)\)$", output, flags=re.MULTILINE)
         order = np.argsort(-logits).tolist()
         shown = [re.sub(r"[\n\x1b]", "?", name) for name in _NAMES]
-        assert [(int(rank), name, int(c)) for rank, name, c, _ in found] == [
+        assert [(int(rank), name, int(c)) for rank, name, c, _ in _CLASS.findall(output)] == [
             (rank + 1, shown[c], c) for rank, c in enumerate(order)
         ]
-        shown = [float(logit) for *_, logit in found]
-        np.testing.assert_allclose(shown, logits[order], atol=1e-3 * np.abs(logits).max())
+        powers = np.exp(logits.astype(np.float64) - logits.max())
+        expected = (powers / powers.sum())[order]
+        found = [float(probability) for *_, probability in _CLASS.findall(output)]
+        np.testing.assert_allclose(found, expected, atol=1e-5)
         assert re.search(r"^\d+\.\d{3} ms, ", output, flags=re.MULTILINE)
+
+
+def test_several_images_come_one_after_the_other_and_bad_ones_are_passed_over(classify, tmp_path):
+    images = networks.images(33, 2)
+    # The first name moves the cursor and breaks the line.
+    names = ["a\x1b[2J\n.ppm", "-b.ppm", "bad", "none"]
+    for name, image in zip(names, images, strict=False):
+        (tmp_path / name).write_bytes(_ppm(image))
+    (tmp_path / "bad").write_bytes(b"P6")
+    paths = [tmp_path / name for name in (names[0], "bad", "none", names[1])]
+    status, output, errors = classify("--top", "2", "--", *paths)
+    assert status == 1
+    assert errors.splitlines() == [
+        f"error: {tmp_path}/bad: no whole binary PPM or PGM of 8 bits",
+        f"error: {tmp_path}/none: cannot be read",
+    ]
+    expected = np.argsort(-np.asarray(c_programs.runtime("baseline").logits(images)))[:, :2]
+    assert [int(c) for _, _, c, _ in _CLASS.findall(output)] == expected.reshape(-1).tolist()
+    lines = output.splitlines()
+    assert (lines[0], lines[4]) == (f"{tmp_path}/a?[2J?.ppm:", f"{tmp_path}/-b.ppm:")
+    assert len(lines) == 8
+
+
+def test_help_names_every_option(classify):
+    status, output, errors = classify("bad", "--help")
+    assert (status, errors) == (0, "")
+    assert set(re.findall(r"^  (--\w*)", output, re.MULTILINE)) == {
+        *("--top", "--raw", "--repeat", "--pixels", "--help", "--")
+    }
 
 
 def test_the_pixels_that_enter_the_network_are_written(classify, tmp_path):
@@ -128,29 +161,35 @@ def test_pixels_are_the_same_integers_as_in_python(driver, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "arguments", "words"),
+    ("content", "arguments", "expected", "words"),
     [
-        (b"", [], "no whole binary PPM"),
-        (b"P6 2 2 255\n" + bytes(11), [], "no whole binary PPM"),
-        (b"P3 1 1 255\n0 0 0", [], "no whole binary PPM"),
-        (b"P5 2 2 255\n" + bytes(4), [], "colour image"),
-        (bytes(12), ["--raw", "2", "3"], "not of that size"),
-        (bytes(12), ["--raw", "2", "0"], "width and height"),
-        (bytes(12), ["--raw", "2"], "unexpected"),
-        (bytes(12), ["--repeat", "x"], "--repeat"),
-        (bytes(12), ["other"], "unexpected"),
-        (bytes(3), ["--raw", "1", "1", "--pixels", "/"], "cannot be written"),
-        (None, [], "cannot be read"),
+        (b"", [], 1, "no whole binary PPM"),
+        (b"P6 2 2 255\n" + bytes(11), [], 1, "no whole binary PPM"),
+        (b"P3 1 1 255\n0 0 0", [], 1, "no whole binary PPM"),
+        (b"P5 2 2 255\n" + bytes(4), [], 1, "colour image"),
+        (bytes(12), ["--raw", "2", "3"], 1, "not of that size"),
+        (None, [], 1, "cannot be read"),
+        (bytes(12), ["--raw", "2", "0"], 2, "width and height"),
+        (bytes(12), ["--raw", "2"], 2, "no option, or without its value"),
+        (bytes(12), ["--no\nsuch"], 2, "--no?such: no option"),
+        (bytes(12), ["--repeat", "x"], 2, "--repeat"),
+        (bytes(12), ["--top", "0"], 2, "--top"),
+        (bytes(12), ["other", "--pixels", "out"], 2, "a single FILE"),
+        (bytes(3), ["--raw", "1", "1", "--pixels", "/"], 2, "cannot be written"),
     ],
 )
-def test_a_mistake_is_one_line(classify, tmp_path, content, arguments, words):
+def test_a_mistake_is_one_line(classify, tmp_path, content, arguments, expected, words):
     path = tmp_path / "image"
     if content is not None:
         path.write_bytes(content)
     status, output, errors = classify(path, *arguments)
-    assert (status, output) == (2, "")
+    assert (status, output) == (expected, "")
     assert errors.startswith("error: ") and errors.count("\n") == 1
     assert words in errors
+
+
+def test_without_a_file_there_is_nothing_to_do(classify):
+    assert classify() == (2, "", "error: classify: a FILE expected; --help says more\n")
 
 
 def _status(content: bytes) -> int:

@@ -2,6 +2,10 @@
 
 import dataclasses
 import io
+import json
+import pathlib
+import re
+import subprocess
 
 import c_programs
 import networks
@@ -9,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ftbnn_jax import predict
 from ftbnn_jax.data import batches as batches_lib
 from ftbnn_jax.data import sets
 from ftbnn_jax.deploy import export, verify
@@ -81,3 +86,44 @@ def test_evaluation_runtime_and_c_see_the_same(tmp_path, write_split, augment, c
     evaluated = np.concatenate([batch["image"] for batch in batches])
     expected = np.asarray(net.forward(evaluated)).argmax(-1)
     np.testing.assert_array_equal(net.predict(decoded), expected)
+
+
+def test_python_and_c_give_the_same_probabilities(tmp_path, capfd):
+    """Of the same 40 files: the command, the packed runtime on decoded images, and `classify`."""
+    _, _, artifact = networks.build(architectures.small((1,), 8), 16, augment="resized_crop")
+    encoded = _encoded("RGB")
+    decoded = [np.asarray(Image.open(io.BytesIO(content)).convert("RGB")) for content in encoded]
+    # Random weights give one class all of the probability, of every image.
+    tensors, logits = artifact.graph.tensors, np.asarray(runtime_lib.Runtime(artifact).logits(decoded))
+    scale, bias = tensors["head/kernel/scale"], tensors["head/bias"]
+    share = np.float32(1 / logits.std(0).mean())
+    changed = {"head/kernel/scale": scale * share, "head/bias": (bias - logits.mean(0)) * share}
+    graph = dataclasses.replace(artifact.graph, tensors={**tensors, **changed})
+    artifact = dataclasses.replace(artifact, graph=graph)
+    artifact.save(tmp_path / "model.safetensors")
+    for folder in ("encoded", "pnm"):
+        (tmp_path / folder).mkdir()
+    for number, (content, pixels) in enumerate(zip(encoded, decoded, strict=True)):
+        (tmp_path / "encoded" / f"{number:02}.png").write_bytes(content)
+        Image.fromarray(pixels).save(tmp_path / "pnm" / f"{number:02}.ppm")
+    assert predict.main([str(tmp_path), str(tmp_path / "encoded"), "--json"]) == 0
+    lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert [pathlib.Path(line["file"]).stem for line in lines] == [f"{n:02}" for n in range(40)]
+    by_command = [{c["index"]: c["probability"] for c in line["classes"]} for line in lines]
+
+    net = runtime_lib.Runtime(artifact)
+    found = net.probabilities(decoded)
+    logits = np.asarray(net.logits(sorted((tmp_path / "encoded").iterdir())), np.float64)
+    expected = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    assert 0.3 < expected.max(-1).mean() < 0.9 and len(set(expected.argmax(-1))) > 1
+
+    c_export.write(tmp_path / "c", {k: v.encode() for k, v in generate.files(artifact).items()})
+    build.build(tmp_path / "c", tmp_path / "classify", c_programs.STRICT, "classify")
+    command = [tmp_path / "classify", *sorted((tmp_path / "pnm").iterdir())]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    classes = re.findall(r"\(class (\d), probability (\S+)\)", done.stdout)
+    for number in range(40):
+        by_c = {int(c): float(p) for c, p in classes[5 * number : 5 * number + 5]}
+        for c in range(5):
+            for probability in (by_command[number][c], found[number, c], by_c[c]):
+                assert abs(probability - expected[number, c]) < 1e-5

@@ -80,7 +80,7 @@ def build(
     """
     command = [*(command or compiler()), *STANDARD, *flags]
     output.unlink(missing_ok=True)
-    result = _run([*command, *sources(folder, program), "-o", str(output)])
+    result = _run([*command, *sources(folder, program), "-o", str(output), "-lm"])
     if result.returncode or not output.is_file():
         lines = result.stderr.strip().splitlines() or [_ending(result.returncode)]
         first = next((line for line in lines if "error" in line), lines[0])
