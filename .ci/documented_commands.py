@@ -65,7 +65,8 @@ _LISTED = (
         _PAPER,
         "--config.batch_size=8 --config.num_steps=3",
         "three minutes",
-        "--config.batch_size=8 --config.num_steps=1 --config.image_size=32",
+        "--config.batch_size=8 --config.num_steps=1 --config.image_size=32 "
+        "--config.model.blocks='(1,1)'",
     ),
     Listed(_PAPER, "--workdir=runs/cifar10", "ten minutes", f"--workdir=runs/cifar10 {_FEW}", "cifar10"),
     Listed(_PAPER, "--workdir=runs/teacher\n", "minutes", f"--workdir=runs/teacher {_FEW}\n", "cifar10"),
@@ -153,18 +154,20 @@ def shortened(
     Raises:
       ValueError: a listed part stands in no block of its page, or in several places.
     """
-    found, reasons = list(found), {}
+    found = list(found)
+    texts, reasons = [block.text for block in found], {}
     for entry in listed:
         inside = [i for i, b in enumerate(found) if b.page == entry.page and entry.text in b.text]
         if len(inside) != 1 or found[inside[0]].text.count(entry.text) != 1:
             raise ValueError(f"{entry.page}: must have exactly one {entry.text!r}, as _LISTED says")
         (at,) = inside
-        missing = entry.data and entry.data not in prepared
-        skipped = missing or entry.instead is None
-        text = "" if skipped else found[at].text.replace(entry.text, entry.instead)
-        found[at] = dataclasses.replace(found[at], text=text)
+        skipped = entry.instead is None or (entry.data and entry.data not in prepared)
+        texts[at] = "" if skipped else texts[at].replace(entry.text, entry.instead)
         reasons[at] = entry.why
-    return [(block, reasons.get(i, "")) for i, block in enumerate(found)]
+    return [
+        (dataclasses.replace(block, text=text), reasons.get(i, ""))
+        for i, (block, text) in enumerate(zip(found, texts, strict=True))
+    ]
 
 
 # Reads a line with a file's name, runs the file among the names of those before, and says how that went.
