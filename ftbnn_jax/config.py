@@ -1,17 +1,17 @@
 """The fields of an experiment, with the paper's ImageNet recipe as defaults.
 
-Files in `configs/` return `make(model, ...)`, a ConfigDict whose keys are the fields of `TrainConfig`;
-every one can be overridden on the command line. Below `main` the code sees the frozen
+Config files return `make(model, ...)`, a ConfigDict whose keys are the fields of `TrainConfig`; every
+one can be overridden on the command line. Below `main` the code sees the frozen
 `TrainConfig` alone.
 """
 
 import ast
 import dataclasses
-import difflib
 import functools
 import glob
 import itertools
 import os
+import re
 import runpy
 import warnings
 from collections.abc import Mapping, Sequence
@@ -27,6 +27,10 @@ from ftbnn_jax.ops.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     import ml_collections
+
+# The configs that come with the package, which lie in `configs/` in a clone.
+_SHIPPED = os.path.join(os.path.dirname(__file__), "configs")
+_FOLDER = "configs"
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -311,21 +315,15 @@ def load(path: str, overrides: Sequence[str] = ()) -> TrainConfig:
     """Runs a config file and returns its experiment.
 
     Args:
-      path: path of a Python file with a function `get_config`; what follows a colon is its argument,
-        as in "configs/derived44_g5.py:90".
+      path: path of a Python file with a function `get_config`, or what `find` takes; what follows a
+        colon is its argument, as in "derived44_g5:90".
       overrides: values for some of its fields, "model.width=32".
 
     Raises:
       UserError: there is no such file, it does not hold a config, or an override does not fit it.
     """
     file, _, argument = paths.expand(path).partition(":")
-    if not os.path.isfile(file):
-        folder = os.path.dirname(file) or "."
-        there = sorted(glob.glob(os.path.join(glob.escape(folder), "*.py")))
-        nearest = difflib.get_close_matches(file, there, n=1, cutoff=0)
-        raise UserError(
-            f"{file}: no such config file" + (f"; the nearest is {nearest[0]}" if nearest else "")
-        )
+    file = find(file)
     try:
         get_config = runpy.run_path(file).get("get_config")
         if get_config is None:
@@ -340,6 +338,31 @@ def load(path: str, overrides: Sequence[str] = ()) -> TrainConfig:
     for override in overrides:
         _override(config, override)
     return TrainConfig.from_dict(config)
+
+
+def find(file: str) -> str:
+    """Returns the path of a config file.
+
+    Args:
+      file: its path; or one that comes with the package, by its name, "derived44_g5", or as it lies in a
+        clone, "configs/derived44_g5.py". A file of that very path goes before one of the package's.
+
+    Raises:
+      UserError: there is neither; it names the nearest.
+    """
+    if os.path.isfile(file):
+        return file
+    folder, name = os.path.split(file)
+    stem, ending = os.path.splitext(name)
+    shipped = {os.path.splitext(n)[0] for n in os.listdir(_SHIPPED) if re.fullmatch("[a-z].*[.]py", n)}
+    known = sorted(glob.glob(os.path.join(glob.escape(folder), "*.py")))
+    if folder in ("", _FOLDER) and ending in ("", ".py"):
+        if stem in shipped:
+            return os.path.join(_SHIPPED, f"{stem}.py")
+        known += [os.path.join(folder, one) + ending for one in sorted(shipped)]
+    raise UserError(
+        f"{file}: no such config file" + (f"; the nearest is {nearest(file, known)}" if known else "")
+    )
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

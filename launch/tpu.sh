@@ -17,7 +17,7 @@
 #   --version VERSION  software: tpu-ubuntu2204-base (v2 to v4), v2-alpha-tpuv5-lite, v2-alpha-tpuv5, ...
 #   --spot             cheaper, and may be preempted at any time
 #   --queued           as a queued resource of the same name, which waits until there is room
-#   --config FILE      as in ftbnn_jax.main: a path in the repository
+#   --config FILE      as in ftbnn_jax.main: a path in the repository, or a name: derived44_g5
 #   --workdir DIR      where every worker finds it: gs://... or the path of a shared disk
 #   --data_dir DIR     passed on as --config.data_dir: a directory of every worker, such as a mounted disk
 #   --dry_run          prints the commands, runs none; for resume, those after a preemption
@@ -48,7 +48,10 @@ vm=(gcloud compute tpus tpu-vm)
 queue=(gcloud compute tpus queued-resources)
 program=()
 if [[ $needed == *config* ]]; then
-  [[ -f ${option[config]%%:*} ]] || die "--config=${option[config]}: there is no such file in $PWD"
+  file=${option[config]%%:*}
+  stem=${file#configs/}
+  [[ -f $file || -f configs/${stem%.py}.py ]] ||
+    die "--config=${option[config]}: there is no such file in $PWD"
   [[ ${option[workdir]} == gs://?* || ${option[workdir]} == /?* ]] ||
     die "--workdir=${option[workdir]}: must be gs://... or the path of a disk that all workers share"
   program=("--config=${option[config]}" "--workdir=${option[workdir]}")

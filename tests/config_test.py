@@ -239,3 +239,53 @@ def test_a_config_file_that_is_not_there(tmp_path, monkeypatch):
     ):
         with pytest.raises(UserError, match=message):
             config_lib.load(path)
+
+
+def test_a_shipped_config_has_a_name(tmp_path, monkeypatch):
+    """Its path in a clone is one as well, in every directory; a file of that path goes before it."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("derived18_g5", "derived18_g5.py", "configs/derived18_g5", "configs/derived18_g5.py"):
+        assert config_lib.load(f"{name}:90").model == architectures.derived(18, 5, 90)
+        assert config_lib.load(name).model == architectures.derived(18, 5, 135)
+    (tmp_path / "derived18_g5.py").write_text(_GOOD)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "derived18_g1.py").write_text(_GOOD)
+    for own in ("derived18_g5.py:4", "configs/derived18_g1.py:4"):
+        assert config_lib.load(own).model.width == 4
+    assert config_lib.load("derived18_g5:90").model == architectures.derived(18, 5, 90)
+
+
+def test_a_config_can_begin_with_a_shipped_one(file):
+    path = file(
+        "from ftbnn_jax.configs import baseline\n"
+        "def get_config():\n"
+        "    config = baseline.get_config()\n"
+        "    config.num_epochs = 3\n"
+        "    return config\n"
+    )
+    found = config_lib.load(path)
+    assert (found.model, found.num_epochs) == (architectures.baseline(), 3)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("quickstrat", "quickstart"),
+        ("configs/quickstrat.py", "configs/quickstart.py"),
+        ("derived44_g4.py:90", "derived44_g"),
+        ("onw.py", "own.py"),
+        ("there/onw.py", "there/other.py"),
+        ("elsewhere/quickstart", ""),
+        ("__init__", ""),
+        ("configs", ""),
+    ],
+)
+def test_the_nearest_config_is_named(tmp_path, monkeypatch, written, meant):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(_GOOD)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "other.py").write_text(_GOOD)
+    with pytest.raises(UserError) as error:
+        config_lib.load(written)
+    message = f"{written.partition(':')[0]}: no such config file"
+    assert str(error.value).startswith(f"{message}; the nearest is {meant}" if meant else message)

@@ -32,6 +32,8 @@ _LAYERS = (
     ("train", "deploy"),
     ("experiments", "bench"),
     ("main", "predict", "__main__"),
+    # What only users name: nothing in the package depends on an experiment of theirs.
+    ("configs",),
 )
 # Neighbours in a layer that must not know each other.
 _APART = (
@@ -215,6 +217,11 @@ def test_the_package_keeps_its_arrows():
             "deploy.runtime must not need ml_collections",
         ),
         ("train.new", "from configs import baseline", "train.new must not import configs"),
+        (
+            "main",
+            "from ftbnn_jax.configs import baseline",
+            "main must not import configs.baseline",
+        ),
         (
             "train.new",
             "import ml_collections as m\nm.ConfigDict()",

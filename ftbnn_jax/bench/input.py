@@ -55,7 +55,7 @@ def _parser() -> command.ArgumentParser:
     )
     parser.add_argument(
         "--config",
-        default="configs/derived18_g1.py",
+        default="derived18_g1",
         metavar="FILE",
         help="config (default: %(default)s)",
     )

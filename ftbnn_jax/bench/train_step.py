@@ -138,7 +138,7 @@ def _main(arguments: Sequence[str]) -> int:
             os.path.splitext(os.path.basename(path))[0],
             dataclasses.replace(config_lib.load(path), **changes),
         )
-        for path in options.config or [f"configs/{name}.py" for name in CONFIGS]
+        for path in options.config or CONFIGS
     ]
     if importlib.util.find_spec("torch") is None:
         variants = [name for name in variants if name not in (TORCH, TORCH_COMPILED)]

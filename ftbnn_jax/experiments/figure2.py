@@ -182,9 +182,8 @@ def main(arguments: Sequence[str]) -> int:
         "--models", default=",".join(_TITLES), metavar="MODEL,MODEL", help="(default: all)"
     )
     options = parser.parse_args(arguments)
-    config = members.find_config("mnist_figure2.py")
     models = sweep.chosen("models", options.models, _TITLES)
-    wanted = members.make({name: f"{config}:{name}" for name in models}, options.seeds)
+    wanted = members.make({name: f"mnist_figure2:{name}" for name in models}, options.seeds)
     machine.start_jax()
     status = 0 if options.report else sweep.run(wanted, options.workdir, options.shard, options.jobs)
     if status != command.UNFINISHED:

@@ -54,11 +54,11 @@ def bend(slopes: dict[str, np.ndarray]) -> float | None:
 
 def _members(steps: Sequence[int], seeds: Sequence[int]) -> dict[tuple[str, int], list[members.Member]]:
     """Returns the runs by row and number of steps, the shortest first."""
-    config, found = members.find_config("ablation.py"), {}
+    found = {}
     for count in sorted(steps):
         rows, used = (_PAPER_ROWS, seeds[:1]) if count >= _LONG else (_ROWS, seeds)
         for row in rows:
-            entry = {f"{row}-{count}": f"{config}:{row},cifar10"}
+            entry = {f"{row}-{count}": f"ablation:{row},cifar10"}
             found[row, count] = members.make(entry, used, [f"--config.num_steps={count}"])
     return found
 

@@ -123,16 +123,6 @@ def make(configs: dict[str, str], seeds: Sequence[int], overrides: Sequence[str]
     ]
 
 
-def find_config(name: str) -> str:
-    """Returns the path of a file in `configs/`, here or in the repository that this package lies in."""
-    repository = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    for folder in ("", repository):
-        path = os.path.join(folder, "configs", name)
-        if os.path.isfile(path):
-            return path
-    raise UserError(f"configs/{name}: no such file; run this from a clone of the repository")
-
-
 def name_of(config: str) -> str:
     """A directory's name for a config: "ablation-prelu" for "configs/ablation.py:prelu"."""
     file, _, argument = config.partition(":")

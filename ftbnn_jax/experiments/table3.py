@@ -30,10 +30,9 @@ def main(arguments: Sequence[str]) -> int:
     )
     own, overrides = sweep.split_arguments(arguments)
     options = parser.parse_args(own)
-    config = members.find_config("ablation.py")
     rows = sweep.chosen("rows", options.rows, published.TABLE3)
     suffix = _DATASETS[options.dataset]
-    wanted = members.make({row: f"{config}:{row}{suffix}" for row in rows}, options.seeds, overrides)
+    wanted = members.make({row: f"ablation:{row}{suffix}" for row in rows}, options.seeds, overrides)
     status = 0 if options.report else sweep.run(wanted, options.workdir, options.shard, options.jobs)
     if status != command.UNFINISHED:
         title = f"Table 3 on {options.dataset}"

@@ -34,10 +34,9 @@ def test_what_has_finished_is_printed_and_drawn(tmp_path, monkeypatch, capsys):
         "load_variables",
         lambda path: ({"params": slopes if "/fprelu-" in path else {}}, {}, 1000),
     )
-    config = members.find_config("ablation.py")
     for row, accuracy in {"none": 0.5, "prelu": 0.6, "fprelu": 0.53}.items():
         overrides = ("--config.num_steps=1000",)
-        member = members.Member(f"{row}-1000", f"{config}:{row},cifar10", 0, overrides)
+        member = members.Member(f"{row}-1000", f"ablation:{row},cifar10", 0, overrides)
         runs.write(tmp_path / f"{row}-1000" / "seed0", [accuracy])
         member.finish(str(tmp_path))
     output = tmp_path / "found"

@@ -171,9 +171,8 @@ def test_wrong_arguments_are_named(tmp_path, arguments, message):
 
 
 def test_table_3_shows_finished_runs_beside_the_published_numbers(tmp_path, capsys):
-    config = members.find_config("ablation.py")
     for seed, accuracy in ((0, 0.61), (1, 0.63)):
-        member = members.Member("prelu", f"{config}:prelu,cifar10", seed)
+        member = members.Member("prelu", "ablation:prelu,cifar10", seed)
         runs.write(tmp_path / "prelu" / f"seed{seed}", [accuracy])
         member.finish(str(tmp_path))
     options = ["--dataset=cifar10", "--rows=prelu,none", "--seeds=0,1,2", "--report"]
@@ -189,6 +188,6 @@ def test_table_3_shows_finished_runs_beside_the_published_numbers(tmp_path, caps
 
 def test_a_sweep_trains(tmp_path, capsys):
     options = [f"--workdir={tmp_path}", "--seeds=3", "--", "--config.num_steps=2"]
-    assert sweep.main([members.find_config("quickstart.py"), *options]) == 0
+    assert sweep.main(["quickstart", *options]) == 0
     assert "quickstart" in capsys.readouterr().out
     assert (tmp_path / "quickstart" / "seed3" / "checkpoints" / "2").is_dir()

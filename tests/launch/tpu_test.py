@@ -72,11 +72,11 @@ def tpu(shell, tmp_path):
         (("setup", *NAME), SETUP),
         (("run", *NAME, *PROGRAM, "--", *OVERRIDES), [RUN]),
         (
-            ("run", *NAME, "--config=configs/baseline.py", "--workdir=/mnt/run", "--data_dir=/mnt/d"),
+            ("run", *NAME, "--config=baseline", "--workdir=/mnt/run", "--data_dir=/mnt/d"),
             [
                 [
                     *ON_ALL,
-                    f"--command={WORKER} run --config=configs/baseline.py --workdir=/mnt/run "
+                    f"--command={WORKER} run --config=baseline --workdir=/mnt/run "
                     "--config.data_dir=/mnt/d",
                 ]
             ],
