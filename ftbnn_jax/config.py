@@ -104,6 +104,7 @@ _ALLOWED = {
     "checkpoint_every": _COUNT,
     "keep_checkpoints": _POSITIVE_COUNT,
     "log_every": _POSITIVE_COUNT,
+    "loggers": ("tensorboard", "csv", "wandb"),
     "learning_rate": fields.NOT_NEGATIVE,
     "schedule": ("cosine", "multistep", "constant"),
     "schedule_boundaries": Range(0, 1, without=(0, 1), longest=1000),
@@ -148,6 +149,7 @@ class TrainConfig:
       checkpoint_every: steps between checkpoints; 0 for none but those of evaluated steps.
       keep_checkpoints: how many of the latest to keep; the best evaluated one is kept as well.
       log_every: steps over which training metrics are averaged before they are written.
+      loggers: where metrics go beside `metrics.jsonl`: some of "tensorboard", "csv" and "wandb".
       learning_rate: at the start, or after the warm-up.
       schedule: "cosine" (to 0), "multistep" or "constant".
       schedule_boundaries: for "multistep", the shares of the training at which the rate drops.
@@ -203,6 +205,7 @@ class TrainConfig:
     checkpoint_every: int = 1000
     keep_checkpoints: int = 3
     log_every: int = 100
+    loggers: tuple[str, ...] = ("tensorboard",)
     learning_rate: float = 0.01
     schedule: str = "cosine"
     schedule_boundaries: tuple[float, ...] = (45 / 60, 55 / 60)
@@ -405,7 +408,12 @@ def _override(config: dict[str, Any], override: str) -> None:
         raise UserError(
             f"has fields of its own, which can be overridden: {inner}", f"config.{key}={text}"
         )
-    place[name] = text if isinstance(place[name], str) else _literal(text)
+    value = text if isinstance(place[name], str) else _literal(text)
+    names = {field.name for field in dataclasses.fields(TrainConfig) if field.type == tuple[str, ...]}
+    if key in names and isinstance(value, str):
+        # Names need no quotes: "csv", "tensorboard,csv", or "" for none of them.
+        value = tuple(part.strip() for part in text.split(",") if part.strip())
+    place[name] = value
 
 
 def _literal(text: str) -> Any:

@@ -56,7 +56,8 @@ def check(prefix: str, values: Any, allowed: Mapping[str, Range | tuple[str, ...
     Args:
       prefix: of the fields' names in messages, "config.".
       values: the dataclass. The annotations of its fields say the types; other ones are passed over.
-      allowed: by name, the range of each number and tuple, and the choices of a string that has some.
+      allowed: by name, the range of each number and tuple, and the choices of a string that has some and
+        of a tuple of strings.
 
     Raises:
       UserError: a field has another type, or a value that is not allowed.
@@ -72,6 +73,9 @@ def check(prefix: str, values: Any, allowed: Mapping[str, Range | tuple[str, ...
         elif kind in _KINDS:
             value = _number(kind, value, rule)
             problem = "" if value is not None else f"a {_KINDS[kind]}, {rule}"
+        elif kind == tuple[str, ...]:
+            if type(value) is not tuple or not all(v in rule for v in value):
+                problem = f"a tuple of some of {', '.join(rule)}"
         elif typing.get_origin(kind) is tuple:
             element = typing.get_args(kind)[0]
             numbers = tuple(_number(element, v, rule) for v in value) if type(value) is tuple else ()

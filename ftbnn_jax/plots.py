@@ -8,8 +8,9 @@ from ftbnn_jax.errors import UserError
 
 _FORMATS = (".png", ".svg", ".pdf")
 
-# One per line in a plot: colours that colour-blind readers keep apart (Okabe and Ito, 2008), in an
-# order of alternating lightness, each with a dash pattern and a marker of its own, for gray.
+# One per line in a plot: colours that colour-blind readers keep apart (eight of Okabe and Ito, 2008, two
+# of Tol, 2012), in an order of alternating lightness, each with a dash pattern and a marker of its own,
+# for gray.
 STYLES = (
     {"color": "#000000", "linestyle": "-", "marker": "o"},
     {"color": "#e69f00", "linestyle": "--", "marker": "s"},
@@ -19,6 +20,8 @@ STYLES = (
     {"color": "#009e73", "linestyle": (0, (1, 2)), "marker": "P"},
     {"color": "#cc79a7", "linestyle": (0, (6, 3)), "marker": "X"},
     {"color": "#7f7f7f", "linestyle": (0, (3, 1)), "marker": "*"},
+    {"color": "#882255", "linestyle": (0, (1, 1)), "marker": "<"},
+    {"color": "#999933", "linestyle": (0, (8, 2, 2, 2)), "marker": ">"},
 )
 
 

@@ -130,6 +130,11 @@ def get_config(width="8"):
         # A tuple takes the place of the one that is there, not its end.
         ("model.blocks=(3,)", lambda c: c.model.blocks, (3,)),
         ("model.blocks=2, 2", lambda c: c.model.blocks, (2, 2)),
+        # Names need no quotes.
+        ("loggers=csv", lambda c: c.loggers, ("csv",)),
+        ("loggers=tensorboard, csv", lambda c: c.loggers, ("tensorboard", "csv")),
+        ("loggers=('wandb',)", lambda c: c.loggers, ("wandb",)),
+        ("loggers=", lambda c: c.loggers, ()),
         ("stages.one.num_steps=9", lambda c: c.stages["one"]["num_steps"], 9),
     ],
 )
@@ -147,6 +152,12 @@ def test_an_override_takes_the_place_of_a_value(file, override, read, expected):
         ("model.blocks=(2,", "model.blocks='(2,': must be a tuple"),
         ("model.blocks=" + "(" * 10_000, "model.blocks='(((((((((("),
         ("learning_rate=nan", "config.learning_rate='nan': must be"),
+        (
+            "loggers=csv,tensorbord",
+            "config.loggers=('csv', 'tensorbord'): must be a tuple of some of tensorboard, csv, wandb",
+        ),
+        ("loggers=3", "config.loggers=3: must be a tuple of some of tensorboard, csv, wandb"),
+        ("loggers=(['csv'],)", "config.loggers=(('csv',),): must be a tuple of some of"),
         ("flip=1", "config.flip=1: must be one of True, False"),
         ("model.widht=1", "config.model.widht: no such key; the nearest is config.model.width"),
         ("model=1", "config.model=1: has fields of its own, which can be overridden: blocks, width"),

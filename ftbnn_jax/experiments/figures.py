@@ -61,7 +61,7 @@ def curves(groups: Sequence[Group], metric: str) -> Any:
                 steps,
                 scale * values.mean(0),
                 label=label,
-                markevery=_few(len(steps)),
+                markevery=1 if kind == "eval" else max(1, len(steps) // 8),
                 markersize=5,
                 **style,
             )
@@ -72,7 +72,8 @@ def curves(groups: Sequence[Group], metric: str) -> Any:
         axis.set_xlabel("step")
         _tidy(axis)
     axes[0].set_ylabel("accuracy (%)" if metric == "accuracy" else "loss")
-    handles, labels = axes[0].get_legend_handles_labels()
+    # A run that was just begun has no evaluation, and one of old may have no training accuracy.
+    handles, labels = max((axis.get_legend_handles_labels() for axis in axes), key=lambda x: len(x[1]))
     if labels:
         figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False, fontsize=9)
     return figure
@@ -83,10 +84,6 @@ def _common_curve(runs: Sequence[Run], kind: str, metric: str) -> tuple[np.ndarr
     found = [dict(zip(*run.curve(kind, metric), strict=True)) for run in runs]
     steps = sorted(set.intersection(*(set(values) for values in found)))
     return np.array(steps), np.array([[values[s] for s in steps] for values in found])
-
-
-def _few(count: int) -> int:
-    return max(1, count // 8)
 
 
 def slopes(groups: Sequence[Group]) -> Any:

@@ -2,12 +2,13 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from ftbnn_jax import config as config_lib
 from ftbnn_jax.errors import UserError
@@ -100,27 +101,49 @@ def _on_cores(cores: set[int] | None) -> Iterator[None]:
         os.sched_setaffinity(0, mine)
 
 
-def make(configs: dict[str, str], seeds: Sequence[int], overrides: Sequence[str] = ()) -> list[Member]:
+def make(
+    configs: Mapping[str, str],
+    seeds: Sequence[int],
+    overrides: Sequence[str] = (),
+    grid: Mapping[str, Sequence[str]] | None = None,
+) -> list[Member]:
     """Returns the runs of a sweep, one seed of all configs after the other.
 
     Args:
       configs: file and argument by name.
       seeds: of each config.
       overrides: arguments for each run.
+      grid: values by field ("model.groups"): every config is run with every combination of them, which
+        its name then tells, "derived18_g1-model.groups=1".
 
     Raises:
-      UserError: a config cannot be used, or an argument is not one that all runs can share.
+      UserError: a config cannot be used, an argument is not one that all runs can share, or two runs
+        would share a directory.
     """
     values, others = config_lib.split_overrides(overrides)
     for argument in (*others, *(f"--config.{v}" for v in values if v.startswith("seed="))):
         raise UserError(f"-- {argument}: must be --config.KEY=VALUE, and no seed, which --seeds gives")
-    for config in configs.values():
-        config_lib.load(config, values)
+    axes = [[f"{key}={value}" for value in column] for key, column in (grid or {}).items()]
+    found: dict[str, tuple[str, tuple[str, ...]]] = {}
+    for (name, config), point in itertools.product(configs.items(), itertools.product(*axes)):
+        full = "-".join([name, *map(_part, point)])
+        if full in found:
+            raise UserError(
+                f"--grid: {' and '.join(point)} would share the directory {full} with another"
+            )
+        arguments = [f"--config.{override}" for override in point]
+        config_lib.load(config, config_lib.split_overrides([*overrides, *arguments])[0])
+        found[full] = config, (*overrides, *arguments)
     return [
-        Member(name, config, seed, tuple(overrides))
+        Member(name, config, seed, arguments)
         for seed in seeds
-        for name, config in configs.items()
+        for name, (config, arguments) in found.items()
     ]
+
+
+def _part(override: str) -> str:
+    """An override as a part of a directory's name: "model.blocks=2,2" for "model.blocks=(2, 2)"."""
+    return re.sub(r"[^\w.+=,]+", "-", re.sub(r"[\s()\[\]]", "", override))
 
 
 def name_of(config: str) -> str:

@@ -1,8 +1,11 @@
 """Runs several configs with several seeds, each in a directory of its own, and compares the results.
 
-    python -m ftbnn_jax.experiments.sweep --workdir=DIR CONFIG... [--seeds=0,1,2] [-- --config.K=V...]
+    python -m ftbnn_jax.experiments.sweep --workdir=DIR CONFIG... [--seeds=0,1,2] [--grid=K=V,V...]
+        [-- --config.K=V...]
 
-A run is an ordinary one, of `python -m ftbnn_jax.main`, in `DIR/CONFIG/seedN`. Finished runs are kept,
+A run is an ordinary one, of `python -m ftbnn_jax.main`, in `DIR/CONFIG/seedN`; with
+`--grid=learning_rate=0.003,0.01 --grid=model.groups=1,3` every config is run four times, in
+`DIR/CONFIG-learning_rate=0.003-model.groups=1/seedN` and so on. Finished runs are kept,
 interrupted ones go on where they were, so the same command may be given again and again; with
 `--shard=1/3` and so on it is split over machines that share the directory, or whose directories are put
 together afterwards. The table is made of the runs that have finished.
@@ -61,6 +64,44 @@ def add_arguments(parser: argparse.ArgumentParser, seeds: str) -> None:
     parser.add_argument(
         "--report", action="store_true", help="make no runs; show those that have finished"
     )
+
+
+def add_grid(parser: argparse.ArgumentParser) -> None:
+    """Adds the option of values that every config is run with; `grid` reads what it gives."""
+    parser.add_argument(
+        "--grid",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE,VALUE",
+        help="run each config with each of these values of a field; given several times: with every "
+        "combination",
+    )
+
+
+def grid(given: Sequence[str]) -> dict[str, list[str]]:
+    """Returns the values by field of "model.blocks=(1,1),(2,2)": commas in brackets part nothing.
+
+    Raises:
+      UserError: a field has no value, is given twice or has a value twice, or is the seed.
+    """
+    found: dict[str, list[str]] = {}
+    for text in given:
+        where = f"--grid={text}"
+        key, _, rest = text.removeprefix("--").removeprefix("config.").partition("=")
+        values = [value.strip() for value in re.findall(r"(?:\([^()]*\)|[^,()])+", rest)]
+        if (
+            not key
+            or not values
+            or not all(values)
+            or ",".join(values).replace(" ", "") != rest.replace(" ", "")
+        ):
+            raise UserError("must be KEY=VALUE,VALUE", where)
+        if key == "seed":
+            raise UserError("--seeds gives the seeds", where)
+        if key in found or len(set(values)) < len(values):
+            raise UserError(f"{key} is given twice" if key in found else "a value is given twice", where)
+        found[key] = values
+    return found
 
 
 def chosen(option: str, text: str, known: Collection[str]) -> list[str]:
@@ -223,9 +264,16 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("configs", nargs="+", metavar="CONFIG", help="config files, configs/X.py:ARG")
     add_arguments(parser, seeds="0,1,2")
+    add_grid(parser)
     own, overrides = split_arguments(arguments)
     options = parser.parse_args(own)
-    wanted = members.make({members.name_of(c): c for c in options.configs}, options.seeds, overrides)
+    configs: dict[str, str] = {}
+    for config in options.configs:
+        name = members.name_of(config)
+        if name in configs:
+            raise UserError(f"{configs[name]} and {config} would share the directory {name}")
+        configs[name] = config
+    wanted = members.make(configs, options.seeds, overrides, grid(options.grid))
     status = 0 if options.report else run(wanted, options.workdir, options.shard, options.jobs)
     if status != command.UNFINISHED:
         print_table("Sweep", accuracies(wanted, options.workdir), {})

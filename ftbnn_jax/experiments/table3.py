@@ -28,15 +28,18 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--rows", default=",".join(published.TABLE3), metavar="ROW,ROW", help="(default: all)"
     )
+    sweep.add_grid(parser)
     own, overrides = sweep.split_arguments(arguments)
     options = parser.parse_args(own)
     rows = sweep.chosen("rows", options.rows, published.TABLE3)
     suffix = _DATASETS[options.dataset]
-    wanted = members.make({row: f"ablation:{row}{suffix}" for row in rows}, options.seeds, overrides)
+    configs = {row: f"ablation:{row}{suffix}" for row in rows}
+    wanted = members.make(configs, options.seeds, overrides, sweep.grid(options.grid))
     status = 0 if options.report else sweep.run(wanted, options.workdir, options.shard, options.jobs)
     if status != command.UNFINISHED:
         title = f"Table 3 on {options.dataset}"
-        beside = {row: f"{top1} / {top5}" for row, (top1, top5) in published.TABLE3.items()}
+        # What a grid adds to the name of a row comes after a dash.
+        beside = {m.name: "{} / {}".format(*published.TABLE3[m.name.split("-")[0]]) for m in wanted}
         sweep.print_table(title, sweep.accuracies(wanted, options.workdir), beside)
     return status
 

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,16 @@ from ftbnn_jax.data import batches as batches_lib
 from ftbnn_jax.data import sets
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.host import disk, distributed, interrupt, lock, machine, paths
-from ftbnn_jax.train import checkpoint, distillation, evaluation, identity, metrics, optimizer
+from ftbnn_jax.train import (
+    checkpoint,
+    distillation,
+    evaluation,
+    identity,
+    metrics,
+    monitor,
+    optimizer,
+    pictures,
+)
 from ftbnn_jax.train import state as state_lib
 from ftbnn_jax.train import step as step_lib
 
@@ -30,7 +39,8 @@ _STEPS_IN_FLIGHT = 2
 def train(config: TrainConfig, workdir: str) -> None:
     """Trains `config` in `workdir`, from its newest checkpoint if it holds one.
 
-    Writes checkpoints, `config.json`, `metrics.jsonl` and TensorBoard events, and ends with a table.
+    Writes checkpoints, `config.json`, `metrics.jsonl`, `times.jsonl` and what `config.loggers` names,
+    and ends with a table.
 
     Args:
       config: the experiment.
@@ -47,6 +57,8 @@ def train(config: TrainConfig, workdir: str) -> None:
         stop = stack.enter_context(interrupt.StopRequest())
         stack.enter_context(interrupt.PreemptionNotice())
         stack.enter_context(disk.errors_are_told(workdir))
+        progress = metrics.Progress("reading")
+        stack.callback(progress.close)
         with stop.expendable("stopped before a step was made; nothing is lost"):
             mesh = step_lib.make_mesh(config)
             sharding = step_lib.batch_sharding(mesh)
@@ -69,14 +81,18 @@ def train(config: TrainConfig, workdir: str) -> None:
 
             if distributed.is_main():
                 write_config(workdir, config)
-            writer = metrics.MetricsWriter(workdir, first_step, distributed.is_main())
+            writer = metrics.MetricsWriter(
+                workdir, first_step, distributed.is_main(), config.loggers, config.to_dict()
+            )
             stack.callback(writer.close)
-            progress = metrics.Progress(first_step, num_steps, config.batch_size)
-            stack.callback(progress.close)
 
             # Both are compiled beforehand, as long as there is nothing that a signal could lose.
-            train_step = _compile_train_step(config, train_split, tx, mesh, num_steps, teacher, start)
-            eval_step = _compile_eval_step(config, eval_split, mesh, start)
+            with progress.doing("compiling"):
+                train_step = _compile_train_step(
+                    config, train_split, tx, mesh, num_steps, teacher, start
+                )
+                eval_step = _compile_eval_step(config, eval_split, mesh, start)
+            progress.begin(first_step, num_steps, config.batch_size)
 
         batches = batches_lib.train_batches(
             train_split,
@@ -102,6 +118,11 @@ def train(config: TrainConfig, workdir: str) -> None:
             evaluate=lambda now: evaluation.run(
                 config, eval_step, now.params, now.batch_stats, eval_split, sharding, stop.reached
             ),
+            monitor=monitor.Monitor(
+                optimizer.learning_rate(config, num_steps),
+                optimizer.binary_kernels(config, start.params),
+            ),
+            class_names=eval_split.class_names,
             state=start,
         ).train()
         best = checkpoints.best()
@@ -140,6 +161,8 @@ class _Run:
       batches: on the devices, from `first_step` on.
       train_step: makes the next state, and sums, of a state, which it destroys, and a batch.
       evaluate: gives the metrics of a state, or None where it was asked to stop.
+      monitor: looks at the steps that are logged.
+      class_names: of the evaluation's images.
       state: after the last step.
       batch: the one of the last step, on which `_save` tries the new weights.
     """
@@ -155,7 +178,9 @@ class _Run:
     progress: metrics.Progress
     batches: Iterator[dict[str, jax.Array]]
     train_step: Callable[..., tuple[state_lib.TrainState, dict[str, jax.Array]]]
-    evaluate: Callable[[state_lib.TrainState], dict[str, float] | None]
+    evaluate: Callable[[state_lib.TrainState], evaluation.Evaluated | None]
+    monitor: monitor.Monitor
+    class_names: Sequence[str]
     state: state_lib.TrainState
     batch: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
 
@@ -172,35 +197,45 @@ class _Run:
             stopping = self.stop.reached()
             save_due = config.checkpoint_every and step % config.checkpoint_every == 0
             if step > self.first_step and (save_due or evaluate_due or stopping):
-                self._save(step)
+                with self.progress.pause("saving"):
+                    self._save(step)
             if evaluate_due and not stopping:
-                self._evaluate(step)
+                with self.progress.pause("evaluating"):
+                    self._evaluate(step)
                 stopping = self.stop.reached()
             if stopping:
                 raise interrupt.Interrupted(f"stopped at step {step} of {self.num_steps}, state saved")
             if step == self.num_steps:
                 return values
-            self.batch = next(self.batches)
-            self.state, sums = self.train_step(self.state, self.batch)
+            with self.progress.doing("reading"):
+                self.batch = next(self.batches)
             step += 1
+            is_logged = step % config.log_every == 0 or step == self.num_steps
+            signs = self.monitor.before(self.state.params) if is_logged else {}
+            self.state, sums = self.train_step(self.state, self.batch)
             in_flight.append(sums)
             if len(in_flight) > _STEPS_IN_FLIGHT:
                 jax.block_until_ready(in_flight.popleft())
             self.progress.advance(step)
-            if step % config.log_every == 0 or step == self.num_steps:
+            if is_logged:
                 self._check_finite(sums)
-                values = self._log_training(step, sums)
+                values = self._log_training(step, sums, signs)
             evaluate_due = self._is_evaluated_after(step)
 
     def _is_evaluated_after(self, step: int) -> bool:
         return step % self.eval_every == 0 or step == self.num_steps
 
-    def _log_training(self, step: int, sums: dict[str, jax.Array]) -> dict[str, float]:
+    def _log_training(
+        self, step: int, sums: dict[str, jax.Array], signs: dict[str, jax.Array]
+    ) -> dict[str, float]:
         sums = jax.device_get(sums)
         count = int(sums["count"])
         values = {"loss": float(sums["loss"]) / count, "accuracy": int(sums["correct"]) / count}
-        rate = self.progress.train(step, values)
-        self.writer.write("train", step, values, **({"images_per_second": rate} if rate else {}))
+        times = self.progress.train(step, values)
+        looked = self.monitor.after(signs, self.state.params, step)
+        details = {name: looked.pop(name) for name in list(looked) if "/" in name}
+        values |= {"gradient_norm": float(sums["gradient_norm"]), **looked}
+        self.writer.write("train", step, values, details, times)
         return values
 
     def _save(self, step: int) -> None:
@@ -243,18 +278,21 @@ class _Run:
 
     def _evaluate(self, step: int) -> None:
         """Evaluates, writes and shows, unless that is interrupted."""
-        self.progress.describe("evaluate")
-        values = self.evaluate(self.state)
-        self.progress.describe("train")
-        self.progress.pause()
-        if values is None:
+        begun = time.perf_counter()
+        found = self.evaluate(self.state)
+        if found is None:
             return
+        values = found.values
         if not math.isfinite(values["loss"]):
             self.checkpoints.set_aside([step])
             raise self._diverged(f"step {step}: the evaluation's loss is {values['loss']}")
         self.checkpoints.rate(step, values["accuracy"])
         shown = {k: values[k] for k in ("loss", "accuracy", "accuracy_top5")}
-        self.writer.write("eval", step, shown)
+        self.writer.write("eval", step, shown, times={"seconds": time.perf_counter() - begun})
+        self.writer.histograms("eval", step, monitor.slopes(self.state.params))
+        if found.examples:
+            picture = pictures.draw(found.examples, self.class_names)
+            self.writer.image("eval", step, "predictions", picture)
         self.progress.line(
             f"step {step}  test accuracy {values['accuracy']:.2%}  test loss {values['loss']:.4f}"
         )

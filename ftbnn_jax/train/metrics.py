@@ -1,20 +1,24 @@
-"""What a run writes down (`metrics.jsonl`, TensorBoard) and what a person sees while it runs."""
+"""What a run writes down (`metrics.jsonl`, loggers) and what a person sees while it runs."""
 
+import contextlib
 import json
 import math
-import socket
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import rich.progress
+import rich.progress_bar
+import rich.table
+import rich.text
 from etils import epath
-from tensorboardX.proto import event_pb2, summary_pb2
 
 from ftbnn_jax import report
-from ftbnn_jax.data import framing
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.host import paths
 from ftbnn_jax.report import console
+from ftbnn_jax.train import loggers
 
 
 def read(path: epath.Path) -> list[dict[str, Any]]:
@@ -54,171 +58,189 @@ def _is_record(value: Any) -> bool:
 
 
 class MetricsWriter:
-    """Writes `metrics.jsonl` and TensorBoard events into a run's directory.
+    """Writes `metrics.jsonl` and `times.jsonl` into a run's directory, and hands all on to loggers.
 
-    `metrics.jsonl` has one object a line: `step`, `kind` ("train" or "eval") and numbers that are a
-    function of config and seed, so that two runs can be compared line by line; rates go to
-    TensorBoard only. A number that is not finite is null: JSON has none. A run that resumes drops the
-    lines of steps that it is about to repeat.
+    Both have one object a line: `step`, `kind` ("train" or "eval") and numbers. Those of `metrics.jsonl`
+    are a function of config and seed, so that two runs can be compared line by line; those of
+    `times.jsonl` are seconds and rates. A number that is not finite is null: JSON has none. A run that
+    resumes drops the lines of steps that it is about to repeat.
 
     Args:
       workdir: directory of the run.
       step: step that the run continues from; later lines are dropped.
       writes: whether to write at all; of several processes one does.
+      names: of the loggers, see `loggers`.
+      config: fields of the experiment, for them.
     """
 
-    def __init__(self, workdir: str, step: int, writes: bool = True):
+    def __init__(
+        self,
+        workdir: str,
+        step: int,
+        writes: bool = True,
+        names: Sequence[str] = (),
+        config: Mapping[str, Any] | None = None,
+    ):
         directory = paths.absolute(workdir)
-        self._path = directory / "metrics.jsonl"
         self._evaluated: set[int] = set()
+        self._all = contextlib.ExitStack()
         self._writes = writes
         if not writes:
             return
-        # An evaluation whose loss was not finite is made again, and ends the run.
-        lost = ("eval", None)
-        kept = [r for r in read(self._path) if (r["kind"], r.get("loss", 0.0)) != lost]
-        self._records = [r for r in kept if r["step"] <= step]
-        self._evaluated = {r["step"] for r in self._records if r["kind"] == "eval"}
-        self._write_all()
-        self._events = _Events(directory / "tensorboard", step)
-        self._file = None if paths.is_remote(self._path) else self._path.open("a")
-
-    def _write_all(self) -> None:
-        paths.write_whole(self._path, "".join(report.to_json(r) + "\n" for r in self._records))
+        with contextlib.ExitStack() as stack:
+            # What has begun ends where a later one cannot begin.
+            begin = lambda what: stack.enter_context(contextlib.closing(what))  # noqa: E731
+            self._metrics = begin(_Lines(directory / "metrics.jsonl", step))
+            self._times = begin(_Lines(directory / "times.jsonl", step))
+            self._loggers = [
+                begin(loggers.LOGGERS[name](directory, step, config or {})) for name in names
+            ]
+            self._all = stack.pop_all()
+        self._evaluated = {r["step"] for r in self._metrics.records if r["kind"] == "eval"}
 
     def was_evaluated(self, step: int) -> bool:
         """Whether the run holds the evaluation of a step."""
         return step in self._evaluated
 
-    def write(self, kind: str, step: int, values: dict[str, float], **rates: float) -> None:
-        """Writes metrics of a step; `rates` go to TensorBoard only."""
+    def write(
+        self,
+        kind: str,
+        step: int,
+        values: Mapping[str, float],
+        details: Mapping[str, float] | None = None,
+        times: Mapping[str, float] | None = None,
+    ) -> None:
+        """Writes what is known of a step.
+
+        Args:
+          kind: "train" or "eval".
+          step: steps made so far.
+          values: for `metrics.jsonl`.
+          details: numbers of single layers, which the loggers alone get.
+          times: for `times.jsonl`.
+        """
         if not self._writes:
             return
-        self._records.append({"step": step, "kind": kind, **values})
-        if self._file:
-            self._file.write(report.to_json(self._records[-1]) + "\n")
-            self._file.flush()
-        else:
-            self._write_all()
+        self._metrics.append({"step": step, "kind": kind, **values})
+        if times:
+            self._times.append({"step": step, "kind": kind, **times})
         if kind == "eval":
             self._evaluated.add(step)
-        named = {f"{kind}/{name}": value for name, value in {**values, **rates}.items()}
-        self._events.write(step, named)
+        for logger in self._loggers:
+            logger.scalars(kind, step, {**values, **(details or {}), **(times or {})})
+
+    def histograms(self, kind: str, step: int, values: Mapping[str, np.ndarray]) -> None:
+        """Hands arrays, by name, to the loggers; those with a number that is not finite are left out."""
+        if self._writes:
+            finite = {name: x for name, x in values.items() if np.isfinite(x).all()}
+            for logger in self._loggers:
+                logger.histograms(kind, step, finite)
+
+    def image(self, kind: str, step: int, name: str, pixels: np.ndarray) -> None:
+        """Hands a picture, uint8 `[H, W, 3]`, to the loggers."""
+        if self._writes:
+            for logger in self._loggers:
+                logger.image(kind, step, name, pixels)
 
     def values(self, kind: str, name: str) -> list[tuple[int, float]]:
         """Returns (step, value) of a metric, where it is finite, in the order it was written."""
-        chosen = [(r["step"], r.get(name)) for r in self._records if r["kind"] == kind]
+        chosen = [(r["step"], r.get(name)) for r in self._metrics.records if r["kind"] == kind]
         return [(step, value) for step, value in chosen if value is not None and math.isfinite(value)]
 
     def close(self) -> None:
-        if not self._writes:
-            return
+        """Ends the files, and the loggers."""
+        self._all.close()
+
+
+class _Lines:
+    """A file of records, one a line, that is whole at any time; `records` are those in it."""
+
+    def __init__(self, path: epath.Path, step: int):
+        self._path = path
+        # An evaluation whose loss was not finite is made again, and ends the run.
+        lost = ("eval", None)
+        kept = [r for r in read(path) if (r["kind"], r.get("loss", 0.0)) != lost]
+        self.records = [r for r in kept if r["step"] <= step]
+        self._write_all()
+        self._file = None if paths.is_remote(path) else path.open("a")
+
+    def _write_all(self) -> None:
+        paths.write_whole(self._path, "".join(report.to_json(r) + "\n" for r in self.records))
+
+    def append(self, record: dict[str, Any]) -> None:
+        self.records.append(record)
         if self._file:
-            self._file.close()
-        self._events.close()
-
-
-class _Events:
-    """A TensorBoard file.
-
-    Unlike `tensorboardX.SummaryWriter`, it has no thread of its own: that one ends when the disk is
-    full, and the run then waits for it forever.
-
-    Args:
-      directory: made if need be.
-      step: step that the run continues from; TensorBoard drops what other files have after it.
-    """
-
-    _FLUSHED_EVERY_S = 10.0
-
-    def __init__(self, directory: epath.Path, step: int):
-        directory.mkdir(exist_ok=True)
-        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{step}"
-        self._path = directory / name
-        self._file = self._path.open("wb")
-        self._flushed = time.monotonic()
-        self._write(0, file_version="brain.Event:2")
-        session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._write(step + 1, session_log=session)
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        scalars = [
-            summary_pb2.Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()
-        ]
-        self._write(step, summary=summary_pb2.Summary(value=scalars))
-        if time.monotonic() - self._flushed > self._FLUSHED_EVERY_S:
+            self._file.write(report.to_json(record) + "\n")
             self._file.flush()
-            self._flushed = time.monotonic()
+        else:
+            self._write_all()
 
     def close(self) -> None:
-        try:
+        if self._file:
             self._file.close()
-        except OSError as error:
-            report.warn(f"{self._path}: incomplete ({error.strerror}); metrics.jsonl has all of it")
-
-    def _write(self, step: int, **content: Any) -> None:
-        event = event_pb2.Event(wall_time=time.time(), step=step, **content)
-        self._file.write(framing.framed(event.SerializeToString()))
 
 
 class Progress:
     """A progress bar on a terminal; nothing but lines in a pipe.
 
     Args:
-      first_step: step that the run continues from.
-      last_step: step at which it ends.
-      batch_size: images in a step.
+      doing: what the run does first.
     """
 
-    def __init__(self, first_step: int, last_step: int, batch_size: int):
-        self._last_step = last_step
-        self._batch_size = batch_size
-        self._marked: tuple[float, int] | None = None
-        self._seconds_per_step: float | None = None
+    def __init__(self, doing: str = ""):
         self._bar = rich.progress.Progress(
-            rich.progress.TextColumn("{task.description}", markup=False),
-            rich.progress.BarColumn(),
-            rich.progress.MofNCompleteColumn(),
-            rich.progress.TextColumn("{task.fields[shown]}", markup=False),
-            console=console,
-            disable=not console.is_terminal,
-            transient=True,
+            _Line(), console=console, disable=not console.is_terminal, transient=True
         )
-        self._task = self._bar.add_task(
-            "train", total=last_step, completed=first_step, shown="compiling"
-        )
+        self._task = self._bar.add_task("", total=None, doing=doing, since=time.monotonic(), shown=())
+        self._timer = _Timer()
         self._bar.start()
+
+    def begin(self, first_step: int, last_step: int, batch_size: int) -> None:
+        """From here on steps are made, with so many images each."""
+        self._last_step, self._batch_size = last_step, batch_size
+        self._timer = _Timer(first_step)
+        self._bar.update(self._task, total=last_step, completed=first_step)
+        self._say("training")
 
     def advance(self, step: int) -> None:
         """Moves the bar to `step`."""
         self._bar.update(self._task, completed=step)
 
-    def pause(self) -> None:
-        """Leaves what comes next, until the following `train`, out of the measured rate."""
-        self._marked = None
+    @contextlib.contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        """Says on the bar what is going on inside, and what was before, after it."""
+        before = self._bar.tasks[0].fields["doing"]
+        self._say(what)
+        try:
+            yield
+        finally:
+            self._say(before)
 
-    def describe(self, description: str) -> None:
-        """Says on the bar what is going on."""
-        self._bar.update(self._task, description=description)
+    def _say(self, what: str) -> None:
+        self._bar.update(self._task, doing=what, since=time.monotonic())
 
-    def train(self, step: int, values: dict[str, float]) -> float:
-        """Shows training metrics and returns images per second since the last call (0: unknown)."""
-        now = time.perf_counter()
-        rate = 0.0
-        if self._marked and step > self._marked[1]:
-            self._seconds_per_step = (now - self._marked[0]) / (step - self._marked[1])
-            rate = self._batch_size / self._seconds_per_step
-        self._marked = (now, step)
-        shown = f"loss {values['loss']:.4f}  accuracy {values['accuracy']:.2%}"
-        if self._seconds_per_step is not None:
-            left = self._seconds_per_step * (self._last_step - step)
-            shown += f"  {self._batch_size / self._seconds_per_step:,.0f} images/s"
-            shown += f"  {format_seconds(left)} left"
+    def train(self, step: int, values: Mapping[str, float]) -> dict[str, float]:
+        """Shows training metrics and returns `seconds_per_step` and `images_per_second` since the last.
+
+        What is done under `pause` is no part of them.
+        """
+        seconds = self._timer.seconds_per_step(step)
+        left = format_seconds(seconds * (self._last_step - step))
+        rate = self._batch_size / seconds
+        # The most important first: what does not fit is left out from the end.
+        shown = (f"loss {values['loss']:.4f}", f"accuracy {values['accuracy']:.2%}")
+        shown += (f"{left} left", f"{rate:,.0f} images/s")
         if console.is_terminal:
             self._bar.update(self._task, completed=step, shown=shown)
         else:
-            console.print(f"step {step}/{self._last_step}  {shown}")
-        return rate
+            console.print(f"step {step}/{self._last_step}  {'  '.join(shown)}")
+        return {"seconds_per_step": seconds, "images_per_second": rate}
+
+    @contextlib.contextmanager
+    def pause(self, what: str) -> Iterator[None]:
+        """As `doing`, of what is no part of a step's time."""
+        with self.doing(what), self._timer.pause():
+            yield
 
     def line(self, text: str) -> None:
         """Prints a line that stays."""
@@ -226,6 +248,56 @@ class Progress:
 
     def close(self) -> None:
         self._bar.stop()
+
+
+class _Timer:
+    """The time that steps take, without pauses."""
+
+    def __init__(self, step: int = 0):
+        self._step, self._at, self._paused = step, time.perf_counter(), 0.0
+
+    def seconds_per_step(self, step: int) -> float:
+        """Returns the mean over the steps since the last call."""
+        now = time.perf_counter()
+        mean = max(now - self._at - self._paused, 1e-9) / max(step - self._step, 1)
+        self._step, self._at, self._paused = step, now, 0.0
+        return mean
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._paused += time.perf_counter() - begun
+
+
+class _Line(rich.progress.ProgressColumn):
+    """What is being done, a bar, steps and metrics: as much of it as fits into the terminal."""
+
+    # The bar's least and largest width, and how many seconds something takes before it is worth a word.
+    _LEAST, _MOST, _SECONDS = 8, 40, 0.5
+
+    def __init__(self):
+        super().__init__()
+        self._said = ""
+
+    def render(self, task: rich.progress.Task) -> rich.table.Table:
+        if not self._said or time.monotonic() - task.fields["since"] > self._SECONDS:
+            self._said = task.fields["doing"]
+        parts = [f"{task.completed:.0f}/{task.total:.0f}"] if task.total is not None else []
+        parts += task.fields["shown"]
+        room = console.width - len(self._said) - self._LEAST - len("  ")
+        while parts and len("  ".join(parts)) > room:
+            parts.pop()
+        text = "  ".join(parts)
+        width = min(self._MOST, self._LEAST + max(0, room - len(text)))
+        bar = rich.progress_bar.ProgressBar(
+            task.total, task.completed, width, animation_time=time.time()
+        )
+        line = rich.table.Table.grid(padding=(0, 1))
+        line.add_row(rich.text.Text(self._said), bar, rich.text.Text(text))
+        return line
 
 
 def format_seconds(seconds: float) -> str:

@@ -7,6 +7,7 @@ import optax
 
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.errors import UserError
+from ftbnn_jax.nn import variables
 
 
 def learning_rate(config: TrainConfig, num_steps: int) -> optax.Schedule:
@@ -50,6 +51,13 @@ def decay_mask(params: Any, binary_weights: bool = True) -> Any:
         return name.endswith("kernel") or (not binary_weights and name.startswith("kernel_"))
 
     return jax.tree_util.tree_map_with_path(is_real, params)
+
+
+def binary_kernels(config: TrainConfig, params: Any) -> frozenset[str]:
+    """Returns the names of the latent weights that become signs: "block1_1/conv/kernel_0"."""
+    if not config.model.binary_weights:
+        return frozenset()
+    return frozenset(n for n in variables.by_name(params) if n.rpartition("/")[2].startswith("kernel_"))
 
 
 def make(config: TrainConfig, num_steps: int) -> optax.GradientTransformation:

@@ -13,7 +13,7 @@ from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn import recording
 from ftbnn_jax.ops import image
 from ftbnn_jax.train import distillation
-from ftbnn_jax.train.state import TrainState, all_finite, make_model, zero_sums
+from ftbnn_jax.train.state import TrainState, make_model, zero_sums
 
 
 def make_mesh(config: TrainConfig) -> Mesh:
@@ -67,7 +67,7 @@ def make_train_step(
     Returns:
       A function of the state, which is donated, and a batch (`image`, `label`), and of the teacher's
       variables where there is one, that returns the new state and a copy of its `sums` and
-      `nonfinite_step`.
+      `nonfinite_step`, and `gradient_norm`: the root of the sum of all squares, before weight decay.
     """
     gradients = _make_gradients(config, mesh, teacher)
     evolving = "evolving" in (config.model.activation_gradient, config.model.weight_gradient)
@@ -82,7 +82,8 @@ def make_train_step(
             state.params, state.batch_stats, images, labels, progress, teacher_variables
         )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        finite = jnp.isfinite(loss) & all_finite(grads)
+        squares = _sum_of_squares(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(squares)
         first_seen = ~finite & (state.nonfinite_step < 0)
         restart = state.step % config.log_every == 0
         kept = jax.tree.map(lambda old, zero: jnp.where(restart, zero, old), state.sums, zero_sums())
@@ -98,7 +99,8 @@ def make_train_step(
             },
             nonfinite_step=jnp.where(first_seen, state.step + 1, state.nonfinite_step),
         )
-        return state, {**state.sums, "nonfinite_step": state.nonfinite_step}
+        sums = {**state.sums, "nonfinite_step": state.nonfinite_step}
+        return state, {**sums, "gradient_norm": jnp.sqrt(squares)}
 
     constants = [replicated(mesh)] if teacher else []
     return jax.jit(
@@ -107,6 +109,13 @@ def make_train_step(
         out_shardings=(replicated(mesh), replicated(mesh)),
         donate_argnums=0,
     )
+
+
+def _sum_of_squares(grads: Any) -> jax.Array:
+    """Finite where all gradients are, up to 1e19; Adam squares them as well."""
+    # Over all but the last axis first, which costs little and rounds little.
+    sums = [jnp.sum(jnp.square(g), tuple(range(g.ndim - 1))) for g in jax.tree.leaves(grads)]
+    return jnp.stack([jnp.sum(s) for s in sums]).sum()
 
 
 # A function of params, batch statistics, images, labels, the share of the training that is done and the
@@ -179,7 +188,9 @@ def _accumulated(gradients: _Gradients, parts: int, devices: int) -> _Gradients:
     return accumulated
 
 
-def make_eval_step(config: TrainConfig, mesh: Mesh) -> Callable[[Any, Any, Any], dict[str, jax.Array]]:
+def make_eval_step(
+    config: TrainConfig, mesh: Mesh
+) -> Callable[[Any, Any, Any], tuple[dict[str, jax.Array], jax.Array]]:
     """Compiles the evaluation of one batch.
 
     Args:
@@ -188,7 +199,8 @@ def make_eval_step(config: TrainConfig, mesh: Mesh) -> Callable[[Any, Any, Any],
 
     Returns:
       A function of params, batch statistics and a batch (`image`, `label`, `weight`) that returns the
-      sums `loss`, `correct`, `correct_top5` and `count` over the images of weight 1.
+      sums `loss`, `correct`, `correct_top5` and `count` over the images of weight 1, and the likeliest
+      class of each image, int32 `[n]`, where the image is.
     """
     model = make_model(config)
 
@@ -199,15 +211,16 @@ def make_eval_step(config: TrainConfig, mesh: Mesh) -> Callable[[Any, Any, Any],
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         _, best = jax.lax.top_k(logits, min(5, config.num_classes))
         hits = best == labels[:, None]
-        return {
+        sums = {
             "loss": jnp.sum(loss * weight),
             "correct": jnp.sum(hits[:, 0] * weight),
             "correct_top5": jnp.sum(hits.any(-1) * weight),
             "count": jnp.sum(weight),
         }
+        return sums, best[:, 0]
 
     return jax.jit(
         eval_step,
         in_shardings=(replicated(mesh), replicated(mesh), batch_sharding(mesh)),
-        out_shardings=replicated(mesh),
+        out_shardings=(replicated(mesh), batch_sharding(mesh)),
     )

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import runs
 
-from ftbnn_jax import budget
+from ftbnn_jax import budget, published
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.experiments import discrepancy, figure2, figures, members
@@ -41,8 +41,23 @@ def test_accuracy_is_drawn_over_the_total_budget(tmp_path):
 
 def test_too_many_runs_for_one_figure_are_refused(tmp_path):
     runs.write(tmp_path, [0.5])
-    with pytest.raises(UserError, match="9 runs: at most 8"):
-        figures.curves([figures.read_group(str(tmp_path))] * 9, "accuracy")
+    with pytest.raises(UserError, match="11 runs: at most 10"):
+        figures.curves([figures.read_group(str(tmp_path))] * 11, "accuracy")
+
+
+def test_every_row_of_table_3_and_every_evaluation_is_drawn(tmp_path):
+    """Ten rows look different, and 30 evaluations have a marker each."""
+    groups = []
+    for row in published.TABLE3:
+        runs.write(tmp_path / row, [i / 30 for i in range(30)], losses=[1.0] * 200)
+        groups.append(figures.read_group(str(tmp_path / row)))
+    figure = figures.curves(groups, "accuracy")
+    lines = figure.axes[1].get_lines()
+    assert len(lines) == len(published.TABLE3) == 10
+    assert len({(line.get_color(), line.get_marker()) for line in lines}) == 10
+    assert all(line.get_markevery() in (None, 1) and len(line.get_xdata()) == 30 for line in lines)
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend == list(published.TABLE3)
 
 
 def test_the_command_writes_png_and_svg(tmp_path, capsys):

@@ -176,6 +176,8 @@ def test_table_3_shows_finished_runs_beside_the_published_numbers(tmp_path, caps
         runs.write(tmp_path / "prelu" / f"seed{seed}", [accuracy])
         member.finish(str(tmp_path))
     options = ["--dataset=cifar10", "--rows=prelu,none", "--seeds=0,1,2", "--report"]
+    assert table3.main([f"--workdir={tmp_path}/other", *options, "--grid=batch_size=50"]) == 0
+    assert "prelu-batch_size=50" in (output := capsys.readouterr().out) and "58.9 / 81.1" in output
     assert table3.main([f"--workdir={tmp_path}", *options]) == 0
     (row,) = [line for line in capsys.readouterr().out.splitlines() if "prelu" in line]
     assert [cell.strip() for cell in row.strip("│").split("│")] == [
@@ -184,6 +186,62 @@ def test_table_3_shows_finished_runs_beside_the_published_numbers(tmp_path, caps
         "62.00 ± 1.41",
         "58.9 / 81.1",
     ]
+
+
+def test_a_grid_is_a_run_for_every_combination(tmp_path, stub, capsys):
+    command = [
+        *("quickstart", f"--workdir={tmp_path}", "--seeds=1"),
+        *("--grid", "learning_rate=0.003,0.01", "--grid=model.blocks=(1,1), (2,2)"),
+        *("--", "--config.num_steps=2"),
+    ]
+    for _ in range(2):
+        assert sweep.main(command) == 0
+        rows = [
+            [cell.strip() for cell in line.strip("│").split("│")]
+            for line in capsys.readouterr().out.splitlines()
+            if line.startswith("│")
+        ]
+        names = [
+            f"quickstart-learning_rate={rate}-model.blocks={blocks}"
+            for rate in ("0.003", "0.01")
+            for blocks in ("1,1", "2,2")
+        ]
+        assert rows == [[name, "1", "60.00"] for name in names]
+        # The second time finds all of them finished.
+        assert _starts(tmp_path) == 4
+    (member, *_) = members.make({"a": command[0]}, [1], [], {"model.groups": ["1"]})
+    assert member.overrides == ("--config.model.groups=1",)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--grid=learning_rate"], r"--grid=learning_rate: must be KEY=VALUE,VALUE$"),
+        (["--grid==1"], "must be KEY=VALUE,VALUE"),
+        (["--grid=seed=1,2"], "--grid=seed=1,2: --seeds gives the seeds"),
+        (["--grid=batch_size=8,,9"], "must be KEY=VALUE,VALUE"),
+        (["--grid=model.blocks=(1,1"], "must be KEY=VALUE,VALUE"),
+        (["--grid=batch_size=8,8"], "a value is given twice"),
+        (["--grid=flip=true", "--grid=flip=false"], "--grid=flip=false: flip is given twice"),
+        (
+            ["--grid=learning_rat=1"],
+            r"config\.learning_rat: no such key; the nearest is config.learning_rate",
+        ),
+        (["--grid=batch_size=8,x"], "config.batch_size='x'"),
+        (["--grid=train_split=a/b,a-b"], "train_split=a-b would share the directory"),
+        (["--grid=batch_size=8", "--", "--config.batch_size=9"], "batch_size: given 2 times"),
+    ],
+)
+def test_a_grid_that_cannot_be_is_told_before_the_first_run(tmp_path, options, message):
+    with pytest.raises(UserError, match=message):
+        sweep.main(["quickstart", f"--workdir={tmp_path}/sweep", *options])
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_configs_of_one_name_are_told(tmp_path):
+    config = "quickstart"
+    with pytest.raises(UserError, match=r"quickstart would share the directory quickstart"):
+        sweep.main([config, config, f"--workdir={tmp_path}/sweep"])
 
 
 def test_a_sweep_trains(tmp_path, capsys):

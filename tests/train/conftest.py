@@ -1,10 +1,15 @@
 """Few test images."""
 
 import dataclasses
+import pathlib
+import sys
 
 import pytest
 
 from ftbnn_jax.data import sets
+
+# Test modules are imported each by itself, so their shared helper must be found by its own name.
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,14 @@
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
 
+import event_files
 import jax
 import numpy as np
 import pytest
@@ -22,7 +24,9 @@ from ftbnn_jax.train import checkpoint, evaluation, loop
 
 CONFIG = config_lib.TrainConfig(
     # A gradient that depends on how far the training is.
-    architectures.small((1, 1), 8, groups=2, activation_gradient="evolving"),
+    architectures.small(
+        (1, 1), 8, groups=2, activation_gradient="evolving", stage_end_activation="prelu"
+    ),
     dataset="digits",
     image_size=8,
     num_classes=10,
@@ -75,10 +79,46 @@ def test_what_a_run_leaves(uninterrupted):
         (12, "train"),
         (12, "eval"),
     ]
-    assert set(records(uninterrupted)[0]) == {"step", "kind", "loss", "accuracy"}
-    assert set(records(uninterrupted)[1]) == {"step", "kind", "loss", "accuracy", "accuracy_top5"}
+    train, evaluated, *_, last, _ = records(uninterrupted)
+    assert set(train) == {
+        *("step", "kind", "loss", "accuracy", "gradient_norm", "learning_rate", "flip_rate")
+    }
+    assert set(evaluated) == {"step", "kind", "loss", "accuracy", "accuracy_top5"}
+    # That of the third step and of the last of twelve, which a cosine leads to 0 after that.
+    for record, steps in ((train, 2), (last, 11)):
+        rate = 0.01 * (1 + math.cos(math.pi * steps / 12)) / 2
+        assert record["learning_rate"] == pytest.approx(rate, rel=1e-5)
+    # Two layers of 3 * 3 * 4 * 8 and 3 * 3 * 4 * 16 weights in two groups: shares of whole weights.
+    assert 0 < train["flip_rate"] < 0.5
+    flipped = train["flip_rate"] * 9 * 4 * (8 + 16)
+    assert flipped == pytest.approx(round(flipped), abs=1e-9)
     assert json.loads((uninterrupted / "config.json").read_text())["model"]["width"] == 8
-    assert list((uninterrupted / "tensorboard").glob("events.out.tfevents.*"))
+    times = [json.loads(line) for line in (uninterrupted / "times.jsonl").read_text().splitlines()]
+    assert [(r["step"], r["kind"]) for r in times] == kinds
+    rates = [r["images_per_second"] * r["seconds_per_step"] for r in times if r["kind"] == "train"]
+    assert rates == pytest.approx([32] * 4)
+    assert all(r["seconds"] > 0 for r in times if r["kind"] == "eval")
+
+
+def test_tensorboard_shows_layers_and_examples(uninterrupted):
+    (path,) = (uninterrupted / "tensorboard").glob("events.out.tfevents.*")
+    values = {
+        (event.step, value.tag): value
+        for event in event_files.events(path.read_bytes())
+        for value in event.summary.value
+    }
+    train = records(uninterrupted)[0]
+    for name in ("loss", "learning_rate", "gradient_norm", "flip_rate"):
+        assert values[3, f"train/{name}"].simple_value == pytest.approx(train[name])
+    # The share of all weights is the mean of the layers' over their weights.
+    first, second = (values[3, f"train/flip_rate/block{stage}_1/conv"].simple_value for stage in (1, 2))
+    assert train["flip_rate"] == pytest.approx((first + 2 * second) / 3)
+    assert values[3, "train/images_per_second"].simple_value > 0
+    slopes = values[5, "eval/block1_1/act/negative_slope"].histo
+    assert (slopes.num, sum(slopes.bucket)) == (8, 8)
+    # 16 images in four rows of four, two lines of text below each.
+    picture = values[12, "eval/predictions"].image
+    assert (picture.width, picture.height) == (4 * (96 + 16), 4 * (96 + 16 + 26))
 
 
 def test_a_program_of_64_bit_types_trains_the_same(uninterrupted, tmp_path):
@@ -304,7 +344,8 @@ def test_an_evaluation_without_a_finite_loss_ends_the_run(tmp_path, monkeypatch)
 
     def overflowing(*args):
         calls.append(None)
-        return {**whole(*args), **({"loss": np.inf} if len(calls) == 2 else {})}
+        found = whole(*args)
+        return evaluation.Evaluated({**found.values, "loss": np.inf}) if len(calls) == 2 else found
 
     monkeypatch.setattr(evaluation, "run", overflowing)
     message = "step 10: the evaluation's loss is inf; stopped, rolled back to the one of step 8"
@@ -343,7 +384,7 @@ def test_the_best_step_named_is_the_one_that_is_kept(tmp_path, monkeypatch, caps
             stops.append(os.kill(os.getpid(), signal.SIGTERM))
             return None
         stops.append(None)
-        return {**values, "accuracy": next(accuracies)}
+        return evaluation.Evaluated({**values, "accuracy": next(accuracies)})
 
     monkeypatch.setattr(evaluation, "run", run)
     with pytest.raises(interrupt.Interrupted, match="at step 10 of 12"):

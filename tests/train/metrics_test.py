@@ -1,10 +1,13 @@
 """The files a run writes, and what it shows."""
 
+import contextlib
+import io
+import itertools
 import json
 
 import pytest
-from tensorboardX.proto import event_pb2
 
+from ftbnn_jax import report
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.host import paths
 from ftbnn_jax.train import metrics
@@ -13,7 +16,7 @@ from ftbnn_jax.train import metrics
 def test_resuming_drops_the_lines_of_steps_to_come(tmp_path):
     writer = metrics.MetricsWriter(str(tmp_path), step=0)
     for step in (10, 20, 30):
-        writer.write("train", step, {"loss": 1.0 / step}, images_per_second=5.0)
+        writer.write("train", step, {"loss": 1.0 / step}, times={"images_per_second": 5.0})
     writer.write("eval", 30, {"accuracy": 0.5})
     writer.close()
     path = tmp_path / "metrics.jsonl"
@@ -28,6 +31,10 @@ def test_resuming_drops_the_lines_of_steps_to_come(tmp_path):
         {"step": 20, "kind": "train", "loss": 0.05},
         {"step": 30, "kind": "train", "loss": 0.25},
         {"step": 30, "kind": "eval", "accuracy": 0.75},
+    ]
+    assert [json.loads(line) for line in (tmp_path / "times.jsonl").read_text().splitlines()] == [
+        {"step": 10, "kind": "train", "images_per_second": 5.0},
+        {"step": 20, "kind": "train", "images_per_second": 5.0},
     ]
     assert writer.values("eval", "accuracy") == [(30, 0.75)]
     writer = metrics.MetricsWriter(str(tmp_path), step=30)
@@ -75,15 +82,53 @@ def test_a_damaged_line_is_named(tmp_path, line):
         metrics.MetricsWriter(str(tmp_path), step=9)
 
 
-def test_lines_in_a_pipe(capsys):
-    progress = metrics.Progress(first_step=0, last_step=100, batch_size=8)
-    assert progress.train(10, {"loss": 2.0, "accuracy": 0.125}) == 0.0
-    assert progress.train(20, {"loss": 1.5, "accuracy": 0.5}) > 0.0
+def test_lines_in_a_pipe(capsys, monkeypatch):
+    """Of 10 steps in 20 seconds, 5 were an evaluation: 1.5 seconds a step, of 8 images each."""
+    now = iter([100.0, 110.0, 115.0, 120.0])
+    progress = metrics.Progress("reading")
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(now))
+    progress.begin(first_step=10, last_step=100, batch_size=8)
+    with progress.pause("evaluating"):
+        pass
+    times = progress.train(20, {"loss": 2.0, "accuracy": 0.125})
     progress.close()
-    first, second = capsys.readouterr().out.splitlines()
-    assert first == "step 10/100  loss 2.0000  accuracy 12.50%"
-    assert second.startswith("step 20/100  loss 1.5000  accuracy 50.00%  ")
-    assert second.endswith(" left") and "images/s" in second
+    assert times == {"seconds_per_step": 1.5, "images_per_second": pytest.approx(8 / 1.5)}
+    # 80 steps are left: two minutes.
+    assert capsys.readouterr().out == (
+        "step 20/100  loss 2.0000  accuracy 12.50%  0:02:00 left  5 images/s\n"
+    )
+
+
+@pytest.mark.parametrize("width", [1, 20, 35, 50, 80, 200])
+def test_the_bar_fits_into_the_terminal_and_says_what_is_done(monkeypatch, width):
+    terminal = report.make_console(file=io.StringIO(), force_terminal=True, width=width, height=9)
+    monkeypatch.setattr(metrics, "console", terminal)
+    with contextlib.closing(metrics.Progress("reading")) as progress:
+        column = progress._bar.columns[0]
+
+        def shown():
+            paper = report.make_console(file=io.StringIO(), width=width)
+            paper.print(column.render(progress._bar.tasks[0]))
+            return paper.file.getvalue().splitlines()
+
+        first = shown()
+        # 345 steps of 256 images take 100 seconds.
+        monkeypatch.setattr(metrics.time, "perf_counter", itertools.count(0, 100).__next__)
+        progress.begin(0, 12_000, 256)
+        progress.train(345, {"loss": 2.0, "accuracy": 0.125})
+        monkeypatch.setattr(column, "_SECONDS", -1.0)
+        with progress.pause("evaluating"):
+            lines = shown()
+        trained = shown()
+    for found in (first, lines, trained):
+        assert len(found) == 1
+        assert len(found[0]) <= width
+    if width >= 35:
+        words = [found[0].split()[0] for found in (first, lines, trained)]
+        assert words == ["reading", "evaluating", "training"]
+        assert "345/12000" in trained[0]
+    assert ("loss 2.0000" in trained[0]) == (width >= 50)
+    assert ("883 images/s" in trained[0]) == (width > 80)
 
 
 @pytest.mark.parametrize(
@@ -113,25 +158,3 @@ def test_a_process_that_does_not_write_leaves_no_file(tmp_path):
     writer.write("train", 1, {"loss": 1.0})
     writer.close()
     assert not list(tmp_path.iterdir())
-
-
-def test_tensorboard_reads_the_events(tmp_path):
-    writer = metrics.MetricsWriter(str(tmp_path), 4)
-    writer.write("train", 5, {"loss": 0.5}, images_per_second=12.0)
-    writer.close()
-    (path,) = (tmp_path / "tensorboard").iterdir()
-    events = [event_pb2.Event.FromString(payload) for payload in payloads(path.read_bytes())]
-    assert events[0].file_version == "brain.Event:2"
-    assert (events[1].step, events[1].session_log.status) == (5, event_pb2.SessionLog.START)
-    values = {v.tag: v.simple_value for v in events[2].summary.value}
-    assert (events[2].step, values) == (5, {"train/loss": 0.5, "train/images_per_second": 12.0})
-
-
-def payloads(content: bytes) -> list[bytes]:
-    """The records of a TFRecord file: length, 4 bytes, payload, 4 bytes."""
-    found = []
-    while content:
-        length = int.from_bytes(content[:8], "little")
-        found.append(content[12 : 12 + length])
-        content = content[12 + length + 4 :]
-    return found

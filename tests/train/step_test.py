@@ -117,7 +117,11 @@ def test_evaluation_counts_weighted_images_only():
     for kept in (16, 11):
         weight = (np.arange(16) < kept).astype(np.float32)
         inputs = jax.device_put({**data, "weight": weight}, step_lib.batch_sharding(mesh))
-        results[kept] = jax.device_get(eval_step(current.params, current.batch_stats, inputs))
+        results[kept], predictions = jax.device_get(
+            eval_step(current.params, current.batch_stats, inputs)
+        )
+        right = (predictions == data["label"]) * weight
+        assert results[kept]["correct"] == right.sum()
     assert (results[16]["count"], results[11]["count"]) == (16, 11)
     assert results[11]["loss"] < results[16]["loss"]
     assert results[16]["correct"] <= results[16]["correct_top5"] <= 16
@@ -166,8 +170,12 @@ def test_gradients_of_shares_are_averaged_once():
         sized = dataclasses.replace(config, batch_size=size)
         first = jax.jit(lambda: state.init(config, 3, tx), out_shardings=step_lib.replicated(mesh))()
         before = jax.device_get(first.params)
-        after, _ = step_lib.make_train_step(sized, tx, mesh)(first, data)
+        after, sums = step_lib.make_train_step(sized, tx, mesh)(first, data)
         changes.append(jax.tree.map(np.subtract, jax.device_get(after.params), before))
+        norm = np.sqrt(
+            sum(np.square(leaf, dtype=np.float64).sum() for leaf in jax.tree.leaves(changes[-1]))
+        )
+        np.testing.assert_allclose(sums["gradient_norm"], norm, rtol=1e-3)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), *changes)
 
 
