@@ -88,15 +88,15 @@ _LISTED = (
     Listed(_PAPER, "--steps=1000,4000", "an hour", "--steps=2 --seeds=0", "cifar10"),
     Listed(
         _TRAINING,
-        "bench.exactness",
+        "bench exactness",
         "a minute and a half",
-        "bench.exactness --config=configs/quickstart.py",
+        "bench exactness --config=quickstart",
     ),
     Listed(
         _TRAINING,
-        "--config=configs/quickstart.py\n",
+        "--config=quickstart\n",
         "a minute",
-        "--config=configs/quickstart.py --variants=ftbnn_jax,flax --rounds=3\n",
+        "--config=quickstart --variants=ftbnn_jax,flax --rounds=3\n",
     ),
     Listed(_TRAINING, "--seconds=10", "prepared data", "--seconds=2", "cifar10"),
     Listed(
@@ -283,9 +283,10 @@ def _copy(folder: pathlib.Path) -> None:
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=_ROOT, capture_output=True, check=True, text=True).stdout
     for name in filter(None, listed.split("\0")):
-        if (_ROOT / name).is_file():
+        if (_ROOT / name).is_symlink() or (_ROOT / name).is_file():
+            (folder / name).unlink(missing_ok=True)
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(_ROOT / name, folder / name)
+            shutil.copy(_ROOT / name, folder / name, follow_symlinks=False)
     if pathlib.Path(sys.prefix) == _ROOT / ".venv" and not (folder / ".venv").exists():
         # Only an environment that is up to date may be shared: scripts would renew it, for the copy.
         subprocess.run(["bash", "launch/environment.sh"], cwd=_ROOT, check=True)
