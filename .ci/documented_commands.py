@@ -77,7 +77,7 @@ _LISTED = (
         f"--config.teacher=runs/teacher {_FEW}",
         "cifar10",
     ),
-    Listed(_PAPER, "--jobs=2", "ten minutes", f"--seeds=0 --models=relu -- {_FEW}", "mnist"),
+    Listed(_PAPER, "--jobs=2", "ten minutes", "--jobs=2 --report"),
     Listed(_PAPER, "--seeds=0,1,2", "an hour", f"--seeds=0 --rows=none,baseline -- {_FEW}", "cifar10"),
     Listed(
         _PAPER,
@@ -105,9 +105,7 @@ _LISTED = (
         "seven minutes of a GPU",
         "--seeds=0,1,2 --jobs=5 --report",
     ),
-    Listed(
-        _MACHINES, "launch/tpu.sh create", "an account of Google Cloud", "exit; launch/tpu.sh create"
-    ),
+    Listed(_MACHINES, "launch/tpu.sh create", "an account of Google Cloud"),
     Listed(_MACHINES, "EXTRAS=train,cuda", "a cluster with GPUs"),
 )
 
