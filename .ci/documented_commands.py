@@ -2,8 +2,10 @@
 
     python .ci/documented_commands.py [--folder=DIR] [PAGE ...]
 
-Commands run in a copy of the repository, DIR or a temporary one, with the environment of the interpreter
-that runs this. A page's blocks run in the page's order:
+Commands run in copies of the repository, with the environment of the interpreter that runs this: those
+of the first page in DIR or a temporary folder, then those of every other page in a copy of its own, with
+what the first has left in `runs`, as many pages at a time as there are cores. A page's blocks run in the
+page's order:
 
 - `bash` and `console`: commands, each block in a shell of its own at the copy's root;
 - `python`: statements; all of one page share their names, as in one session;
@@ -26,6 +28,7 @@ import tempfile
 import textwrap
 import time
 from collections.abc import Iterable, Sequence
+from concurrent import futures
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _COMMANDS = ("bash", "console")
@@ -98,7 +101,7 @@ _LISTED = (
         "a minute",
         "--config=quickstart --variants=ftbnn_jax,flax --rounds=3\n",
     ),
-    Listed(_TRAINING, "--seconds=10", "prepared data", "--seconds=2", "cifar10"),
+    Listed(_TRAINING, "bench input\n", "ImageNet", "bench input --help\n"),
     Listed(
         _RESULTS,
         "--seeds=0,1,2 --jobs=5",
@@ -291,10 +294,35 @@ def _copy(folder: pathlib.Path) -> None:
         (folder / ".venv").symlink_to(sys.prefix)
 
 
+def _run(name: str, folder: pathlib.Path, environment: dict[str, str], prepared: Sequence[str]) -> None:
+    """Runs one page in a copy of the repository at `folder`."""
+    found = read([name], prepared)[name]
+    folder.mkdir(parents=True, exist_ok=True)
+    _copy(folder)
+    started = time.monotonic()
+    _run_page(found, folder, {**environment, "PYTHONPATH": str(folder)})
+    count = sum(block.language in _RUN and not block.title for block, _ in found)
+    print(f"=== {name}: {count} blocks in {time.monotonic() - started:.0f} s", flush=True)
+
+
+def _run_apart(name: str, made: pathlib.Path) -> bool:
+    """Runs one page by a process of its own, in a temporary folder with the runs that are in `made`."""
+    with tempfile.TemporaryDirectory() as temporary:
+        if (made / "runs").is_dir():
+            shutil.copytree(made / "runs", pathlib.Path(temporary, "runs"))
+        command = [sys.executable, __file__, f"--folder={temporary}", str(_ROOT / name)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    sys.stdout.buffer.write(done.stdout)
+    sys.stdout.flush()
+    return done.returncode == 0
+
+
 def main(arguments: Sequence[str]) -> None:
     """Runs the pages that `arguments` names, or all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", help="where the commands run, and what they write stays")
+    parser.add_argument(
+        "--folder", help="where commands of the first page run, and what they write stays"
+    )
     parser.add_argument(
         "pages", nargs="*", metavar="PAGE", help="README.md, docs/...; all where none is named"
     )
@@ -305,19 +333,14 @@ def main(arguments: Sequence[str]) -> None:
         environment.setdefault("TFDS_DATA_DIR", str(_DATA))
     data = environment.get("TFDS_DATA_DIR")
     prepared = [path.name for path in pathlib.Path(data).glob("*")] if data else []
-    found = read(names, prepared)
-    started = time.monotonic()
+    read(pages())  # What is wrong with a page or with the list is said before anything runs.
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(options.folder or temporary).resolve()
-        folder.mkdir(parents=True, exist_ok=True)
-        _copy(folder)
-        environment["PYTHONPATH"] = str(folder)
-        for name in names:
-            _run_page(found[name], folder, environment)
-    count = sum(
-        block.language in _RUN and not block.title for page in found.values() for block, _ in page
-    )
-    print(f"{count} blocks of {len(names)} pages in {time.monotonic() - started:.0f} s")
+        _run(names[0], folder, environment, prepared)
+        with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            passed = list(pool.map(lambda name: _run_apart(name, folder), names[1:]))
+    if failed := [name for name, right in zip(names[1:], passed, strict=True) if not right]:
+        sys.exit(f"error: failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":
