@@ -187,11 +187,13 @@ class Progress:
       doing: what the run does first.
     """
 
-    def __init__(self, doing: str = ""):
+    def __init__(self, doing: str):
+        # What is being done and since when, what happens inside of it behind it.
+        self._doing = [(doing, time.monotonic())]
         self._bar = rich.progress.Progress(
-            _Line(), console=console, disable=not console.is_terminal, transient=True
+            _Line(self._doing), console=console, disable=not console.is_terminal, transient=True
         )
-        self._task = self._bar.add_task("", total=None, doing=doing, since=time.monotonic(), shown=())
+        self._task = self._bar.add_task("", total=None, shown=())
         self._timer = _Timer()
         self._bar.start()
 
@@ -200,7 +202,7 @@ class Progress:
         self._last_step, self._batch_size = last_step, batch_size
         self._timer = _Timer(first_step)
         self._bar.update(self._task, total=last_step, completed=first_step)
-        self._say("training")
+        self._doing[0] = ("training", time.monotonic())
 
     def advance(self, step: int) -> None:
         """Moves the bar to `step`."""
@@ -208,16 +210,12 @@ class Progress:
 
     @contextlib.contextmanager
     def doing(self, what: str) -> Iterator[None]:
-        """Says on the bar what is going on inside, and what was before, after it."""
-        before = self._bar.tasks[0].fields["doing"]
-        self._say(what)
+        """Says on the bar what is going on inside."""
+        self._doing.append((what, time.monotonic()))
         try:
             yield
         finally:
-            self._say(before)
-
-    def _say(self, what: str) -> None:
-        self._bar.update(self._task, doing=what, since=time.monotonic())
+            self._doing.pop()
 
     def train(self, step: int, values: Mapping[str, float]) -> dict[str, float]:
         """Shows training metrics and returns `seconds_per_step` and `images_per_second` since the last.
@@ -275,19 +273,21 @@ class _Timer:
 class _Line(rich.progress.ProgressColumn):
     """What is being done, a bar, steps and metrics: as much of it as fits into the terminal."""
 
-    # The bar's least and largest width, and how many seconds something takes before it is worth a word.
+    # The bar's least and largest width, and how many seconds a part of something takes before it is
+    # worth a word of its own.
     _LEAST, _MOST, _SECONDS = 8, 40, 0.5
 
-    def __init__(self):
+    def __init__(self, doing: Sequence[tuple[str, float]]):
         super().__init__()
-        self._said = ""
+        self._doing = doing
 
     def render(self, task: rich.progress.Task) -> rich.table.Table:
-        if not self._said or time.monotonic() - task.fields["since"] > self._SECONDS:
-            self._said = task.fields["doing"]
+        (said, _), *inner = list(self._doing)
+        for what, since in inner:
+            said = what if time.monotonic() - since > self._SECONDS else said
         parts = [f"{task.completed:.0f}/{task.total:.0f}"] if task.total is not None else []
         parts += task.fields["shown"]
-        room = console.width - len(self._said) - self._LEAST - len("  ")
+        room = console.width - len(said) - self._LEAST - len("  ")
         while parts and len("  ".join(parts)) > room:
             parts.pop()
         text = "  ".join(parts)
@@ -296,7 +296,7 @@ class _Line(rich.progress.ProgressColumn):
             task.total, task.completed, width, animation_time=time.time()
         )
         line = rich.table.Table.grid(padding=(0, 1))
-        line.add_row(rich.text.Text(self._said), bar, rich.text.Text(text))
+        line.add_row(rich.text.Text(said), bar, rich.text.Text(text))
         return line
 
 

@@ -116,10 +116,12 @@ def test_the_bar_fits_into_the_terminal_and_says_what_is_done(monkeypatch, width
         monkeypatch.setattr(metrics.time, "perf_counter", itertools.count(0, 100).__next__)
         progress.begin(0, 12_000, 256)
         progress.train(345, {"loss": 2.0, "accuracy": 0.125})
+        # What takes no time is not worth a word.
+        with progress.doing("reading"):
+            trained = shown()
         monkeypatch.setattr(column, "_SECONDS", -1.0)
         with progress.pause("evaluating"):
             lines = shown()
-        trained = shown()
     for found in (first, lines, trained):
         assert len(found) == 1
         assert len(found[0]) <= width
