@@ -6,6 +6,7 @@ one can be overridden on the command line. Below `main` the code sees the frozen
 """
 
 import ast
+import contextlib
 import dataclasses
 import functools
 import glob
@@ -13,8 +14,9 @@ import itertools
 import os
 import re
 import runpy
+import traceback
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ftbnn_jax import extras, fields
@@ -22,6 +24,7 @@ from ftbnn_jax.errors import UserError, summary
 from ftbnn_jax.fields import Range
 from ftbnn_jax.host import paths
 from ftbnn_jax.nearest import nearest
+from ftbnn_jax.nn.own import OwnModel
 from ftbnn_jax.nn.spec import ResNetSpec
 from ftbnn_jax.ops.preprocessing import Preprocessing
 
@@ -133,7 +136,9 @@ class TrainConfig:
     """One experiment. Sections 3 and Appendix C of the paper, and PyTorch's habits where it is silent.
 
     Attributes:
-      model: the network.
+      model: the network, or the fields that its user's own function `get_network` reads.
+      network: path of the Python file of that function; "" for none. That of the config file itself
+        needs no mention.
       seed: of the initial weights, the order of the images and their augmentation.
       dataset: "digits" (scikit-learn's, no download), "fake" (random images), or the name of any TFDS
         image classification set.
@@ -159,7 +164,10 @@ class TrainConfig:
         kernels; binary kernels, batch norm, slopes and biases never get any.
       label_smoothing: share of the target spread evenly over all classes.
       start_from: work directory of a run whose newest checkpoint gives the first weights and batch
-        statistics, where this one has none of its own; "" for random ones.
+        statistics, where this one has none of its own; "" for random ones. The classifier's begin anew
+        where the classes are others.
+      freeze: a regular expression; parameters and batch statistics in whose names it is found
+        ("stem/conv/kernel") stay as they begin. "" for none.
       teacher: work directory of the run whose newest checkpoint the network learns from, beside the
         labels; "" for none. The next four fields are for this.
       label_weight: of the cross-entropy with the labels.
@@ -190,7 +198,8 @@ class TrainConfig:
       UserError: a field has an impossible value; the message names it.
     """
 
-    model: ResNetSpec
+    model: ResNetSpec | OwnModel
+    network: str = ""
     seed: int = 0
     dataset: str = "imagenet2012"
     data_dir: str = ""
@@ -214,6 +223,7 @@ class TrainConfig:
     weight_decay: float = 1e-5
     label_smoothing: float = 0.0
     start_from: str = ""
+    freeze: str = ""
     teacher: str = ""
     label_weight: float = 1.0
     teacher_weight: float = 3.0
@@ -232,9 +242,23 @@ class TrainConfig:
     pixel_std: tuple[float, ...] = IMAGENET_STD
 
     def __post_init__(self):
-        if not isinstance(self.model, ResNetSpec):
-            raise UserError("must be a ResNetSpec", f"config.model={fields.shown(self.model)}")
+        if isinstance(self.model, Mapping):
+            object.__setattr__(self, "model", OwnModel(_plain(self.model)))
+        if not isinstance(self.model, ResNetSpec | OwnModel):
+            raise UserError(
+                "must be a ResNetSpec, or the fields that get_network reads, by name",
+                f"config.model={fields.shown(self.model)}",
+            )
         fields.check("config.", self, _ALLOWED)
+        if self.network:
+            object.__setattr__(self, "network", os.path.abspath(paths.expand(self.network)))
+        try:
+            re.compile(self.freeze)
+        except re.error as error:
+            raise UserError(
+                f"no regular expression: {error}; names of parameters, as in 'stem|block1', would do",
+                f"config.freeze={self.freeze!r}",
+            ) from error
         named = isinstance(self.stages, Mapping) and all(isinstance(n, str) for n in self.stages)
         if not named or not all(isinstance(stage, Mapping) for stage in self.stages.values()):
             raise UserError(
@@ -265,9 +289,23 @@ class TrainConfig:
             std=self.pixel_std,
         )
 
+    def spec(self, purpose: str) -> ResNetSpec:
+        """Returns the specification of the network, for what can do with nothing else.
+
+        Raises:
+          UserError: the network is its user's own.
+        """
+        if not isinstance(self.model, ResNetSpec):
+            raise UserError(
+                f"{purpose} needs a network of a ResNetSpec", f"config.network={self.network}"
+            )
+        return self.model
+
     def to_dict(self) -> dict[str, Any]:
         """Returns all fields, the model's nested, as values that JSON can hold."""
-        return dataclasses.asdict(self)
+        # The model is a value of its own, and no dictionary would become the same again.
+        others = dataclasses.replace(self, model=OwnModel({}))
+        return {**dataclasses.asdict(others), "model": self.model.to_dict()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":
@@ -286,7 +324,32 @@ class TrainConfig:
             check_key(known, name)
         if "model" not in values:
             raise UserError("must be given", "config.model")
-        return cls(**{**values, "model": ResNetSpec.from_dict(values["model"])})
+        network = values.get("network", "")
+        return cls(**{**values, "model": _model(values["model"], str(network))})
+
+
+def _model(values: Any, network: str) -> ResNetSpec | OwnModel:
+    """Returns the fields of a network, its user's own where a file has its function."""
+    if not network:
+        try:
+            return ResNetSpec.from_dict(values)
+        except UserError as error:
+            if not error.what.startswith("no such field"):
+                raise
+            raise UserError(
+                f"{error.what}; a network with fields of its own needs get_network", error.where
+            ) from error
+    if not isinstance(values, Mapping):
+        raise UserError(
+            "must be the fields that get_network reads, by name", f"config.model={fields.shown(values)}"
+        )
+    if values.keys() >= {field.name for field in dataclasses.fields(ResNetSpec)}:
+        raise UserError(
+            f"is a ResNetSpec, and {network} has get_network; one of them alone would do, or "
+            "config.make with fields of your own",
+            "config.model",
+        )
+    return OwnModel(values)
 
 
 def _plain(value: Any) -> Any:
@@ -298,11 +361,11 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def make(model: ResNetSpec, **values: Any) -> "ml_collections.ConfigDict":
+def make(model: ResNetSpec | Mapping[str, Any], **values: Any) -> "ml_collections.ConfigDict":
     """Returns a ConfigDict with the fields of `TrainConfig`, defaults filled in.
 
     Args:
-      model: the network.
+      model: the network; fields by name where the config file has `get_network`, which reads them.
       **values: fields of `TrainConfig` that differ from its defaults.
 
     Raises:
@@ -312,6 +375,43 @@ def make(model: ResNetSpec, **values: Any) -> "ml_collections.ConfigDict":
         import ml_collections
 
     return ml_collections.ConfigDict(TrainConfig(model, **values).to_dict())
+
+
+def run_file(file: str) -> dict[str, Any]:
+    """Returns what a config file defines, by name. The same text is run once in a process.
+
+    Raises:
+      OSError: it cannot be read.
+    """
+    with open(file, "rb") as stream:
+        return _run(file, stream.read())
+
+
+@functools.lru_cache(maxsize=64)
+def _run(file: str, content: bytes) -> dict[str, Any]:
+    return runpy.run_path(file)
+
+
+@contextlib.contextmanager
+def told(path: str, file: str = "") -> Iterator[None]:
+    """Makes one line of whatever a config file raises, SystemExit included, with the line in the file.
+
+    Args:
+      path: what the message begins with.
+      file: where `path` leads to; "" for `path` itself.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except UserError as error:
+        raise error.within(f"{path}: ") from error
+    except BaseException as error:
+        file = os.path.abspath(file or path)
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [f"line {f.lineno}: " for f in frames if os.path.abspath(f.filename) == file]
+        where = f"{path}: {lines[-1] if lines else ''}{type(error).__name__}"
+        raise UserError(f"{where}: {summary(error)}") from error
 
 
 def load(path: str, overrides: Sequence[str] = ()) -> TrainConfig:
@@ -327,17 +427,15 @@ def load(path: str, overrides: Sequence[str] = ()) -> TrainConfig:
     """
     file, _, argument = paths.expand(path).partition(":")
     file = find(file)
-    try:
-        get_config = runpy.run_path(file).get("get_config")
+    with told(path, file):
+        defined = run_file(file)
+        get_config = defined.get("get_config")
         if get_config is None:
             raise UserError("has no function get_config, which returns what config.make does")
-        config = TrainConfig.from_dict(get_config(argument) if argument else get_config()).to_dict()
-    except KeyboardInterrupt:
-        raise
-    except UserError as error:
-        raise error.within(f"{path}: ") from error
-    except BaseException as error:  # A config file can raise anything, SystemExit included.
-        raise UserError(f"{path}: {type(error).__name__}: {summary(error)}") from error
+        values = _plain(get_config(argument) if argument else get_config())
+        if "get_network" in defined and isinstance(values, Mapping) and not values.get("network"):
+            values = {**values, "network": file}
+        config = TrainConfig.from_dict(values).to_dict()
     for override in overrides:
         _override(config, override)
     return TrainConfig.from_dict(config)
@@ -413,7 +511,19 @@ def _override(config: dict[str, Any], override: str) -> None:
     if key in names and isinstance(value, str):
         # Names need no quotes: "csv", "tensorboard,csv", or "" for none of them.
         value = tuple(part.strip() for part in text.split(",") if part.strip())
+    # Nobody else knows what a user's own fields can be.
+    if config["network"] and parents[:1] == ["model"] and not _alike(value, place[name]):
+        raise UserError(
+            f"must be of the kind of {fields.shown(place[name])}, {type(place[name]).__name__}",
+            f"config.{key}={text}",
+        )
     place[name] = value
+
+
+def _alike(value: Any, default: Any) -> bool:
+    """Whether a value can take the place of a default: a whole number that of a real one as well."""
+    kinds = {float: (float, int), type(None): (object,)}.get(type(default), (type(default),))
+    return isinstance(value, kinds) and isinstance(value, bool) <= isinstance(default, bool | None)
 
 
 def _literal(text: str) -> Any:

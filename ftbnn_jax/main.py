@@ -262,17 +262,24 @@ def _verify(options, config, workdir, saved, images) -> int:
 
 
 def _verify_c(options, config, workdir, saved, images) -> int:
+    from ftbnn_jax.deploy import export
     from ftbnn_jax.deploy.c import verify
 
-    files, network = (_artifact(workdir), _c_folder(workdir)), (config.model, config.num_classes)
-    return verify.run(*files, *network, images(stored=True), options.json)
+    files, network = (
+        (_artifact(workdir), _c_folder(workdir)),
+        export.described(config, saved[1]["channels"]),
+    )
+    return verify.run(*files, network, images(stored=True), options.json)
 
 
 def _verify_onnx(options, config, workdir, saved, images) -> int:
-    from ftbnn_jax.deploy import onnx_verify
+    from ftbnn_jax.deploy import export, onnx_verify
 
-    files, network = (_onnx_file(workdir), _artifact(workdir)), (config.model, config.num_classes)
-    return onnx_verify.run(*files, *network, images(stored=True), options.json)
+    files, network = (
+        (_onnx_file(workdir), _artifact(workdir)),
+        export.described(config, saved[1]["channels"]),
+    )
+    return onnx_verify.run(*files, network, images(stored=True), options.json)
 
 
 def _and_verify(run: Callable[..., int], needs: str, runtime: str) -> Callable[..., int]:

@@ -27,6 +27,7 @@ _LAYERS = (
     ("published",),
     ("config",),
     ("graph",),
+    ("networks",),
     ("budget",),
     ("data",),
     ("train", "deploy"),

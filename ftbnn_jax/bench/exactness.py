@@ -23,10 +23,10 @@ from ftbnn_jax import command, published, report
 from ftbnn_jax import config as config_lib
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.host import machine
+from ftbnn_jax.nn import resnet
 from ftbnn_jax.nn.spec import ResNetSpec
 from ftbnn_jax.ops import binary
 from ftbnn_jax.ops.conv import algorithms, convolution
-from ftbnn_jax.train import state
 
 _KERNEL_SIZE, _PADDING = 3, 1
 _IMAGES = 2
@@ -170,12 +170,14 @@ def _main(arguments: Sequence[str]) -> int:
     if not configs:
         specs = (*published.table4_specs(), *published.total_macs_specs())
         configs = [config_lib.TrainConfig(spec) for spec in specs]
-    found = {shape for config in configs for shape in shapes(config.model, config.image_size)}
+    found = {
+        shape for config in configs for shape in shapes(config.spec("this command"), config.image_size)
+    }
     if not found:
         raise UserError(f"--config={options.config[0]}: a network without binary convolutions")
     config = dataclasses.replace(configs[0], compute_dtype=options.compute_dtype)
     machine.start_jax()
-    dtype = state.make_model(config).compute_dtype
+    dtype = jnp.dtype(resnet.resolved_dtype(config.compute_dtype))
     rows = measure(found, dtype)
     if options.json:
         report.print_json(rows)

@@ -10,11 +10,10 @@ import rich.table
 
 from ftbnn_jax.bench import packed_layer
 from ftbnn_jax.config import TrainConfig
+from ftbnn_jax.deploy import export
 from ftbnn_jax.deploy import runtime as runtime_lib
 from ftbnn_jax.graph import ir
 from ftbnn_jax.host import machine
-from ftbnn_jax.nn import resnet
-from ftbnn_jax.ops import image
 from ftbnn_jax.ops.conv import convolution
 from ftbnn_jax.report import console, print_json
 
@@ -26,10 +25,10 @@ def rows(
 
     Args:
       config: of the run.
-      variables: `params` and `batch_stats`.
+      variables: of its network.
       runtime: the packed network.
     """
-    model = resnet.make(config.model, config.num_classes)
+    network = export.network(config)
     graph = runtime.artifact.graph
     shapes, nodes = graph.shapes(), graph.binary_products()
     convs = [(ir.packed_conv(node.attributes), shapes[node.inputs[0]].shape[1]) for node in nodes]
@@ -40,9 +39,8 @@ def rows(
 
     @jax.jit
     def real(variables, images):
-        x = image.standardize(images, config.pixel_mean, config.pixel_std)
         with convolution.signs_as_numbers():
-            return model.apply(variables, x, train=False)
+            return network(variables, images)
 
     variables = jax.tree.map(jnp.asarray, variables)
     found = []
@@ -69,8 +67,7 @@ def run(path: str, config: TrainConfig, variables: dict[str, Any], as_json: bool
       UserError: the artifact is missing, damaged, or of another network.
     """
     runtime = runtime_lib.Runtime.load(path)
-    rule = config.preprocessing(runtime.artifact.channels)
-    runtime_lib.check_same_network(path, runtime.artifact, config.model, config.num_classes, rule)
+    export.described(config, runtime.artifact.channels).check(path, runtime.artifact)
     found = rows(config, variables, runtime)
     packed_bytes = os.path.getsize(path)
     float_bytes = sum(4 * leaf.size for leaf in jax.tree.leaves(variables))

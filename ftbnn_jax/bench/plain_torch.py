@@ -143,7 +143,7 @@ def make_step(config: TrainConfig, batch: dict[str, np.ndarray], compiled: bool)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(config.seed)
-    model = make_model(config.model, config.num_classes, batch["image"].shape[-1])
+    model = make_model(config.spec("PyTorch"), config.num_classes, batch["image"].shape[-1])
     model = model.to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), config.learning_rate, fused=True)
     images = torch.from_numpy(batch["image"]).to(device)

@@ -21,13 +21,15 @@ import jax.numpy as jnp
 import numpy as np
 import rich.table
 
-from ftbnn_jax import budget, command, extras, report
+from ftbnn_jax import budget, command, extras, networks, report
 from ftbnn_jax import config as config_lib
 from ftbnn_jax.bench import timing
 from ftbnn_jax.bench.plain_flax import PlainResNet
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.errors import UserError
+from ftbnn_jax.graph import weights
 from ftbnn_jax.host import machine
+from ftbnn_jax.nn import flax_networks, resnet
 from ftbnn_jax.ops import image
 from ftbnn_jax.train import optimizer, state
 from ftbnn_jax.train import step as step_lib
@@ -41,6 +43,8 @@ CONFIGS = ("baseline", "derived34_g5", "derived44_g5", "resnet18_fp")
 NO_TORCH = "not compared with PyTorch: pip install -e '.[torch]' adds it"
 
 _CHANNELS = 3
+# Of the run that the steps are the first of.
+_NUM_STEPS = 1_000_000
 _PEAK_SIZE = {"cpu": 2048}
 # Of a step's work, the backward pass has twice the forward pass's.
 _PASSES = 3
@@ -175,8 +179,7 @@ def measure(name: str, config: TrainConfig, variants: Sequence[str], rounds: int
     prepared = {variant: _prepare(variant, config, batch) for variant in variants}
     calls = {**{n: v.step for n, v in prepared.items()}, "peak": _large_product(config)}
     times = dict(zip(calls, timing.medians(list(calls.values()), rounds), strict=True))
-    model = state.make_model(config)
-    counted = budget.count(model, shape[1:], memory=False)
+    counted = budget.count(networks.make(config), shape[1:], memory=False)
     operations = 2 * _PASSES * config.batch_size * (counted.macs + counted.binary_macs)
     peak = _product_operations() / times["peak"]
     return [
@@ -210,12 +213,12 @@ def _prepare(variant: str, config: TrainConfig, batch: dict[str, np.ndarray]) ->
 
 def _jax_step(config, batch, plain):
     mesh = step_lib.make_mesh(config)
-    tx = optimizer.make(config, num_steps=1_000_000)
     if plain:
-        make_state, train_step = _plain_flax(config, tx)
+        make_state, train_step = _plain_flax(config)
     else:
+        tx = optimizer.make(config, _NUM_STEPS, networks.weights(config, _CHANNELS))
         make_state = functools.partial(state.init, config, _CHANNELS, tx)
-        train_step = step_lib.make_train_step(config, tx, mesh)
+        train_step = step_lib.make_train_step(config, tx, mesh, _NUM_STEPS)
     current = jax.jit(
         make_state,
         out_shardings=step_lib.replicated(mesh),
@@ -233,10 +236,12 @@ def _jax_step(config, batch, plain):
     return step, memory.temp_size_in_bytes / 1e6 if memory else None
 
 
-def _plain_flax(config, tx):
+def _plain_flax(config):
     """State and step of a loop that knows nothing of this package but the optimizer."""
-    dtype = state.make_model(config).compute_dtype
-    model = PlainResNet(config.model, config.num_classes, dtype)
+    dtype = jnp.dtype(resnet.resolved_dtype(config.compute_dtype))
+    model = PlainResNet(config.spec("plain flax"), config.num_classes, dtype)
+    kernels = weights.find(flax_networks.Linen(model), (config.image_size, config.image_size, _CHANNELS))
+    tx = optimizer.make(config, _NUM_STEPS, kernels)
 
     def make_state():
         images = jnp.zeros((1, config.image_size, config.image_size, _CHANNELS))
@@ -272,7 +277,7 @@ def _product_operations() -> int:
 
 
 def _large_product(config: TrainConfig) -> Callable[[], Any]:
-    dtype = state.make_model(config).compute_dtype
+    dtype = jnp.dtype(resnet.resolved_dtype(config.compute_dtype))
     matrix = jnp.ones((_product_size(),) * 2, dtype)
     product = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=jnp.float32))
     return lambda: product(matrix).block_until_ready()

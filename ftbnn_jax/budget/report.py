@@ -8,10 +8,9 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from ftbnn_jax import published
+from ftbnn_jax import networks, published
 from ftbnn_jax.budget.count import Budget, count
 from ftbnn_jax.config import TrainConfig
-from ftbnn_jax.nn.resnet import ResNet
 
 # Fewer nets than this are counted before a second process has started.
 _WORTH_PROCESSES = 4
@@ -107,7 +106,7 @@ def count_configs(
 
 def _count(job: tuple[str, TrainConfig, int, int, bool]) -> Record:
     name, config, size, channels, memory = job
-    net = ResNet(config.model, config.num_classes, remat=config.remat)
+    net = networks.make(dataclasses.replace(config, compute_dtype="float32"))
     # A trace is made of many small objects that live until its end: looking for garbage among them
     # again and again takes almost half of the time.
     gc.disable()

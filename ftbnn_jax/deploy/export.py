@@ -1,5 +1,6 @@
 """From a network to a packed artifact: any function of variables and images, or a checkpoint's."""
 
+import dataclasses
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -8,12 +9,14 @@ import jax
 import numpy as np
 
 import ftbnn_jax
+from ftbnn_jax import networks
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.deploy import artifact, products, runtime
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.graph import ir, lower, passes, trace
 from ftbnn_jax.host import machine
 from ftbnn_jax.nn import variables as nn_variables
+from ftbnn_jax.nn.spec import ResNetSpec
 from ftbnn_jax.ops import image
 from ftbnn_jax.report import print_json, print_table
 
@@ -55,9 +58,8 @@ def pack(
     _check_finite({name: tensor for name, tensor in lowered.graph.tensors.items() if tensor.ndim})
     packed = passes.pack(lowered, classifier_bits, scaled_kernels)
     versions = {"ftbnn_jax": ftbnn_jax.__version__, "jax": jax.__version__}
-    return artifact.Artifact(
-        packed.graph, versions=versions, report=products.Report.of(packed), **metadata
-    )
+    metadata["versions"] = versions | metadata.get("versions", {})
+    return artifact.Artifact(packed.graph, report=products.Report.of(packed), **metadata)
 
 
 def _check_finite(arrays: Any) -> None:
@@ -67,14 +69,10 @@ def _check_finite(arrays: Any) -> None:
 
 def network(config: TrainConfig, compute_dtype: str = "float32") -> Callable[[Any, Any], Any]:
     """Returns what a config's network computes of variables and uint8 pixels `[N, H, W, C]`."""
-    # Imported late: what packs a network of another library needs no flax.
-    from ftbnn_jax.nn import resnet
-
-    model = resnet.make(config.model, config.num_classes, compute_dtype)
+    made = networks.make(dataclasses.replace(config, compute_dtype=compute_dtype, remat="none"))
 
     def function(variables, pixels):
-        x = image.standardize(pixels, config.pixel_mean, config.pixel_std)
-        return model.apply(variables, x, train=False)
+        return made(variables, image.standardize(pixels, config.pixel_mean, config.pixel_std))
 
     return function
 
@@ -96,29 +94,49 @@ def to_artifact(
     Raises:
       UserError: the network has no convolution of signs with signs, or a number that is not finite.
     """
-    if not config.model.plan():
+    if not config.network:
+        _check_binary(config.model)
+    expected = described(config, experiment["channels"])
+    try:
+        packed = pack(
+            network(config),
+            variables,
+            jax.ShapeDtypeStruct((1, *expected.preprocessing.shape), np.uint8),
+            preprocessing=expected.preprocessing,
+            class_names=tuple(experiment["class_names"]),
+            step=step,
+            spec=expected.spec,
+            versions=expected.versions,
+        )
+    except UserError as error:
+        raise UserError(f"step {step}: {error}; --checkpoint names another step") from error
+    if not packed.report.packed:
+        reasons = [f"{line.layer or line.source}: {line.reason}" for line in packed.report.not_packed]
+        raise UserError(f"nothing to pack; {'; '.join(reasons[:3]) or 'it has no products'}")
+    return packed
+
+
+def described(config: TrainConfig, channels: int) -> runtime.Description:
+    """Returns what an artifact says of the network of a config, for images of so many channels."""
+    return runtime.Description(
+        spec=None if config.network else config.model.architecture,
+        num_classes=config.num_classes,
+        versions=networks.identity(config, channels),
+        preprocessing=config.preprocessing(channels),
+    )
+
+
+def _check_binary(spec: ResNetSpec) -> None:
+    if not spec.plan():
         raise UserError(
-            f"config.model.block={config.model.block!r}: nothing to pack; only 'binary' blocks can be"
+            f"config.model.block={spec.block!r}: nothing to pack; only 'binary' blocks can be"
         )
     for field in ("binary_activations", "binary_weights"):
-        if not getattr(config.model, field):
+        if not getattr(spec, field):
             raise UserError(
                 f"config.model.{field}=False: nothing to pack; the last step of multi-step training has "
                 "both binary"
             )
-    rule = config.preprocessing(experiment["channels"])
-    try:
-        return pack(
-            network(config),
-            variables,
-            jax.ShapeDtypeStruct((1, *rule.shape), np.uint8),
-            preprocessing=rule,
-            class_names=tuple(experiment["class_names"]),
-            step=step,
-            spec=config.model.architecture,
-        )
-    except UserError as error:
-        raise UserError(f"step {step}: {error}; --checkpoint names another step") from error
 
 
 def run(

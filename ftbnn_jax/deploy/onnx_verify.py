@@ -25,7 +25,6 @@ from ftbnn_jax.deploy import runtime as runtime_lib
 from ftbnn_jax.deploy import verify
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.host import machine
-from ftbnn_jax.nn.spec import ResNetSpec
 from ftbnn_jax.report import console, print_json
 
 with extras.named():
@@ -190,8 +189,7 @@ def _add(result: Result, logits: np.ndarray, expected: np.ndarray, packed: np.nd
 def run(
     path: str,
     artifact_path: str,
-    spec: ResNetSpec,
-    num_classes: int,
+    network: runtime_lib.Description,
     batches: Iterable[dict[str, Any]],
     as_json: bool = False,
 ) -> int:
@@ -200,8 +198,7 @@ def run(
     Args:
       path: of the model.
       artifact_path: of the artifact that it was exported from.
-      spec: of the config's network.
-      num_classes: likewise.
+      network: what the artifact must say.
       batches: as for `verify.run`.
       as_json: prints one JSON object instead of the table.
 
@@ -209,7 +206,7 @@ def run(
       UserError: one of the files is missing or damaged, or of another network.
     """
     runtime = runtime_lib.Runtime.load(artifact_path)
-    runtime_lib.check_same_network(artifact_path, runtime.artifact, spec, num_classes)
+    network.check(artifact_path, runtime.artifact)
     model = _read(path)
     if model != export.export(runtime.artifact):
         raise UserError(

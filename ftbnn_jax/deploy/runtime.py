@@ -3,6 +3,7 @@
 Needs numpy, jax and Pillow alone.
 """
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +19,7 @@ from ftbnn_jax.deploy import artifact as artifact_lib
 from ftbnn_jax.errors import CorruptRecordError, UserError
 from ftbnn_jax.graph import ir
 from ftbnn_jax.host import machine, paths
-from ftbnn_jax.nn.spec import ResNetSpec
+from ftbnn_jax.nn.spec import Architecture
 from ftbnn_jax.ops import decoding
 from ftbnn_jax.ops.preprocessing import Preprocessing
 
@@ -251,28 +252,37 @@ def prepare(graph: ir.Graph) -> dict[str, Any]:
     return ready
 
 
-def check_same_network(
-    path: str,
-    artifact: artifact_lib.Artifact,
-    spec: ResNetSpec,
-    num_classes: int,
-    preprocessing: Preprocessing | None = None,
-) -> None:
-    """Raises a UserError unless the artifact at `path` was packed from the network of a config.
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What an artifact must say to be of a network.
 
-    Args:
-      path: of the artifact.
-      artifact: what was read there.
-      spec: of the config.
-      num_classes: likewise.
-      preprocessing: likewise; None where it does not matter.
+    Attributes:
+      spec: of the network; None where no specification describes it.
+      num_classes: numbers that it gives for an image.
+      versions: of the network's program, `program`, and of the software that its text depends on; none
+        where the specification says it all.
+      preprocessing: how an image becomes its input.
     """
-    if artifact.spec != spec.architecture or artifact.num_classes != num_classes:
-        raise UserError(
-            f"{path}: packed from another network than the config's; {command.mode('export')} anew"
-        )
-    if preprocessing and artifact.preprocessing != preprocessing:
-        raise UserError(
-            f"{path}: packed for {artifact.preprocessing}, the config says {preprocessing}; "
-            f"{command.mode('export')} anew"
-        )
+
+    spec: Architecture | None
+    num_classes: int
+    versions: dict[str, str]
+    preprocessing: Preprocessing
+
+    def check(self, path: str, artifact: artifact_lib.Artifact) -> None:
+        """Raises a UserError unless the artifact, which was read from `path`, says so.
+
+        Programs are compared where both were written by the same versions of the software.
+        """
+        said = {name: artifact.versions.get(name) for name in self.versions}
+        comparable = {**said, "program": ""} == {**self.versions, "program": ""}
+        network = (artifact.spec, artifact.num_classes, said if comparable else self.versions)
+        if network != (self.spec, self.num_classes, self.versions):
+            raise UserError(
+                f"{path}: packed from another network than the config's; {command.mode('export')} anew"
+            )
+        if artifact.preprocessing != self.preprocessing:
+            raise UserError(
+                f"{path}: packed for {artifact.preprocessing}, the config says {self.preprocessing}; "
+                f"{command.mode('export')} anew"
+            )

@@ -275,7 +275,7 @@ def run(
     Args:
       path: of the artifact.
       config: of the run.
-      variables: `params` and `batch_stats` of the training graph.
+      variables: of the training graph.
       batches: uint8 `image`, the pixels that evaluation sees, and `weight`; images of weight 0 are left
         out. Where there is `decoded`, the images as they are stored, uint8 `[H, W, C]` each, the
         runtime's own pixels are compared with `image`.
@@ -285,8 +285,7 @@ def run(
       UserError: the artifact is missing, damaged, or of another network.
     """
     runtime = runtime_lib.Runtime.load(path)
-    rule = config.preprocessing(runtime.artifact.channels)
-    runtime_lib.check_same_network(path, runtime.artifact, config.model, config.num_classes, rule)
+    export.described(config, runtime.artifact.channels).check(path, runtime.artifact)
     function = export.network(config, config.compute_dtype)
     pixels = pixel_values.Pixels(runtime.pixels)
     try:

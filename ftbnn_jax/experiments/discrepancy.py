@@ -54,9 +54,10 @@ def measure(workdir: str, num_images: int) -> tuple[dict[str, float], np.ndarray
     """
     variables, experiment, _ = checkpoint.load_variables(workdir)
     config = TrainConfig.from_dict(experiment["config"])
-    model = resnet.make(config.model, config.num_classes, config.compute_dtype)
+    spec = config.spec("a discrepancy")
+    model = resnet.make(spec, config.num_classes, config.compute_dtype)
 
-    plans = config.model.plan() if config.model.binary_activations else ()
+    plans = spec.plan() if spec.binary_activations else ()
 
     @jax.jit
     def trace(images):
@@ -83,7 +84,7 @@ def measure(workdir: str, num_images: int) -> tuple[dict[str, float], np.ndarray
         _discrepancies(
             {key: np.concatenate([o[plan.name][key] for o in outputs]) for key in outputs[0][plan.name]},
             np.asarray(binary.weight_scale(_kernels(variables["params"][plan.name]["conv"]))),
-            np.asarray(_multiplier(config.model, variables, plan.name)),
+            np.asarray(_multiplier(spec, variables, plan.name)),
             np.asarray(variables["params"][plan.name]["bn"]["scale"]),
         )
         for plan in plans

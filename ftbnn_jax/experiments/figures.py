@@ -20,14 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from ftbnn_jax import budget, command, plots
+from ftbnn_jax import budget, command, networks, plots
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.deploy import audit
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.experiments import results
 from ftbnn_jax.experiments.results import Run
 from ftbnn_jax.host import machine, paths
-from ftbnn_jax.nn.resnet import ResNet
 from ftbnn_jax.train import checkpoint
 
 Group = tuple[str, list[Run]]
@@ -136,7 +135,7 @@ def accuracy_over_budget(groups: Sequence[Group]) -> Any:
     for style, (label, runs) in zip(_styles(len(groups)), groups, strict=True):
         config = TrainConfig.from_dict(runs[0].config)
         shape = (config.image_size, config.image_size, len(config.pixel_mean))
-        counted = budget.count(ResNet(config.model, config.num_classes), shape, memory=False)
+        counted = budget.count(networks.make(config), shape, memory=False)
         mean, deviation = results.mean_and_deviation([100 * run.final_accuracy() for run in runs])
         axis.errorbar(
             counted.total / 1e6,

@@ -19,6 +19,7 @@ from jax.extend import core
 
 from ftbnn_jax.errors import UserError, summary
 from ftbnn_jax.graph import values, walk
+from ftbnn_jax.nn.network import Network
 from ftbnn_jax.ops.conv import convolution, table
 
 # An array, or (height, width, channels) and the like: the shape of one example, in float32.
@@ -42,8 +43,8 @@ class Program:
         """Traces the initialisation.
 
         Args:
-          module: an unbound flax module; or a function, whose first argument is a tree of variables if
-            it has several.
+          module: an unbound flax module; a network; or a function, whose first argument is a tree of
+            variables if it has several.
           inputs: its positional inputs: arrays or `jax.ShapeDtypeStruct`s with a batch axis in front,
             or the shape of one example as a tuple of integers, then float32. A function's variables are
             arrays or shapes without a batch.
@@ -54,13 +55,17 @@ class Program:
         is_module = linen is not None and linen.is_module(module)
         if is_module:
             self.variables, self._rngs, self._apply = linen.ready(module, self.inputs(1), arguments)
+        elif isinstance(module, Network):
+            self._rngs = jax.eval_shape(lambda: jax.random.key(0))
+            self.variables = jax.eval_shape(module.init, self._rngs, *self.inputs(1))
+            self._apply = lambda v, key, x: module.run(v, *x, train=True, key=key).logits
         else:
             own, self._inputs = (inputs[:1], inputs[1:]) if len(inputs) > 1 else ((), inputs)
             self.variables = {"params": jax.eval_shape(lambda x: x, own)}
             self._apply = lambda v, rngs, x: module(*v["params"], *x, **arguments)
         leaves, _ = jax.tree_util.tree_flatten_with_path(self.variables.get("params", {}))
         # Where a function's variables are the only argument, their number says nothing.
-        skipped = 0 if is_module else 1
+        skipped = 0 if is_module or isinstance(module, Network) else 1
         self.parameters = [(_path(path[skipped:]), leaf) for path, leaf in leaves]
 
     def inputs(self, batch: int) -> list[Any]:
@@ -99,7 +104,7 @@ class Program:
 
             return function(apply, arguments["params"])
 
-        jaxpr = _plainly(lambda: jax.make_jaxpr(program)(arguments))
+        jaxpr = plainly(lambda: jax.make_jaxpr(program)(arguments))
         flat, _ = jax.tree_util.tree_flatten_with_path(arguments)
         return jaxpr, [path[0].key for path, _ in flat]
 
@@ -153,7 +158,7 @@ def trace(
     with convolution.signs_as_numbers():
         try:
             make = jax.make_jaxpr(function, return_shape=True)
-            program, result = _plainly(lambda: make(variables, image))
+            program, result = plainly(lambda: make(variables, image))
         except UserError:
             raise
         # Whatever the function raises under tracers, a mistake in it among them.
@@ -187,7 +192,7 @@ def _linen() -> ModuleType | None:
     return linen
 
 
-def _plainly(make: Callable[[], Any]) -> Any:
+def plainly(make: Callable[[], Any]) -> Any:
     """Returns a traced program in which layers are named and no backend's own algorithm is chosen."""
     linen = _linen()
     names = linen.named() if linen else contextlib.nullcontext()
@@ -197,7 +202,7 @@ def _plainly(make: Callable[[], Any]) -> Any:
         return made
     # The function itself has imported flax just now: its layers are still to be named.
     jax.clear_caches()
-    return _plainly(make)
+    return plainly(make)
 
 
 def _path(keys: Sequence[Any]) -> str:

@@ -119,7 +119,7 @@ class BatchNorm(nn.Module):
         if not train:
             statistics = running_mean.value, running_var.value
             folded = batch_norm.fold(scale, bias, *statistics, self.epsilon, input_scale)
-            return lambda x: batch_norm.apply_folded(x, *folded)
+            return batch_norm.Folded(*folded)
         normalizer = batch_norm.Normalizer.of(x, scale, bias, self.epsilon, input_scale)
         if not self.is_initializing():
             keep = self.momentum

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from ftbnn_jax import extras
-from ftbnn_jax.nn import blocks
+from ftbnn_jax.nn import blocks, flax_networks
+from ftbnn_jax.nn.network import Frozen, Network
 from ftbnn_jax.nn.plan import BinaryConvPlan, RealBlockPlan
 from ftbnn_jax.nn.spec import ResNetSpec
 from ftbnn_jax.ops import pooling
@@ -78,8 +79,30 @@ class ResNet(nn.Module):
 def make(
     spec: ResNetSpec, num_classes: int, compute_dtype: str = "float32", remat: str = "none"
 ) -> ResNet:
-    """Returns the network of a config's fields; "auto" is the dtype that suits the backend."""
-    if compute_dtype == "auto":
-        # Both accelerators multiply bfloat16 far faster, and a CPU does not.
-        compute_dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return ResNet(spec, num_classes, jnp.dtype(compute_dtype), remat)
+    """Returns the module of a config's fields; "auto" is the dtype that suits the backend."""
+    return ResNet(spec, num_classes, jnp.dtype(resolved_dtype(compute_dtype)), remat)
+
+
+def resolved_dtype(compute_dtype: str) -> str:
+    """Returns the name of a dtype: of "auto" the one that suits the backend."""
+    if compute_dtype != "auto":
+        return compute_dtype
+    # Both accelerators multiply bfloat16 far faster, and a CPU does not.
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def network(
+    spec: ResNetSpec,
+    num_classes: int,
+    compute_dtype: str = "float32",
+    remat: str = "none",
+    frozen: Frozen | None = None,
+) -> Network:
+    """Returns the network of a config's fields, whose blocks have names."""
+    return flax_networks.Linen(
+        make(spec, num_classes, compute_dtype, remat),
+        stages=spec.blocks,
+        uses_progress="evolving" in (spec.activation_gradient, spec.weight_gradient),
+        uses_keys=False,
+        **({"frozen": frozen} if frozen else {}),
+    )

@@ -6,6 +6,7 @@ that is exactly 0 in one is exactly 0 in the other.
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +44,22 @@ def fold(
 def apply_folded(x: jax.Array, multiplier: jax.Array, offset: jax.Array) -> jax.Array:
     """Returns `x * multiplier + offset`, float32; `x` is `[..., C]`, the others `[C]`."""
     return mark(x.astype(jnp.float32) * multiplier + offset, BATCH_NORM)
+
+
+class Folded(NamedTuple):
+    """`apply_folded` with all but `x` filled in: a function that is a pytree of its arrays.
+
+    Attributes:
+      multiplier: as `fold` returns it, and so is the other.
+      offset: what is added.
+    """
+
+    multiplier: jax.Array
+    offset: jax.Array
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns float32 of the shape of `x`."""
+        return apply_folded(x, *self)
 
 
 def statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:

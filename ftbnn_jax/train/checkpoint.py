@@ -18,7 +18,7 @@ from ftbnn_jax.errors import UserError, summary
 from ftbnn_jax.host import disk, distributed, paths
 from ftbnn_jax.nn import variables as nn_variables
 from ftbnn_jax.train import identity
-from ftbnn_jax.train.state import TrainState, is_finite
+from ftbnn_jax.train.state import TrainState, collections, is_finite
 
 
 class Checkpoints:
@@ -36,6 +36,7 @@ class Checkpoints:
     def __init__(self, workdir: str, config: TrainConfig, split: sets.Split):
         self._config = config
         self._split = split
+        self._experiment = identity.describe(config, split)
         # Whether the weights that the run goes on from were asked for a finite loss.
         self.restored_is_proven = True
         self._directory = paths.absolute(workdir) / "checkpoints"
@@ -82,10 +83,8 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         items = {
-            "state": ocp.args.StandardSave(state),
-            "experiment": ocp.args.JsonSave(
-                {**identity.describe(self._config, self._split), "proven": True}
-            ),
+            "state": ocp.args.StandardSave(state.to_dict()),
+            "experiment": ocp.args.JsonSave({**self._experiment, "proven": True}),
         }
         with self._failures_told():
             self._manager.save(step, args=ocp.args.Composite(**items))
@@ -163,9 +162,11 @@ class Checkpoints:
                 )
                 identity.check(str(path), experiment, self._config, self._split, "resume")
                 there = dict(self._manager.item_metadata(step)["state"])
-                check_same_shapes(_variables(vars(state)), _variables(there), f"{path}: ")
-                abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-                restored = self._restore_item(step, "state", ocp.args.StandardRestore(abstract))
+                check_same_shapes(state.variables, _variables(there), f"{path}: ")
+                abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state.to_dict())
+                restored = TrainState.from_dict(
+                    self._restore_item(step, "state", ocp.args.StandardRestore(abstract))
+                )
                 reason = "" if is_finite(restored) else "holds numbers that are not finite"
             except UserError:
                 raise
@@ -213,8 +214,8 @@ def load_variables(
       given: what messages begin with, "config.teacher=runs/1"; "" for --workdir.
 
     Returns:
-      `variables` (`params` and `batch_stats`, NumPy arrays), `experiment` (see `identity.describe`) and
-      the step.
+      `variables` (`params`, `batch_stats` and the like, NumPy arrays), `experiment` (see
+      `identity.describe`) and the step.
 
     Raises:
       UserError: there is no such checkpoint, it cannot be read, or it holds numbers that are not finite.
@@ -263,13 +264,25 @@ def _chosen_step(manager: ocp.CheckpointManager, which: str, given: str) -> int:
 
 
 def _variables(state: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: state[name] for name in ("params", "batch_stats")}
+    return {"params": state["params"], **collections(state)}
 
 
-def check_same_shapes(expected: dict[str, Any], variables: dict[str, Any], where: str = "") -> None:
-    """Raises a UserError naming the first array of `variables` that is not of the expected shape."""
+def check_same_shapes(
+    expected: dict[str, Any],
+    variables: dict[str, Any],
+    where: str = "",
+    without: frozenset[str] = frozenset(),
+) -> None:
+    """Raises a UserError naming the first array of `variables` that is not of the expected shape.
+
+    Args:
+      expected: arrays, or their shapes.
+      variables: those of a checkpoint.
+      where: what the message begins with.
+      without: names of those that may differ.
+    """
     ours, theirs = (
-        {name: list(leaf.shape) for name, leaf in nn_variables.by_name(tree).items()}
+        {n: list(leaf.shape) for n, leaf in nn_variables.by_name(tree).items() if n not in without}
         for tree in (expected, variables)
     )
     for name in sorted(ours.keys() | theirs.keys()):

@@ -12,14 +12,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ftbnn_jax import networks
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.data import sets
 from ftbnn_jax.errors import UserError
-from ftbnn_jax.nn import recording
-from ftbnn_jax.nn.resnet import ResNet
-from ftbnn_jax.nn.spec import ResNetSpec
+from ftbnn_jax.nn.network import Network
 from ftbnn_jax.ops import image
-from ftbnn_jax.train import checkpoint, identity, state
+from ftbnn_jax.train import checkpoint, identity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +27,13 @@ class Teacher:
 
     Attributes:
       config: of its run.
-      variables: `params` and `batch_stats`, float32.
+      variables: of its network, float32.
+      network: the network.
     """
 
     config: TrainConfig
     variables: dict[str, Any]
+    network: Network
 
     def outputs(
         self, variables: dict[str, Any], images: jax.Array
@@ -45,26 +46,36 @@ class Teacher:
         """
         config = self.config
         x = image.standardize(images, config.pixel_mean, config.pixel_std)
-        logits, blocks, _ = recording.block_outputs(state.make_model(config), variables, x)
-        return jax.lax.stop_gradient((logits, blocks))
+        found = self.network.run(variables, x)
+        return jax.lax.stop_gradient((found.logits, found.blocks))
 
 
-def attention_points(student: ResNetSpec, teacher: ResNetSpec) -> tuple[tuple[str, str], ...]:
+def attention_points(student: Sequence[int], teacher: Sequence[int]) -> tuple[tuple[str, str], ...]:
     """Returns the blocks after which attention is compared: names in the student and in the teacher.
 
     They cut each stage of both nets into equal parts, as many as both allow: four binary blocks beside
     two real ones, which have two convolutions each, are compared after every second and every one.
 
+    Args:
+      student: how many blocks each of its stages has.
+      teacher: likewise.
+
     Raises:
-      UserError: the nets differ in the number of their stages.
+      UserError: the nets differ in the number of their stages, or one has no blocks with names.
     """
-    if len(student.blocks) != len(teacher.blocks):
+    for whose, stages in (("its net", teacher), ("the net that learns", student)):
+        if not stages:
+            raise UserError(
+                f"{whose} is of a get_network, whose blocks have no names by which attention maps could "
+                "be compared; config.attention_weight=0 would do"
+            )
+    if len(student) != len(teacher):
         raise UserError(
-            f"its net has {len(teacher.blocks)} stages, config.model.blocks={student.blocks} has "
-            f"{len(student.blocks)}; the same number, or config.attention_weight=0, would do"
+            f"its net has {len(teacher)} stages, config.model.blocks={student} has {len(student)}; the "
+            "same number, or config.attention_weight=0, would do"
         )
     points = []
-    for stage, counts in enumerate(zip(student.blocks, teacher.blocks, strict=True), 1):
+    for stage, counts in enumerate(zip(student, teacher, strict=True), 1):
         parts = math.gcd(*counts)
         for part in range(1, parts + 1):
             points.append(tuple(f"block{stage}_{part * count // parts}" for count in counts))
@@ -105,6 +116,7 @@ def loss(
     images: jax.Array,
     logits: jax.Array,
     blocks: dict[str, jax.Array],
+    stages: Sequence[int],
 ) -> jax.Array:
     """Returns the weighted sum of both losses.
 
@@ -115,11 +127,12 @@ def loss(
       images: uint8 `[N, H, W, C]`.
       logits: the student's.
       blocks: outputs of the student's blocks by name.
+      stages: how many blocks each of the student's stages has.
     """
     teacher_logits, teacher_blocks = teacher.outputs(teacher_variables, images)
     total = config.teacher_weight * output_loss(logits, teacher_logits, config.teacher_temperature)
     if config.attention_weight:
-        points = attention_points(config.model, teacher.config.model)
+        points = attention_points(stages, teacher.network.stages)
         ours, theirs = [blocks[s] for s, _ in points], [teacher_blocks[t] for _, t in points]
         total += config.attention_weight * attention_loss(ours, theirs)
     return total
@@ -140,8 +153,10 @@ def load(config: TrainConfig, split: sets.Split) -> Teacher | None:
     where = f"config.teacher={config.teacher}"
     variables, experiment, _ = checkpoint.load_variables(config.teacher, given=where)
     identity.check(where, experiment, config, split, "teacher")
-    teacher = Teacher(TrainConfig.from_dict(experiment["config"]), variables)
+    theirs = TrainConfig.from_dict(experiment["config"])
+    identity.check_program(where, experiment, theirs)
     try:
+        teacher = Teacher(theirs, variables, networks.make(theirs))
         _check(config, split.channels, teacher)
     except UserError as error:
         raise error.within(f"{where}: ") from error
@@ -151,14 +166,15 @@ def load(config: TrainConfig, split: sets.Split) -> Teacher | None:
 def _check(config: TrainConfig, channels: int, teacher: Teacher) -> None:
     size = config.image_size
     images = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
-    expected = _shapes(state.make_model(teacher.config), images)
+    expected = networks.shapes(teacher.config, channels)
     checkpoint.check_same_shapes(expected, teacher.variables)
     if not config.attention_weight:
         return
-    student = state.make_model(config)
-    ours = _block_shapes(student, _shapes(student, images), images)
-    theirs = _block_shapes(state.make_model(teacher.config), expected, images)
-    for s, t in attention_points(config.model, teacher.config.model):
+    student = networks.make(config)
+    points = attention_points(student.stages, teacher.network.stages)
+    ours = _block_shapes(student, networks.shapes(config, channels), images)
+    theirs = _block_shapes(teacher.network, expected, images)
+    for s, t in points:
         if ours[s] != theirs[t]:
             raise UserError(
                 f"its {t} gives {theirs[t][0]}x{theirs[t][1]} positions and {s} here {ours[s][0]}x"
@@ -166,11 +182,7 @@ def _check(config: TrainConfig, channels: int, teacher: Teacher) -> None:
             )
 
 
-def _shapes(model: ResNet, images: jax.ShapeDtypeStruct) -> dict[str, Any]:
-    return jax.eval_shape(lambda x: model.init(jax.random.key(0), x), images)
-
-
-def _block_shapes(model, variables, images) -> dict[str, tuple[int, int]]:
+def _block_shapes(network, variables, images) -> dict[str, tuple[int, int]]:
     """Height and width of each block's output."""
-    _, found, _ = jax.eval_shape(lambda v, x: recording.block_outputs(model, v, x), variables, images)
+    found = jax.eval_shape(lambda v, x: network.run(v, x).blocks, variables, images)
     return {name: output.shape[1:3] for name, output in found.items()}

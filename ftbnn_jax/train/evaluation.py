@@ -43,8 +43,7 @@ def evaluate(config: TrainConfig, workdir: str, which: str = "latest") -> dict[s
     values = run(
         config,
         step_lib.make_eval_step(config, mesh),
-        variables["params"],
-        variables["batch_stats"],
+        variables,
         split,
         step_lib.batch_sharding(mesh),
     ).values
@@ -87,8 +86,7 @@ class Evaluated:
 def run(
     config: TrainConfig,
     eval_step: Callable[..., tuple[dict[str, jax.Array], jax.Array]],
-    params: Any,
-    batch_stats: Any,
+    variables: Any,
     split: sets.Split,
     sharding: jax.sharding.Sharding,
     stopped: Callable[[], bool] = lambda: False,
@@ -98,8 +96,7 @@ def run(
     Args:
       config: the experiment.
       eval_step: from `step.make_eval_step`.
-      params: of the network.
-      batch_stats: of the network.
+      variables: of the network.
       split: evaluation images.
       sharding: of a batch.
       stopped: asked before every batch; True ends the evaluation.
@@ -121,7 +118,7 @@ def run(
         # While the devices compute, the next batch is made ready, and no more than that one: batches
         # would pile up in their memory, and XLA's CPU devices wait for each other for ever.
         jax.block_until_ready(total)
-        sums, predictions = eval_step(params, batch_stats, batch)
+        sums, predictions = eval_step(variables, batch)
         kept.predicted(number, predictions)
         total = sums if total is None else jax.tree.map(jnp.add, total, sums)
     total = jax.device_get(total)

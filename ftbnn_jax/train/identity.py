@@ -1,15 +1,14 @@
 """What a checkpoint's net was trained to see and to mean, compared with what it is used for."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import ftbnn_jax
-from ftbnn_jax import report
+from ftbnn_jax import networks, report
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.data import batches, sets
 from ftbnn_jax.errors import UserError
-from ftbnn_jax.nn.spec import ResNetSpec
 from ftbnn_jax.train import optimizer
 
 # A checkpoint goes on training, starts another training, teaches, or does what it was trained for.
@@ -17,16 +16,19 @@ Use = Literal["resume", "start_from", "teacher", "use"]
 
 # Fields of a config or of `describe`, the uses that refuse another value, and those that go on with a
 # warning. A net that gives weights or teaches may have another structure, as far as the shapes allow it,
-# and a teacher another scale. `warn_of_changes` tells what changes of the config while a run goes on.
+# a teacher another scale, and one that gives weights other classes, for a classifier that begins anew.
+# `warn_of_changes` tells what changes of the config while a run goes on.
 _FIELDS: tuple[tuple[str, set[Use], set[Use]], ...] = (
     ("channels", {"resume", "start_from", "teacher", "use"}, set()),
-    ("num_classes", {"resume", "start_from", "teacher", "use"}, set()),
+    ("num_classes", {"resume", "teacher", "use"}, set()),
+    ("network", {"resume", "use"}, set()),
     ("model", {"resume", "use"}, set()),
+    ("freeze", {"resume"}, set()),
     ("image_size", {"teacher", "use"}, {"start_from"}),
     ("pixel_mean", {"use"}, {"start_from"}),
     ("pixel_std", {"use"}, {"start_from"}),
     ("augment", {"use"}, {"start_from"}),
-    ("class_names", {"start_from", "teacher", "use"}, {"resume"}),
+    ("class_names", {"teacher", "use"}, {"resume"}),
 )
 _ADVICE = {
     "resume": "; use that value or another --workdir",
@@ -45,7 +47,7 @@ def describe(config: TrainConfig, split: sets.Split) -> dict[str, Any]:
 
     Returns:
       `config` (all fields), `channels`, `class_names` (one name a class, in the order of the labels),
-      `num_examples` and the package's `version`.
+      `num_examples`, the package's `version`, and `network`, as `networks.identity` has it.
     """
     return {
         "config": config.to_dict(),
@@ -53,6 +55,7 @@ def describe(config: TrainConfig, split: sets.Split) -> dict[str, Any]:
         "class_names": list(split.class_names),
         "num_examples": split.num_examples,
         "version": ftbnn_jax.__version__,
+        "network": networks.identity(config, split.channels),
     }
 
 
@@ -87,7 +90,7 @@ def check(
     if split is not None:
         here |= {"channels": split.channels, "class_names": list(split.class_names)}
     # This classifier reads every position, and another image size has others.
-    flattens = config.model.head == "flatten"
+    flattens = not config.network and config.model.head == "flatten"
     for name, refused, told in _FIELDS:
         if not (difference := _difference(name, saved, here)):
             continue
@@ -96,12 +99,37 @@ def check(
             raise UserError(text + _ADVICE[use])
         if use in told:
             report.warn(f"{text}; the training goes on with the latter")
+    if use in ("resume", "use"):
+        check_program(where, saved, config)
+
+
+def check_program(where: str, saved: dict[str, Any], config: TrainConfig) -> None:
+    """Compares a user's own network with the one that was trained, by their programs.
+
+    Args:
+      where: the checkpoint, as the message names it.
+      saved: `describe`'s result, from the checkpoint.
+      config: says which file the network is made by.
+
+    Raises:
+      UserError: `get_network` does not give what it gave when the training began.
+    """
+    if not saved.get("network"):
+        return
+    # What the fields decide is compared by their names: here it is what has been written around them.
+    fields = {**saved["config"], "network": config.network}
+    now = networks.identity(TrainConfig.from_dict(fields), saved["channels"])
+    if networks.differ(saved["network"], now):
+        raise UserError(
+            f"{where}: was trained with another network than get_network in {config.network} makes now; "
+            "undo what has changed there, or train in another --workdir"
+        )
 
 
 def _difference(name: str, saved: dict[str, Any], here: dict[str, Any]) -> str:
     """Both values of a field where they differ, else ""."""
     if name == "class_names":
-        return _other_classes(saved["class_names"], here["class_names"])
+        return other_classes(saved["class_names"], here["class_names"])
     theirs, ours = _values(name, saved), _values(name, here)
     for key in sorted(theirs.keys() | ours.keys()):
         if theirs.get(key) != ours.get(key):
@@ -113,11 +141,13 @@ def _values(name: str, experiment: dict[str, Any]) -> dict[str, Any]:
     """Values of a field, by the names that messages give them; equal ones have the same meaning."""
     if name == "channels":
         return {"channels of the images": experiment["channels"]}
-    value = experiment["config"][name]
+    # A checkpoint may be older than some fields, which then have their defaults.
+    config = TrainConfig.from_dict(_known(experiment["config"]))
     if name == "model":
-        # A checkpoint may be older than some fields, which then have their defaults.
-        model = ResNetSpec.from_dict(value).architecture.to_dict()
-        return {f"config.model.{key}": inner for key, inner in model.items()}
+        return {f"config.model.{k}": v for k, v in config.model.architecture.to_dict().items()}
+    if name == "network":
+        return {"a network of": "get_network" if config.network else "a ResNetSpec"}
+    value = getattr(config, name)
     if name in ("pixel_mean", "pixel_std"):
         value = tuple(value) * (experiment["channels"] if len(value) == 1 else 1)
     if name == "augment":
@@ -126,7 +156,8 @@ def _values(name: str, experiment: dict[str, Any]) -> dict[str, Any]:
     return {f"config.{name}": value}
 
 
-def _other_classes(theirs: Sequence[str], ours: Sequence[str]) -> str:
+def other_classes(theirs: Sequence[str], ours: Sequence[str]) -> str:
+    """Returns how the classes there differ from those here, in words; "" where they do not."""
     for number, (one, other) in enumerate(zip(theirs, ours, strict=False)):
         if one != other:
             return (
@@ -139,8 +170,7 @@ def _other_classes(theirs: Sequence[str], ours: Sequence[str]) -> str:
 
 def warn_of_changes(saved: dict[str, Any], config: TrainConfig, split: sets.Split, step: int) -> None:
     """Says what goes on in another way after `step`: fields of the config, order of images, schedule."""
-    known = {field.name for field in dataclasses.fields(TrainConfig)}
-    before = TrainConfig.from_dict({k: v for k, v in saved["config"].items() if k in known})
+    before = TrainConfig.from_dict(_known(saved["config"]))
     old = _changeable(before)
     for name, value in _changeable(config).items():
         if old[name] != value:
@@ -164,9 +194,19 @@ def warn_of_changes(saved: dict[str, Any], config: TrainConfig, split: sets.Spli
         report.warn(f"from step {step:,} on " + "; ".join(moved))
 
 
+# A file that has moved is the same file, and `check_program` looks at what it makes.
+_NOT_CHANGEABLE = ("model", "network", "num_classes", "freeze")
+
+
+def _known(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a config, of whatever version, that this one has."""
+    known = {field.name for field in dataclasses.fields(TrainConfig)}
+    return {name: value for name, value in fields.items() if name in known}
+
+
 def _changeable(config: TrainConfig) -> dict[str, Any]:
     """Values that may change while a run goes on, by their names: not what `check` refuses."""
-    values = {k: v for k, v in config.to_dict().items() if k not in ("model", "num_classes")}
+    values = {k: v for k, v in config.to_dict().items() if k not in _NOT_CHANGEABLE}
     values |= {f"model.{name}": value for name, value in config.model.training().items()}
     return {f"config.{name}": value for name, value in values.items()}
 

@@ -11,12 +11,13 @@ from typing import Any
 
 import jax
 
-from ftbnn_jax import report
+from ftbnn_jax import networks, report
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.data import batches as batches_lib
 from ftbnn_jax.data import sets
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.host import disk, distributed, interrupt, lock, machine, paths
+from ftbnn_jax.nn import variables as nn_variables
 from ftbnn_jax.train import (
     checkpoint,
     distillation,
@@ -65,7 +66,8 @@ def train(config: TrainConfig, workdir: str) -> None:
             train_split = sets.open_split(config, train=True)
             eval_split = sets.open_split(config, train=False)
             num_steps = batches_lib.num_train_steps(config, train_split.num_examples)
-            tx = optimizer.make(config, num_steps)
+            kernels = networks.weights(config, train_split.channels)
+            tx = optimizer.make(config, num_steps, kernels)
 
             # From here on the directory is this run's alone.
             hold = distributed.on_main(lambda: stack.enter_context(lock.held(workdir)))
@@ -73,6 +75,8 @@ def train(config: TrainConfig, workdir: str) -> None:
 
             teacher = distillation.load(config, train_split)
             start = _restore_or_init(config, train_split, tx, mesh, checkpoints)
+            if (frozen := optimizer.check_frozen(config, start.params)) and distributed.is_main():
+                report.console.print(frozen)
             first_step = int(start.step)
             if first_step > num_steps:
                 raise UserError(
@@ -116,11 +120,11 @@ def train(config: TrainConfig, workdir: str) -> None:
             batches=batches_lib.to_device(batches, sharding),
             train_step=train_step,
             evaluate=lambda now: evaluation.run(
-                config, eval_step, now.params, now.batch_stats, eval_split, sharding, stop.reached
+                config, eval_step, now.variables, eval_split, sharding, stop.reached
             ),
             monitor=monitor.Monitor(
                 optimizer.learning_rate(config, num_steps),
-                optimizer.binary_kernels(config, start.params),
+                frozenset(kernels.binary),
             ),
             class_names=eval_split.class_names,
             state=start,
@@ -312,7 +316,7 @@ def _compile_eval_step(config, split, mesh, start) -> Callable[..., Any]:
     like = _shapes(start)
     batch = batches_lib.eval_batch_shapes(split, config)
     step = step_lib.make_eval_step(config, mesh)
-    return step.lower(like.params, like.batch_stats, batch).compile()
+    return step.lower(like.variables, batch).compile()
 
 
 def _shapes(tree: Any) -> Any:
@@ -349,11 +353,38 @@ def _start_from(
     where = f"config.start_from={workdir}"
     variables, experiment, step = checkpoint.load_variables(workdir, given=where)
     identity.check(where, experiment, config, split, "start_from")
-    expected = {"params": fresh.params, "batch_stats": fresh.batch_stats}
-    checkpoint.check_same_shapes(expected, variables, f"{where}: ")
+    text = f"starting from the weights of step {step} in {workdir}"
+    new = frozenset()
+    if other := _other_classifier(config, split, experiment):
+        new = networks.classifier(config, split.channels)
+        if not new:
+            raise UserError(
+                f"was for other classes ({other}), and no parameter's shape depends on "
+                "config.num_classes, which a get_network that reads it would change",
+                where,
+            )
+        total = len(jax.tree.leaves(fresh.params))
+        kept = total - sum(name.startswith("params/") for name in new)
+        text += f"; classifier of {other}; {kept} of {total} parameters taken over"
+    checkpoint.check_same_shapes(fresh.variables, variables, f"{where}: ", new)
+    theirs = nn_variables.by_name(variables)
+    variables = nn_variables.changed(
+        fresh.variables, lambda name, leaf: leaf if name in new else theirs[name]
+    )
     if distributed.is_main():
-        report.console.print(f"starting from the weights of step {step} in {workdir}")
-    return fresh.replace(**jax.device_put(variables, sharding))
+        report.console.print(text)
+    variables = jax.device_put(variables, sharding)
+    return fresh.replace(params=variables["params"], collections=state_lib.collections(variables))
+
+
+def _other_classifier(config: TrainConfig, split: sets.Split, experiment: dict[str, Any]) -> str:
+    """Says why a classifier has to begin anew; "" where it does not."""
+    before, now = experiment["config"]["num_classes"], config.num_classes
+    if before != now:
+        return f"{before} classes replaced by a new one of {now}"
+    if other := identity.other_classes(experiment["class_names"], split.class_names):
+        return f"{now} classes replaced by a new one ({other})"
+    return ""
 
 
 def write_config(workdir: str, config: TrainConfig) -> None:

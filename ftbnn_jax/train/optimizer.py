@@ -1,5 +1,6 @@
 """Adam, its learning rate schedules, and weight decay that leaves binary kernels alone (section 3)."""
 
+import re
 from typing import Any
 
 import jax
@@ -7,7 +8,8 @@ import optax
 
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.errors import UserError
-from ftbnn_jax.nn import variables
+from ftbnn_jax.graph import weights
+from ftbnn_jax.nn import variables as nn_variables
 
 
 def learning_rate(config: TrainConfig, num_steps: int) -> optax.Schedule:
@@ -39,33 +41,58 @@ def learning_rate(config: TrainConfig, num_steps: int) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), schedule], [warmup])
 
 
-def decay_mask(params: Any, binary_weights: bool = True) -> Any:
-    """Marks the real kernels: True for those of convolutions, classifier and gates.
+def make(config: TrainConfig, num_steps: int, kernels: weights.Weights) -> optax.GradientTransformation:
+    """Returns Adam with an L2 term in the gradient, as PyTorch's `Adam(weight_decay=...)` has it.
 
-    Latent weights are named `kernel_0`, `kernel_1`, ...; they get True as well where the spec takes them
-    as they are. Batch norm, slopes, scaling factors and biases get False.
+    The term is on the weights of real convolutions and matrix products, as the traced program shows
+    them: not on those whose signs are multiplied, nor on what is no weight. Parameters that
+    `config.freeze` names get no update, and no state.
+
+    Args:
+      config: gives the numbers.
+      num_steps: length of the training.
+      kernels: of the network; `networks.weights` finds them.
+
+    Raises:
+      UserError: the warm-up is too long.
     """
-
-    def is_real(path, _):
-        name = path[-1].key
-        return name.endswith("kernel") or (not binary_weights and name.startswith("kernel_"))
-
-    return jax.tree_util.tree_map_with_path(is_real, params)
-
-
-def binary_kernels(config: TrainConfig, params: Any) -> frozenset[str]:
-    """Returns the names of the latent weights that become signs: "block1_1/conv/kernel_0"."""
-    if not config.model.binary_weights:
-        return frozenset()
-    return frozenset(n for n in variables.by_name(params) if n.rpartition("/")[2].startswith("kernel_"))
-
-
-def make(config: TrainConfig, num_steps: int) -> optax.GradientTransformation:
-    """Returns Adam with an L2 term in the gradient, as PyTorch's `Adam(weight_decay=...)` has it."""
-    return optax.chain(
+    adam = optax.chain(
         optax.add_decayed_weights(
-            config.weight_decay, lambda params: decay_mask(params, config.model.binary_weights)
+            config.weight_decay, lambda params: weights.mask(kernels.real, params)
         ),
         optax.scale_by_adam(),
         optax.scale_by_learning_rate(learning_rate(config, num_steps)),
     )
+    if not config.freeze:
+        return adam
+
+    def labels(params):
+        frozen = weights.mask(frozen_names(config, params), params)
+        return jax.tree.map(lambda is_frozen: "frozen" if is_frozen else "trained", frozen)
+
+    return optax.multi_transform({"trained": adam, "frozen": optax.set_to_zero()}, labels)
+
+
+def frozen_names(config: TrainConfig, tree: Any) -> frozenset[str]:
+    """Returns which arrays of a tree `config.freeze` names, by their names in the tree."""
+    if not config.freeze:
+        return frozenset()
+    return frozenset(filter(re.compile(config.freeze).search, nn_variables.by_name(tree)))
+
+
+def check_frozen(config: TrainConfig, params: Any) -> str:
+    """Returns what is frozen, in words; "" for nothing.
+
+    Raises:
+      UserError: `config.freeze` names no parameter, or all of them.
+    """
+    if not config.freeze:
+        return ""
+    where = f"config.freeze={config.freeze!r}"
+    names, count = nn_variables.by_name(params), len(frozen_names(config, params))
+    if not count:
+        examples = ", ".join(list(names)[:3])
+        raise UserError(f"found in the name of no parameter; there are {examples} and others", where)
+    if count == len(names):
+        raise UserError(f"freezes all {count} parameters; nothing would be trained", where)
+    return f"{count} of {len(names)} parameters do not change ({where})"

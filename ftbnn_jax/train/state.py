@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ftbnn_jax import networks
 from ftbnn_jax.config import TrainConfig
-from ftbnn_jax.nn import resnet
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -18,7 +18,8 @@ class TrainState(flax.struct.PyTreeNode):
     Attributes:
       step: int32 scalar.
       params: float32 parameters, binary kernels as latent weights.
-      batch_stats: running statistics of the batch norms.
+      collections: what else the network carries, by flax's names: `batch_stats`, the running statistics
+        of the batch norms, and in a user's own network any other.
       opt_state: of the optimizer.
       sums: `loss` (float32), `correct` and `count` (int32), summed over the steps since metrics were
         last written. They are part of the state so that an interrupted run writes the same metrics.
@@ -27,15 +28,34 @@ class TrainState(flax.struct.PyTreeNode):
 
     step: jax.Array
     params: Any
-    batch_stats: Any
+    collections: dict[str, Any]
     opt_state: Any
     sums: dict[str, jax.Array]
     nonfinite_step: jax.Array
 
+    @property
+    def variables(self) -> dict[str, Any]:
+        """The network's variables: `params` and the collections."""
+        return {"params": self.params, **self.collections}
 
-def make_model(config: TrainConfig) -> resnet.ResNet:
-    """Returns the flax module of a config."""
-    return resnet.make(config.model, config.num_classes, config.compute_dtype, config.remat)
+    def to_dict(self) -> dict[str, Any]:
+        """Returns what a checkpoint holds: the collections stand beside the parameters."""
+        own = {name: getattr(self, name) for name in _FIELDS}
+        return {**own, **self.collections}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "TrainState":
+        """Returns the state of which `to_dict` made `values`."""
+        own = {name: values[name] for name in _FIELDS}
+        return cls(collections=collections(values), **own)
+
+
+_FIELDS = ("step", "params", "opt_state", "sums", "nonfinite_step")
+
+
+def collections(values: dict[str, Any]) -> dict[str, Any]:
+    """Returns the collections among a network's variables, or in what `TrainState.to_dict` gives."""
+    return {name: tree for name, tree in values.items() if name not in _FIELDS}
 
 
 def zero_sums() -> dict[str, jax.Array]:
@@ -53,11 +73,11 @@ def init(config: TrainConfig, channels: int, optimizer: optax.GradientTransforma
       optimizer: its state is initialised.
     """
     images = jnp.zeros((1, config.image_size, config.image_size, channels))
-    variables = make_model(config).init(jax.random.key(config.seed), images)
+    variables = networks.make(config).init(jax.random.key(config.seed), images)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
-        batch_stats=variables["batch_stats"],
+        collections=collections(variables),
         opt_state=optimizer.init(variables["params"]),
         sums=jax.tree.map(jnp.asarray, zero_sums()),
         nonfinite_step=jnp.full((), -1, jnp.int32),

@@ -8,12 +8,15 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from ftbnn_jax import networks
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.errors import UserError
-from ftbnn_jax.nn import recording
+from ftbnn_jax.graph import weights
+from ftbnn_jax.nn.network import Network
 from ftbnn_jax.ops import image
 from ftbnn_jax.train import distillation
-from ftbnn_jax.train.state import TrainState, make_model, zero_sums
+from ftbnn_jax.train.optimizer import frozen_names
+from ftbnn_jax.train.state import TrainState, zero_sums
 
 
 def make_mesh(config: TrainConfig) -> Mesh:
@@ -69,17 +72,19 @@ def make_train_step(
       variables where there is one, that returns the new state and a copy of its `sums` and
       `nonfinite_step`, and `gradient_norm`: the root of the sum of all squares, before weight decay.
     """
-    gradients = _make_gradients(config, mesh, teacher)
-    evolving = "evolving" in (config.model.activation_gradient, config.model.weight_gradient)
-    if evolving and not num_steps:
-        raise ValueError("num_steps: needed by the evolving gradients")
+    network = networks.make(config)
+    gradients = _make_gradients(config, network, mesh, teacher)
+    if network.uses_progress and not num_steps:
+        raise ValueError("num_steps: needed by a network that depends on the progress")
 
     def train_step(state, batch, teacher_variables=None):
         images, labels = batch["image"], batch["label"]
         # The share depends on the step alone, so that a run that goes on has the same gradients.
-        progress = state.step / num_steps if evolving else 1.0
-        loss, correct, batch_stats, grads = gradients(
-            state.params, state.batch_stats, images, labels, progress, teacher_variables
+        progress = state.step / num_steps if network.uses_progress else 1.0
+        # Likewise the random numbers.
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step) if network.uses_keys else None
+        loss, correct, collections, grads = gradients(
+            state.params, state.collections, images, labels, progress, key, teacher_variables
         )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         squares = _sum_of_squares(grads)
@@ -89,8 +94,11 @@ def make_train_step(
         kept = jax.tree.map(lambda old, zero: jnp.where(restart, zero, old), state.sums, zero_sums())
         state = TrainState(
             step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
-            batch_stats=batch_stats,
+            params=_unless_frozen(config, optax.apply_updates(state.params, updates), state.params),
+            collections={
+                name: _unless_frozen(config, tree, state.collections[name])
+                for name, tree in collections.items()
+            },
             opt_state=opt_state,
             sums={
                 "loss": kept["loss"] + loss * len(labels),
@@ -118,46 +126,57 @@ def _sum_of_squares(grads: Any) -> jax.Array:
     return jnp.stack([jnp.sum(s) for s in sums]).sum()
 
 
-# A function of params, batch statistics, images, labels, the share of the training that is done and the
-# teacher's variables; it returns mean loss, int32 number of correct images, new batch statistics and the
-# gradients of the mean loss.
+def _unless_frozen(config: TrainConfig, after: Any, before: Any) -> Any:
+    """Returns a tree after a step, with what does not change as it was."""
+    kept = weights.mask(frozen_names(config, before), before)
+    return jax.tree.map(lambda keep, a, b: b if keep else a, kept, after, before)
+
+
+# A function of params, other collections, images, labels, the share of the training that is done, a key
+# for random numbers and the teacher's variables; it returns mean loss, int32 number of correct images,
+# new collections and the gradients of the mean loss.
 _Gradients = Callable[..., tuple[jax.Array, jax.Array, Any, Any]]
 
 
-def _make_gradients(config: TrainConfig, mesh: Mesh, teacher: distillation.Teacher | None) -> _Gradients:
-    model = make_model(config)
-
-    def loss_fn(params, batch_stats, images, labels, progress, teacher_variables):
+def _make_gradients(
+    config: TrainConfig, network: Network, mesh: Mesh, teacher: distillation.Teacher | None
+) -> _Gradients:
+    def loss_fn(params, collections, images, labels, progress, key, teacher_variables):
         x = image.standardize(images, config.pixel_mean, config.pixel_std)
-        variables = {"params": params, "batch_stats": batch_stats}
-        logits, blocks, updates = recording.block_outputs(model, variables, x, True, progress)
+        # What is frozen has no gradient, and XLA leaves out what computes it.
+        params = _unless_frozen(config, params, jax.lax.stop_gradient(params))
+        variables = {"params": params, **collections}
+        logits, updates, blocks = network.run(variables, x, True, progress, key)
         targets = optax.smooth_labels(jax.nn.one_hot(labels, config.num_classes), config.label_smoothing)
         loss = optax.softmax_cross_entropy(logits, targets).mean()
         if teacher:
             loss = config.label_weight * loss + distillation.loss(
-                config, teacher, teacher_variables, images, logits, blocks
+                config, teacher, teacher_variables, images, logits, blocks, network.stages
             )
         correct = jnp.sum(jnp.argmax(logits, -1) == labels, dtype=jnp.int32)
-        return loss, (correct, updates["batch_stats"])
+        return loss, (correct, updates)
 
     def gradients(*arguments):
-        (loss, (correct, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(*arguments)
-        return loss, correct, batch_stats, grads
+        (loss, (correct, collections)), grads = jax.value_and_grad(loss_fn, has_aux=True)(*arguments)
+        return loss, correct, collections, grads
 
     if config.batch_norm == "global":
         return _accumulated(gradients, config.accumulation_steps, mesh.size)
     local = _accumulated(gradients, config.accumulation_steps, 1)
 
-    def averaged(*arguments):
-        loss, correct, batch_stats, grads = local(*arguments)
-        loss, batch_stats, grads = jax.lax.pmean((loss, batch_stats, grads), "data")
-        return loss, jax.lax.psum(correct, "data"), batch_stats, grads
+    def averaged(params, collections, images, labels, progress, key, *others):
+        if key is not None:
+            key = jax.random.fold_in(key, jax.lax.axis_index("data"))
+        found = local(params, collections, images, labels, progress, key, *others)
+        loss, correct, collections, grads = found
+        loss, collections, grads = jax.lax.pmean((loss, collections, grads), "data")
+        return loss, jax.lax.psum(correct, "data"), collections, grads
 
     copies, shares = PartitionSpec(), PartitionSpec("data")
     return jax.shard_map(
         averaged,
         mesh=mesh,
-        in_specs=(copies, copies, shares, shares, copies, copies),
+        in_specs=(copies, copies, shares, shares, copies, copies, copies),
         out_specs=copies,
         # With the check, JAX sums the gradients of what all devices share by itself, once more.
         check_vma=False,
@@ -174,23 +193,28 @@ def _accumulated(gradients: _Gradients, parts: int, devices: int) -> _Gradients:
         x = x.reshape(devices, parts, -1, *x.shape[1:])
         return jnp.swapaxes(x, 0, 1).reshape(parts, -1, *x.shape[3:])
 
-    def accumulated(params, batch_stats, images, labels, *others):
+    def accumulated(params, collections, images, labels, progress, key, *others):
         def add(sums, part):
-            *sums, batch_stats = sums
-            loss, correct, batch_stats, grads = gradients(params, batch_stats, *part, *others)
-            return (*jax.tree.map(jnp.add, sums, [loss, correct, grads]), batch_stats), None
+            *sums, collections = sums
+            images, labels, number = part
+            own = None if key is None else jax.random.fold_in(key, number)
+            loss, correct, collections, grads = gradients(
+                params, collections, images, labels, progress, own, *others
+            )
+            return (*jax.tree.map(jnp.add, sums, [loss, correct, grads]), collections), None
 
         zeros = jax.tree.map(jnp.zeros_like, params)
-        start = (jnp.zeros(()), jnp.zeros((), jnp.int32), zeros, batch_stats)
-        (loss, correct, grads, batch_stats), _ = jax.lax.scan(add, start, (split(images), split(labels)))
-        return loss / parts, correct, batch_stats, jax.tree.map(lambda g: g / parts, grads)
+        start = (jnp.zeros(()), jnp.zeros((), jnp.int32), zeros, collections)
+        batches = split(images), split(labels), jnp.arange(parts)
+        (loss, correct, grads, collections), _ = jax.lax.scan(add, start, batches)
+        return loss / parts, correct, collections, jax.tree.map(lambda g: g / parts, grads)
 
     return accumulated
 
 
 def make_eval_step(
     config: TrainConfig, mesh: Mesh
-) -> Callable[[Any, Any, Any], tuple[dict[str, jax.Array], jax.Array]]:
+) -> Callable[[Any, Any], tuple[dict[str, jax.Array], jax.Array]]:
     """Compiles the evaluation of one batch.
 
     Args:
@@ -198,16 +222,16 @@ def make_eval_step(
       mesh: from `make_mesh`.
 
     Returns:
-      A function of params, batch statistics and a batch (`image`, `label`, `weight`) that returns the
+      A function of the network's variables and a batch (`image`, `label`, `weight`) that returns the
       sums `loss`, `correct`, `correct_top5` and `count` over the images of weight 1, and the likeliest
       class of each image, int32 `[n]`, where the image is.
     """
-    model = make_model(config)
+    network = networks.make(config)
 
-    def eval_step(params, batch_stats, batch):
+    def eval_step(variables, batch):
         images = image.standardize(batch["image"], config.pixel_mean, config.pixel_std)
         labels, weight = batch["label"], batch["weight"]
-        logits = model.apply({"params": params, "batch_stats": batch_stats}, images, train=False)
+        logits = network(variables, images)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         _, best = jax.lax.top_k(logits, min(5, config.num_classes))
         hits = best == labels[:, None]
@@ -221,6 +245,6 @@ def make_eval_step(
 
     return jax.jit(
         eval_step,
-        in_shardings=(replicated(mesh), replicated(mesh), batch_sharding(mesh)),
+        in_shardings=(replicated(mesh), batch_sharding(mesh)),
         out_shardings=(replicated(mesh), batch_sharding(mesh)),
     )

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ftbnn_jax import config as config_lib
+from ftbnn_jax import networks
 from ftbnn_jax.data import sets
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn import architectures
@@ -26,7 +27,9 @@ NAMES = ("a", "b", "c")
 
 @pytest.fixture(scope="module")
 def initial() -> state.TrainState:
-    return jax.jit(lambda: state.init(CONFIG, 1, optimizer.make(CONFIG, 10)))()
+    return jax.jit(
+        lambda: state.init(CONFIG, 1, optimizer.make(CONFIG, 10, networks.weights(CONFIG, 1)))
+    )()
 
 
 def at_step(initial, step):
@@ -77,7 +80,9 @@ def test_latest_and_best_are_kept(tmp_path, initial):
         assert found == step
         expected = at_step(initial, step)
         jax.tree.map(np.testing.assert_array_equal, variables["params"], expected.params)
-        jax.tree.map(np.testing.assert_array_equal, variables["batch_stats"], expected.batch_stats)
+        jax.tree.map(
+            np.testing.assert_array_equal, variables["batch_stats"], expected.collections["batch_stats"]
+        )
     assert tuple(experiment["class_names"]) == NAMES
     assert experiment["channels"] == 1
 

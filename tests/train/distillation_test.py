@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from ftbnn_jax import config as config_lib
+from ftbnn_jax import networks
 from ftbnn_jax.data import sets
 from ftbnn_jax.errors import UserError
-from ftbnn_jax.nn import architectures, recording
-from ftbnn_jax.train import checkpoint, distillation, loop, state
+from ftbnn_jax.nn import architectures
+from ftbnn_jax.train import checkpoint, distillation, loop
 
 _STUDENT = config_lib.TrainConfig(
     architectures.small((2, 2), 6),
@@ -104,10 +105,7 @@ def test_a_block_that_is_silent_has_a_finite_gradient():
     ],
 )
 def test_attention_is_compared_at_equal_parts_of_each_stage(student, teacher, expected):
-    nets = [
-        dataclasses.replace(architectures.baseline(), blocks=blocks) for blocks in (student, teacher)
-    ]
-    assert distillation.attention_points(*nets) == tuple(expected)
+    assert distillation.attention_points(student, teacher) == tuple(expected)
 
 
 def test_the_teacher_gets_no_gradient_and_the_student_does(workdir):
@@ -116,7 +114,7 @@ def test_the_teacher_gets_no_gradient_and_the_student_does(workdir):
     blocks = {f"block{s}_2": _normal(s, 3, 8 // s, 8 // s, 6 * s) for s in (1, 2)}
 
     def loss(teacher_variables, logits, blocks):
-        return distillation.loss(_STUDENT, teacher, teacher_variables, images, logits, blocks)
+        return distillation.loss(_STUDENT, teacher, teacher_variables, images, logits, blocks, (2, 2))
 
     ours = jnp.asarray(_normal(3, 3, 10)), jax.tree.map(jnp.asarray, blocks)
     gradients = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(teacher.variables, *ours)
@@ -125,8 +123,7 @@ def test_the_teacher_gets_no_gradient_and_the_student_does(workdir):
 
     # The sum of both losses, of the outputs that the teacher has in inference mode.
     x = (images.astype(np.float32) - 73) / 60
-    model = state.make_model(_TEACHER)
-    logits, seen, _ = jax.jit(lambda x: recording.block_outputs(model, teacher.variables, x))(x)
+    logits, _, seen = jax.jit(networks.make(_TEACHER).run)(teacher.variables, x)
     pairs = [(blocks[f"block{s}_2"], seen[f"block{s}_1"]) for s in (1, 2)]
     expected = 3 * distillation.output_loss(ours[0], logits, 1.0)
     expected += 30 * distillation.attention_loss(*zip(*pairs, strict=True))

@@ -62,12 +62,12 @@ SAID = {
     ("what", "saved", "config", "images", "refused", "told"),
     [
         ("channels", CONFIG, CONFIG, split(channels=1), "resume start_from teacher use", ""),
-        ("classes", CONFIG, CONFIG, split(OTHERS), "start_from teacher use", "resume"),
-        ("fewer", CONFIG, CONFIG, split(NAMES[:2]), "start_from teacher use", "resume"),
+        ("classes", CONFIG, CONFIG, split(OTHERS), "teacher use", "resume"),
+        ("fewer", CONFIG, CONFIG, split(NAMES[:2]), "teacher use", "resume"),
         ("groups", CONFIG, GROUPS, split(), "resume use", ""),
         # Training in another way leaves the network what it is; `warn_of_changes` tells it.
         ("", CONFIG, TRAINED_OTHERWISE, split(), "", ""),
-        ("num", CONFIG, change(num_classes=5), split(), "resume start_from teacher use", ""),
+        ("num", CONFIG, change(num_classes=5), split(), "resume teacher use", ""),
         ("size", CONFIG, change(image_size=16), split(), "teacher use", "start_from"),
         ("size", FLAT, change(FLAT, image_size=16), split(), "resume start_from teacher use", ""),
         ("mean", CONFIG, change(pixel_mean=(70.0, 70.0, 71.0)), split(), "use", "start_from"),

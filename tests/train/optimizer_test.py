@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from ftbnn_jax import config as config_lib
+from ftbnn_jax import networks
 from ftbnn_jax.errors import UserError
+from ftbnn_jax.graph import weights
 from ftbnn_jax.nn import architectures
-from ftbnn_jax.train import optimizer, state
+from ftbnn_jax.train import optimizer
 
 CONFIG = config_lib.TrainConfig(
     architectures.small((2, 2), 8, groups=3), image_size=8, num_classes=4, learning_rate=0.01
@@ -49,38 +51,41 @@ def test_warmup_must_end_before_the_training():
         optimizer.learning_rate(dataclasses.replace(CONFIG, warmup_steps=600), 600)
 
 
-def test_decay_reaches_real_kernels_only():
-    params = jax.eval_shape(
-        lambda: state.make_model(CONFIG).init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
-    )["params"]
-    decayed = {
-        "/".join(k.key for k in path)
-        for path, on in jax.tree_util.tree_leaves_with_path(optimizer.decay_mask(params))
-        if on
-    }
-    assert decayed == {"stem/conv/kernel", "block2_1/shortcut_conv/kernel", "head/kernel"}
-
-
-def test_decay_reaches_weights_that_stay_real_and_gates():
-    params = {
-        "conv": {"kernel_0": 1.0, "kernel_1": 1.0},
-        "gate": {"reduce_kernel": 1.0, "expand_kernel": 1.0},
-        "channel_scale": 1.0,
-    }
-    for binary_weights in (True, False):
-        expected = {
-            "conv": {"kernel_0": not binary_weights, "kernel_1": not binary_weights},
-            "gate": {"reduce_kernel": True, "expand_kernel": True},
-            "channel_scale": False,
-        }
-        assert optimizer.decay_mask(params, binary_weights) == expected
+@pytest.mark.parametrize(
+    ("fields", "real", "latent"),
+    [
+        ({}, ("block2_1/shortcut_conv/kernel",), 12),
+        # Activations that stay real in a first step: the weights' signs are multiplied all the same.
+        ({"binary_activations": False}, ("block2_1/shortcut_conv/kernel",), 12),
+        ({"binary_weights": False}, None, 0),
+        (
+            {"downsample": "duplicate", "scaling": "real_to_bin"},
+            [
+                f"block{s}_{b}/gate/{k}_kernel"
+                for s in (1, 2)
+                for b in (1, 2)
+                for k in ("reduce", "expand")
+            ],
+            12,
+        ),
+    ],
+)
+def test_decay_reaches_weights_that_are_multiplied_as_they_are(fields, real, latent):
+    """Twelve latent kernels: four convolutions of three groups."""
+    model = dataclasses.replace(CONFIG.model, **fields)
+    found = networks.weights(dataclasses.replace(CONFIG, model=model), 3)
+    kernels = {f"block{s}_{b}/conv/kernel_{g}" for s in (1, 2) for b in (1, 2) for g in range(3)}
+    assert len(found.binary) == latent
+    assert found.binary == (kernels if latent else set())
+    others = {*kernels, "block2_1/shortcut_conv/kernel"} if real is None else set(real)
+    assert found.real == {"stem/conv/kernel", "head/kernel", *others}
 
 
 def test_decay_is_an_l2_term_in_the_gradient():
     """PyTorch's Adam: the decayed weight enters the moments, unlike AdamW's."""
     config = dataclasses.replace(CONFIG, weight_decay=0.5, schedule="constant")
     params = {"conv": {"kernel": jnp.array([2.0]), "kernel_0": jnp.array([2.0])}}
-    tx = optimizer.make(config, 10)
+    tx = optimizer.make(config, 10, weights.Weights(frozenset(), frozenset(["conv/kernel"])))
     opt_state = tx.init(params)
     kernel, moments = 2.0, np.zeros(2)
     for step in range(1, 4):

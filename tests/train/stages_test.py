@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ftbnn_jax import config as config_lib
+from ftbnn_jax import networks
 from ftbnn_jax.data import batches as batches_lib
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.host import interrupt
@@ -124,7 +125,7 @@ def _first_variables(monkeypatch, config, workdir):
         patch.setattr(loop, "_restore_or_init", record)
         with pytest.raises(KeyboardInterrupt):
             loop.train(config, workdir)
-    return {"params": seen[0].params, "batch_stats": seen[0].batch_stats}
+    return seen[0].variables
 
 
 def test_a_stage_starts_with_the_weights_of_the_one_before(config, whole, tmp_path, monkeypatch):
@@ -143,7 +144,7 @@ def test_weights_are_real_in_the_first_stage_and_signs_in_the_second(config, who
     for stage, binary in zip(stages.resolve(config, str(whole)), (False, True), strict=True):
         variables, experiment, _ = checkpoint.load_variables(stage.workdir)
         assert experiment["config"]["model"]["binary_weights"] == binary
-        model = loop.state_lib.make_model(stage.config)
+        model = networks.make(stage.config).module
         x = np.random.default_rng(0).normal(size=(2, 8, 8, 1)).astype(np.float32)
         kernels = variables["params"]["block1_1"]["conv"]
         kernels["kernel_0"] = 3 * kernels["kernel_0"]

@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import AxisType
 
 from ftbnn_jax import config as config_lib
+from ftbnn_jax import networks
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn import architectures
 from ftbnn_jax.ops.conv import convolution
@@ -40,7 +41,7 @@ def batch(number: int) -> dict[str, np.ndarray]:
 
 
 def run(config, mesh, steps, first_state=None):
-    tx = optimizer.make(config, 100)
+    tx = optimizer.make(config, 100, networks.weights(config, 3))
     train_step = step_lib.make_train_step(config, tx, mesh)
     current = (
         first_state
@@ -60,8 +61,8 @@ def test_several_devices_compute_what_one_does():
     assert len(four.params["head"]["kernel"].sharding.device_set) == 4
     np.testing.assert_allclose(sums_one[0]["loss"], sums_four[0]["loss"], rtol=1e-5)
     for (path, a), b in zip(
-        jax.tree_util.tree_leaves_with_path(one.batch_stats),
-        jax.tree.leaves(four.batch_stats),
+        jax.tree_util.tree_leaves_with_path(one.collections),
+        jax.tree.leaves(four.collections),
         strict=True,
     ):
         # After two steps: rounding has flipped a few signs at the most.
@@ -73,7 +74,7 @@ def test_devices_exchange_no_activations(downsample):
     """A grouped convolution that XLA cannot split makes it gather the whole batch everywhere."""
     config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, downsample=downsample))
     mesh = mesh_of(4)
-    tx = optimizer.make(config, 100)
+    tx = optimizer.make(config, 100, networks.weights(config, 3))
     abstract = jax.eval_shape(lambda: state.init(config, 3, tx))
     compiled = step_lib.make_train_step(config, tx, mesh).lower(abstract, batch(0)).compile()
     text = compiled.as_text()
@@ -117,9 +118,7 @@ def test_evaluation_counts_weighted_images_only():
     for kept in (16, 11):
         weight = (np.arange(16) < kept).astype(np.float32)
         inputs = jax.device_put({**data, "weight": weight}, step_lib.batch_sharding(mesh))
-        results[kept], predictions = jax.device_get(
-            eval_step(current.params, current.batch_stats, inputs)
-        )
+        results[kept], predictions = jax.device_get(eval_step(current.variables, inputs))
         right = (predictions == data["label"]) * weight
         assert results[kept]["correct"] == right.sum()
     assert (results[16]["count"], results[11]["count"]) == (16, 11)
@@ -139,22 +138,24 @@ def test_per_device_statistics_are_those_of_each_share():
     four, sums = run(config, mesh_of(4), 1)
     data = batch(0)
     alone = []
-    tx = optimizer.make(CONFIG, 100)
+    tx = optimizer.make(CONFIG, 100, networks.weights(CONFIG, 3))
     for device in range(4):
         part = {k: v[4 * device : 4 * device + 4] for k, v in data.items()}
         first = jax.jit(lambda: state.init(CONFIG, 3, tx))()
         part_config = dataclasses.replace(CONFIG, batch_size=4)
         step = step_lib.make_train_step(part_config, tx, mesh_of(1))
-        alone.append(step(first, part)[0].batch_stats)
+        alone.append(step(first, part)[0].collections)
     expected = jax.tree.map(lambda *parts: np.mean(np.stack(parts), axis=0), *alone)
     # Rounding flips a sign now and then further on than the stem.
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
-        jax.device_get(four.batch_stats["stem"]),
+        jax.device_get(four.collections["batch_stats"]["stem"]),
         expected["stem"],
     )
     of_the_batch, _ = run(CONFIG, mesh_of(4), 1)
-    stem = [jax.device_get(s.batch_stats["stem"]["bn"]["var"]) for s in (four, of_the_batch)]
+    stem = [
+        jax.device_get(s.collections["batch_stats"]["stem"]["bn"]["var"]) for s in (four, of_the_batch)
+    ]
     assert not np.allclose(*stem, rtol=1e-4)
     assert int(sums[0]["count"]) == 16
 
@@ -206,7 +207,7 @@ def test_accumulation_averages_its_parts(batch_norm):
 def test_accumulation_exchanges_no_activations():
     config = dataclasses.replace(CONFIG, accumulation_steps=2)
     mesh = mesh_of(4)
-    tx = optimizer.make(config, 100)
+    tx = optimizer.make(config, 100, networks.weights(config, 3))
     abstract = jax.eval_shape(lambda: state.init(config, 3, tx))
     text = step_lib.make_train_step(config, tx, mesh).lower(abstract, batch(0)).compile().as_text()
     assert "all-gather" not in text
@@ -236,13 +237,13 @@ _REMATS = ("none", "outputs", "stages")
 
 
 def _kept_bytes(config):
-    model = state.make_model(config)
+    network = networks.make(config)
     images = jax.ShapeDtypeStruct((16, 8, 8, 3), np.float32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    variables = jax.eval_shape(network.init, jax.random.key(0), images)
 
     def residuals(variables, images):
         def forward(params):
-            return model.apply({**variables, "params": params}, images, True, mutable="batch_stats")
+            return network.run({**variables, "params": params}, images, True)[:2]
 
         return jax.vjp(forward, variables["params"], has_aux=False)[1]
 
@@ -263,7 +264,7 @@ def test_keeping_outputs_saves_memory_on_a_cpu_too(monkeypatch, devices, share):
         "image": jax.ShapeDtypeStruct((64, 16, 16, 3), np.uint8),
         "label": jax.ShapeDtypeStruct((64,), np.int32),
     }
-    tx = optimizer.make(config, 100)
+    tx = optimizer.make(config, 100, networks.weights(config, 3))
     temporary = {}
     for remat in ("none", "outputs"):
         lean = dataclasses.replace(config, remat=remat)
@@ -275,10 +276,10 @@ def test_keeping_outputs_saves_memory_on_a_cpu_too(monkeypatch, devices, share):
 
 def test_automatic_dtype_is_the_backends():
     config = dataclasses.replace(CONFIG, compute_dtype="auto")
-    assert state.make_model(config).compute_dtype == np.float32
+    assert networks.make(config).module.compute_dtype == np.float32
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "default_backend", lambda: "tpu")
-        assert state.make_model(config).compute_dtype == jax.numpy.bfloat16
+        assert networks.make(config).module.compute_dtype == jax.numpy.bfloat16
 
 
 def test_evolving_gradients_follow_the_step():

@@ -13,7 +13,6 @@ from ftbnn_jax.deploy import pixels as pixel_values
 from ftbnn_jax.deploy import runtime as runtime_lib
 from ftbnn_jax.deploy.c import build, emulator, export, golden, rounding, schedule
 from ftbnn_jax.deploy.c import reference as reference_lib
-from ftbnn_jax.nn.spec import ResNetSpec
 from ftbnn_jax.report import console, print_json
 
 # More are written to a file, and read, in parts.
@@ -222,8 +221,7 @@ def _compare_with_runtime(
 def run(
     path: str,
     folder: str,
-    spec: ResNetSpec,
-    num_classes: int,
+    network: runtime_lib.Description,
     batches: Iterable[dict[str, np.ndarray]],
     as_json: bool = False,
 ) -> int:
@@ -234,8 +232,7 @@ def run(
     Args:
       path: of the artifact.
       folder: of the C program.
-      spec: of the config's network.
-      num_classes: likewise.
+      network: what the artifact must say.
       batches: as for `compare`.
       as_json: prints one JSON object instead of the table.
 
@@ -244,7 +241,7 @@ def run(
     """
     build.compiler()
     runtime = runtime_lib.Runtime.load(path)
-    runtime_lib.check_same_network(path, runtime.artifact, spec, num_classes)
+    network.check(path, runtime.artifact)
     result = compare(pathlib.Path(folder), runtime, batches)
     failures = list(result.failures())
     if as_json:

@@ -1,0 +1,67 @@
+"""Which parameters of a network are weights, of products of signs and of products of real numbers."""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+from ftbnn_jax.graph import walk
+from ftbnn_jax.graph.trace import Program
+from ftbnn_jax.graph.values import Value
+from ftbnn_jax.nn import variables as nn_variables
+from ftbnn_jax.nn.network import Network
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """Parameters that convolutions and matrix products multiply with, by name: "block1/conv/kernel".
+
+    Attributes:
+      binary: those of which a product reads the signs: latent weights.
+      real: all others.
+    """
+
+    binary: frozenset[str]
+    real: frozenset[str]
+
+
+def find(network: Network, shape: tuple[int, int, int]) -> Weights:
+    """Finds the weights of a network in its program; nothing is computed.
+
+    Args:
+      network: the network.
+      shape: height, width and channels of the images.
+    """
+    program = Program(network, (shape,), {})
+    closed, kinds = program.trace(lambda apply, params: apply(params), batch=1)
+    numbers = iter(range(len(program.parameters)))
+    known = {
+        "params": lambda: Value(parameters=frozenset([next(numbers)])),
+        "inputs": lambda: Value(from_input=True),
+        "other": Value,
+    }
+    arguments = [
+        walk.argument(known[kind](), var.aval)
+        for kind, var in zip(kinds, closed.jaxpr.invars, strict=True)
+    ]
+    binary: set[int] = set()
+    real: set[int] = set()
+    _add(walk.walk(closed, arguments), binary, real)
+    names = [name for name, _ in program.parameters]
+    return Weights(
+        frozenset(names[number] for number in binary),
+        frozenset(names[number] for number in real - binary),
+    )
+
+
+def mask(names: frozenset[str], params: Any) -> Any:
+    """Returns a tree like `params`, True for the parameters of these names and False for all others."""
+    return nn_variables.changed(params, lambda name, _: name in names)
+
+
+def _add(steps: Iterable[walk.Step], binary: set[int], real: set[int]) -> None:
+    for step in steps:
+        for branch in step.branches:
+            _add(branch, binary, real)
+        if step.name in ("conv_general_dilated", "dot_general"):
+            for operand in step.operands:
+                (binary if operand.value.is_sign else real).update(operand.value.parameters)
