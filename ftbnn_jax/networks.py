@@ -103,12 +103,12 @@ class _Own(Network):
 
     def _check_result(self, logits: Any, images: jax.Array) -> None:
         shape = getattr(logits, "shape", None)
-        wanted = (len(images), self._config.num_classes)
+        wanted = (images.shape[0], self._config.num_classes)
         if shape != wanted or not jnp.issubdtype(logits.dtype, jnp.floating):
             found = type(logits).__name__ if shape is None else f"{logits.dtype} {list(shape)}"
             raise UserError(
-                f"the network returns {found} for {len(images)} images; logits [N, config.num_classes], "
-                f"float32 {list(wanted)}, are expected"
+                f"the network returns {found} for images {list(images.shape)}; logits [N, "
+                f"config.num_classes], here {list(wanted)}, are expected"
             )
 
 

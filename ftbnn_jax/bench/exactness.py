@@ -170,9 +170,8 @@ def _main(arguments: Sequence[str]) -> int:
     if not configs:
         specs = (*published.table4_specs(), *published.total_macs_specs())
         configs = [config_lib.TrainConfig(spec) for spec in specs]
-    found = {
-        shape for config in configs for shape in shapes(config.spec("this command"), config.image_size)
-    }
+    sizes = [(config.spec("this command"), config.image_size) for config in configs]
+    found = {shape for spec, size in sizes for shape in shapes(spec, size)}
     if not found:
         raise UserError(f"--config={options.config[0]}: a network without binary convolutions")
     config = dataclasses.replace(configs[0], compute_dtype=options.compute_dtype)

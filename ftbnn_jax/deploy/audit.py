@@ -5,6 +5,7 @@ activations at exactly 0, learnt slopes (the paper's Table 2), and how many weig
 another checkpoint's.
 """
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import rich.table
 
+from ftbnn_jax import networks
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.deploy import export
-from ftbnn_jax.graph import ir
-from ftbnn_jax.nn import blocks, recording, resnet
-from ftbnn_jax.ops import image, quantizers
+from ftbnn_jax.graph import ir, lower, trace, walk
+from ftbnn_jax.nn import variables as nn_variables
+from ftbnn_jax.ops import quantizers
 from ftbnn_jax.report import console, print_json
 
 
@@ -34,11 +36,13 @@ def sizes(graph: ir.Graph) -> dict[str, dict[str, float]]:
     """
     sections: dict[str, str] = {}
     least: dict[str, float] = {}
+    sixteen = {name for name, tensor in graph.tensors.items() if tensor.dtype == np.int16}
+    heads = {node.layer for node in graph.nodes if node.layer and sixteen & set(node.inputs)}
     for node in graph.nodes:
         for name in node.inputs:
             if node.op in ir.BINARY:
                 sections[name], least[name] = "binary kernels", ir.kernel_bits(node.attributes) / 8
-            elif node.layer == "head":
+            elif node.layer in heads or name in sixteen:
                 sections[name] = "classifier"
             elif node.op in ("conv", "dot"):
                 sections[name] = "real kernels"
@@ -55,6 +59,7 @@ def sizes(graph: ir.Graph) -> dict[str, dict[str, float]]:
 def layers(
     config: TrainConfig,
     variables: dict[str, Any],
+    channels: int,
     batches: Iterable[dict[str, np.ndarray]],
     other: dict[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
@@ -62,44 +67,45 @@ def layers(
 
     Args:
       config: of the run.
-      variables: `params` and `batch_stats`.
+      variables: of the network.
+      channels: of the images.
       batches: uint8 `image` and `weight`, to measure activations on; may be empty.
       other: variables of another checkpoint of the same network.
 
     Returns:
       For each: `name`; `weights`; `latent_zeros`, weights at exactly 0; `dead`, output channels whose
-      batch norm multiplies by 0; `zero_activations`, share of the convolution's inputs at exactly 0
-      (None without batches); `negative_slope` and `positive_slope`, mean, least and largest (None where
-      there is none); `flipped`, share of weights whose signs differ from `other`'s (None without).
+      batch norm multiplies by 0 (None where none stands beside it as `bn`); `zero_activations`, share of
+      its inputs at exactly 0 (None without batches); `negative_slope` and `positive_slope`, mean, least
+      and largest (None where there is none); `flipped`, share of weights whose signs differ from
+      `other`'s (None without).
     """
+    kernels: dict[str, list[str]] = {}
+    for name in networks.weights(config, channels).binary:
+        kernels.setdefault(re.sub(r"/kernel_\d+$", "", name), []).append(name)
     zeros = _zero_activations(config, variables, batches)
+    params, others = nn_variables.by_name(variables["params"]), {}
+    if other is not None:
+        others = nn_variables.by_name(other["params"])
     found = []
-    for plan in config.model.plan():
-        block = variables["params"][plan.name]
-        kernels = [np.asarray(block["conv"][f"kernel_{g}"]) for g in range(plan.groups)]
-        flipped = None
-        if other is not None:
-            others = other["params"][plan.name]["conv"]
-            flipped = sum(
-                int(
-                    np.sum(
-                        quantizers.is_positive(k)
-                        != quantizers.is_positive(np.asarray(others[f"kernel_{g}"]))
-                    )
-                )
-                for g, k in enumerate(kernels)
-            ) / sum(k.size for k in kernels)
-        slopes = block.get("act", {})
+    for number, (convolution, names) in enumerate(kernels.items()):
+        block = convolution.removesuffix("/conv")
+        weights = [np.asarray(params[name]) for name in names]
+        flips = [
+            np.sum(quantizers.is_positive(w) != quantizers.is_positive(np.asarray(others[name])))
+            for name, w in zip(names, weights, strict=True)
+            if others
+        ]
+        count, scale = sum(w.size for w in weights), params.get(f"{block}/bn/scale")
         found.append(
             {
-                "name": plan.name,
-                "weights": sum(k.size for k in kernels),
-                "latent_zeros": sum(int(np.sum(k == 0)) for k in kernels),
-                "dead": int(np.sum(np.asarray(block["bn"]["scale"]) == 0)),
-                "zero_activations": zeros.get(plan.name),
-                "negative_slope": _spread(slopes.get("negative_slope")),
-                "positive_slope": _spread(slopes.get("positive_slope")),
-                "flipped": flipped,
+                "name": block,
+                "weights": count,
+                "latent_zeros": sum(int(np.sum(w == 0)) for w in weights),
+                "dead": None if scale is None else int(np.sum(np.asarray(scale) == 0)),
+                "zero_activations": zeros[number] if len(zeros) == len(kernels) else None,
+                "negative_slope": _spread(params.get(f"{block}/act/negative_slope")),
+                "positive_slope": _spread(params.get(f"{block}/act/positive_slope")),
+                "flipped": int(sum(flips)) / count if others else None,
             }
         )
     return found
@@ -113,23 +119,30 @@ def _spread(values: Any) -> list[float] | None:
     return [float(values.mean()), float(values.min()), float(values.max())]
 
 
-def _zero_activations(config, variables, batches) -> dict[str, float]:
-    model = resnet.make(config.model, config.num_classes, config.compute_dtype)
+def _zero_activations(config, variables, batches) -> list[float]:
+    """Share of exact zeros among what enters each binary product, those of one layer together."""
+    function = export.network(config, config.compute_dtype)
 
     @jax.jit
-    def shares(images):
-        x = image.standardize(images, config.pixel_mean, config.pixel_std)
-        convolutions = recording.calls(model, variables, x, blocks.BinaryConv)
-        return {name: jnp.mean(inputs == 0) for name, (inputs, _) in convolutions.items()}
+    def count(images):
+        traced = trace.trace(function, variables, images, len(images))
+        steps, _ = walk.collect(traced.run(images))
+        found: dict[Any, list[Any]] = {}
+        for number, step in enumerate(filter(lower.is_product, steps)):
+            read = [x for x in step.operands if x.value.from_input]
+            if len(read) == 1 and all(x.value.is_sign for x in step.operands):
+                sums = found.setdefault(step.layer or number, [0, 0])
+                sums[0], sums[1] = (
+                    sums[0] + jnp.sum(read[0].numbers == 0),
+                    sums[1] + read[0].numbers.size,
+                )
+        return list(found.values())
 
-    totals: dict[str, float] = {}
-    count = 0
+    totals = np.zeros((0, 2))
     for batch in batches:
-        images = batch["image"][batch["weight"] > 0]
-        count += len(images)
-        for name, share in shares(images).items():
-            totals[name] = totals.get(name, 0.0) + float(share) * len(images)
-    return {name: total / count for name, total in totals.items()}
+        counted = np.asarray(jax.device_get(count(batch["image"][batch["weight"] > 0])), np.float64)
+        totals = counted if not len(totals) else totals + counted
+    return [zeros / inputs for zeros, inputs in totals]
 
 
 def run(
@@ -144,7 +157,7 @@ def run(
 
     Args:
       config: of the run.
-      variables: `params` and `batch_stats`.
+      variables: of the network.
       channels: of the images.
       batches: as for `layers`.
       other: likewise.
@@ -152,7 +165,7 @@ def run(
     """
     experiment = {"channels": channels, "class_names": ()}
     by_section = sizes(export.to_artifact(config, variables, experiment, step=0).graph)
-    by_layer = layers(config, variables, batches, other)
+    by_layer = layers(config, variables, channels, batches, other)
     if as_json:
         print_json({"sizes": by_section, "layers": by_layer})
         return 0
@@ -172,7 +185,8 @@ def run(
         else:
             table.add_column(header, justify="right")
     for row in by_layer:
-        cells = [row["name"], f"{row['weights']:,}", f"{row['latent_zeros']:,}", str(row["dead"])]
+        cells = [row["name"], f"{row['weights']:,}", f"{row['latent_zeros']:,}"]
+        cells.append("" if row["dead"] is None else str(row["dead"]))
         share = row["zero_activations"]
         cells.append("" if share is None else f"{share:.2%}")
         for slope in (row["negative_slope"], row["positive_slope"]):

@@ -115,6 +115,7 @@ Steps = Generator[Step, None, list[Array]]
 
 _LIBRARIES = (sysconfig.get_path("purelib"), sysconfig.get_path("stdlib"), sys.prefix, "<")
 _PACKAGE = str(pathlib.Path(__file__).parents[1])
+_CALLER = f"{_PACKAGE}/nn/network.py"
 
 
 def user_line(places: Iterable[tuple[str, int]]) -> str:
@@ -124,10 +125,13 @@ def user_line(places: Iterable[tuple[str, int]]) -> str:
       places: file and line of each frame, the innermost first.
     """
     places = [(f, n) for f, n in places if not f.startswith(_LIBRARIES) or f.startswith(_PACKAGE)]
+    # A network of the user's own is what stands inside the package's call of it.
+    calls = [i for i, (file, _) in enumerate(places) if file == _CALLER]
+    inside = [(f, n) for f, n in places[: calls[0] if calls else 0] if not f.startswith(_PACKAGE)]
     # Layers say more than the operations that they are made of.
     own = [(f, n) for f, n in places if not f.startswith(_PACKAGE)]
     layers = [(f, n) for f, n in places if f.startswith(f"{_PACKAGE}/nn/")]
-    file, line = next(iter([*layers[:1], *own, *places]), ("", 0))
+    file, line = next(iter([*inside, *layers[:1], *own, *places]), ("", 0))
     # The package's own files by their names in it, wherever it is installed.
     file = file.replace(f"{_PACKAGE}/", f"{pathlib.Path(_PACKAGE).name}/")
     return f"{file}:{line}" if file else "unknown"

@@ -1,7 +1,7 @@
 """Which parameters of a network are weights, of products of signs and of products of real numbers."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from ftbnn_jax.graph import walk
@@ -16,12 +16,12 @@ class Weights:
     """Parameters that convolutions and matrix products multiply with, by name: "block1/conv/kernel".
 
     Attributes:
-      binary: those of which a product reads the signs: latent weights.
-      real: all others.
+      binary: those of which a product reads the signs, latent weights, in the order of the program.
+      real: all others, likewise.
     """
 
-    binary: frozenset[str]
-    real: frozenset[str]
+    binary: tuple[str, ...]
+    real: tuple[str, ...]
 
 
 def find(network: Network, shape: tuple[int, int, int]) -> Weights:
@@ -43,25 +43,27 @@ def find(network: Network, shape: tuple[int, int, int]) -> Weights:
         walk.argument(known[kind](), var.aval)
         for kind, var in zip(kinds, closed.jaxpr.invars, strict=True)
     ]
-    binary: set[int] = set()
-    real: set[int] = set()
+    # Dictionaries, since they keep an order.
+    binary: dict[int, None] = {}
+    real: dict[int, None] = {}
     _add(walk.walk(closed, arguments), binary, real)
     names = [name for name, _ in program.parameters]
     return Weights(
-        frozenset(names[number] for number in binary),
-        frozenset(names[number] for number in real - binary),
+        tuple(names[number] for number in binary),
+        tuple(names[number] for number in real if number not in binary),
     )
 
 
-def mask(names: frozenset[str], params: Any) -> Any:
+def mask(names: Collection[str], params: Any) -> Any:
     """Returns a tree like `params`, True for the parameters of these names and False for all others."""
     return nn_variables.changed(params, lambda name, _: name in names)
 
 
-def _add(steps: Iterable[walk.Step], binary: set[int], real: set[int]) -> None:
+def _add(steps: Iterable[walk.Step], binary: dict[int, None], real: dict[int, None]) -> None:
     for step in steps:
         for branch in step.branches:
             _add(branch, binary, real)
         if step.name in ("conv_general_dilated", "dot_general"):
             for operand in step.operands:
-                (binary if operand.value.is_sign else real).update(operand.value.parameters)
+                found = dict.fromkeys(sorted(operand.value.parameters))
+                (binary if operand.value.is_sign else real).update(found)

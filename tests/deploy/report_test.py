@@ -112,6 +112,6 @@ def test_the_audit_counts_what_was_planted(built, capsys):
 
 def test_an_audit_without_images_or_another_checkpoint_leaves_those_columns_out(built):
     config, variables, _ = built
-    for layer in audit.layers(config, variables, []):
+    for layer in audit.layers(config, variables, 3, []):
         assert layer["zero_activations"] is None
         assert layer["flipped"] is None
