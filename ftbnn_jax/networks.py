@@ -49,9 +49,38 @@ def make(config: TrainConfig) -> Network:
         with jax.ensure_compile_time_eval():
             made = function(config)
         try:
-            return _Own(network_lib.of(made, *([frozen] if frozen else [])), config)
+            return _Own(_of(made, frozen or network_lib.moves), config)
         except UserError as error:
             raise UserError(f"get_network: {error.what}") from error
+
+
+def _of(made: Any, frozen: network_lib.Frozen) -> Network:
+    """Returns the network that an object stands for.
+
+    Args:
+      made: a flax.linen or nnx module, a callable that is a pytree of arrays, or a pair of functions.
+      frozen: what does not move in training.
+
+    Raises:
+      UserError: it is something else, or needs an argument that there is not.
+    """
+    if isinstance(made, type):
+        raise UserError(f"returns the class {made.__name__}; one object of it would do")
+    if "flax" in sys.modules:
+        # Imported late: whoever has one of flax's modules has imported flax.
+        from ftbnn_jax.nn import flax_networks
+
+        if found := flax_networks.of(made, frozen):
+            return found
+    if isinstance(made, tuple) and len(made) == 2 and all(map(callable, made)):
+        return network_lib.Functions(*made)
+    if callable(made) and any(map(network_lib.is_parameter, jax.tree.leaves(made))):
+        return network_lib.Callables(made)
+    what = "a function, which has no parameters" if callable(made) else f"{type(made).__name__}"
+    raise UserError(
+        f"returns {'nothing' if made is None else what}; a flax module, a callable that is a pytree of "
+        "arrays, or a pair of functions (init, apply) would do"
+    )
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ pair of functions each have a class that fits them to it; `flax_networks` has th
 
 import abc
 import inspect
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -162,9 +161,9 @@ class Callables(Network):
         self._taken = arguments(function, "images", ARGUMENTS)
         self.uses_progress = "progress" in self._taken
         leaves, self._structure = jax.tree.flatten(function)
-        self._leaves = [None if _is_parameter(leaf) else leaf for leaf in leaves]
+        self._leaves = [None if is_parameter(leaf) else leaf for leaf in leaves]
         self._params = jax.tree.unflatten(
-            self._structure, [leaf if _is_parameter(leaf) else None for leaf in leaves]
+            self._structure, [leaf if is_parameter(leaf) else None for leaf in leaves]
         )
         self._names = Names(self._params)
 
@@ -178,7 +177,8 @@ class Callables(Network):
         return Outputs(function(images, **given(self._taken, train, progress)), {}, {})
 
 
-def _is_parameter(leaf: Any) -> bool:
+def is_parameter(leaf: Any) -> bool:
+    """Whether a leaf of a callable is an array of floating point numbers, which are trained."""
     return hasattr(leaf, "shape") and jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
@@ -219,32 +219,3 @@ def _check_dictionaries(tree: Any) -> None:
                 f"init must return nested dictionaries of arrays, by text; {place or 'the result'!r} is "
                 "something else"
             )
-
-
-def of(made: Any, frozen: Frozen = moves) -> Network:
-    """Returns the network that an object stands for.
-
-    Args:
-      made: a flax.linen or nnx module, a callable that is a pytree of arrays, or a pair of functions.
-      frozen: what does not move in training.
-
-    Raises:
-      UserError: it is something else, or needs an argument that there is not.
-    """
-    if isinstance(made, type):
-        raise UserError(f"returns the class {made.__name__}; one object of it would do")
-    if "flax" in sys.modules:
-        # Imported late: whoever has one of flax's modules has imported flax.
-        from ftbnn_jax.nn import flax_networks
-
-        if found := flax_networks.of(made, frozen):
-            return found
-    if isinstance(made, tuple) and len(made) == 2 and all(map(callable, made)):
-        return Functions(*made)
-    if callable(made) and any(map(_is_parameter, jax.tree.leaves(made))):
-        return Callables(made)
-    what = "a function, which has no parameters" if callable(made) else f"{type(made).__name__}"
-    raise UserError(
-        f"returns {'nothing' if made is None else what}; a flax module, a callable that is a pytree of "
-        "arrays, or a pair of functions (init, apply) would do"
-    )
