@@ -407,6 +407,8 @@ def told(path: str, file: str = "") -> Iterator[None]:
     except UserError as error:
         raise error.within(f"{path}: ") from error
     except BaseException as error:
+        if isinstance(error, ImportError) and (missing := extras.missing(error.name or "")):
+            raise missing.within(f"{path}: ") from error
         file = os.path.abspath(file or path)
         frames = traceback.extract_tb(error.__traceback__)
         lines = [f"line {f.lineno}: " for f in frames if os.path.abspath(f.filename) == file]

@@ -150,7 +150,7 @@ def test_per_device_statistics_are_those_of_each_share():
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
         jax.device_get(four.collections["batch_stats"]["stem"]),
-        expected["stem"],
+        expected["batch_stats"]["stem"],
     )
     of_the_batch, _ = run(CONFIG, mesh_of(4), 1)
     stem = [
