@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import sys
 from collections.abc import Iterator
 
 from ftbnn_jax.errors import UserError
@@ -16,6 +17,8 @@ _MODULES = {
     "onnx": ("onnx", "onnxruntime"),
     "torch": ("torch",),
 }
+# The first Python that has no TensorFlow yet; setup.cfg says the same.
+_NO_TENSORFLOW = (3, 14)
 
 
 class MissingExtraError(UserError, ImportError):
@@ -28,6 +31,8 @@ class MissingExtraError(UserError, ImportError):
 def missing(module: str) -> MissingExtraError | None:
     """Returns the error for a module that is not installed; None where no extra brings it."""
     top = module.partition(".")[0]
+    if top == "tensorflow" and sys.version_info >= _NO_TENSORFLOW:
+        return MissingExtraError("has no release for Python 3.14; 3.13 would do", top)
     for extra, modules in _MODULES.items():
         if top in modules:
             return MissingExtraError(f"needs the extra: pip install 'ftbnn-jax[{extra}]'", top)

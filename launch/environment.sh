@@ -3,12 +3,13 @@
 # project in it, unless it is there already and up to date; then puts it first on PATH.
 #
 # PYTHON names the interpreter to use (3.11 or later); by default the first fitting one found.
-# EXTRAS names the optional packages (setup.cfg); `EXTRAS=cuda bash launch/environment.sh` is for GPUs.
+# EXTRAS names the optional packages beside those of training (setup.cfg): `EXTRAS=cuda bash
+# launch/environment.sh` is for GPUs.
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 environment=$repository/.venv
 pins=$repository/launch/constraints-cpu.txt
-extras=${EXTRAS:-dev,figures}
+extras=train,${EXTRAS:-dev,figures}
 
 fits() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 

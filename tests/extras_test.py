@@ -80,6 +80,14 @@ def test_the_error_is_an_import_error_and_a_message_to_the_user():
     assert str(error.value.within("x.py: ")).startswith("x.py: onnx: needs")
 
 
+@pytest.mark.parametrize(
+    ("version", "found"), [((3, 13), "needs the extra"), ((3, 14), "has no release")]
+)
+def test_where_there_is_no_tensorflow_no_extra_brings_it(monkeypatch, version, found):
+    monkeypatch.setattr(sys, "version_info", version)
+    assert found in str(extras.missing("tensorflow.data"))
+
+
 def test_what_no_extra_brings_is_no_business_of_ours():
     with pytest.raises(ModuleNotFoundError, match="no_such_module"), extras.named():
         importlib.import_module("no_such_module")
