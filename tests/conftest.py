@@ -5,6 +5,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+from importlib import metadata
 
 # Read when JAX starts its backend, so they must be there before any test module imports it. A platform
 # or a device count that the caller chose stays.
@@ -18,9 +19,11 @@ if "--xla_force_host_platform_device_count" not in _XLA_FLAGS:
 if "--xla_backend_optimization_level" not in _XLA_FLAGS:
     os.environ["XLA_FLAGS"] = (
         f"{_XLA_FLAGS} --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-        "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 "
-        "--xla_cpu_multi_thread_eigen=false"
+        "--xla_cpu_parallel_codegen_split_count=1 --xla_cpu_multi_thread_eigen=false"
     ).strip()
+    # XLA ends a process that gives it a flag which it has not, and later ones have not this one.
+    if metadata.version("jaxlib").startswith("0.10."):
+        os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
 # Compiling takes most of the tests' time: one cache for this process and those that it starts, the
 # workers of pytest-xdist among them.
