@@ -413,7 +413,8 @@ def told(path: str, file: str = "") -> Iterator[None]:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [f"line {f.lineno}: " for f in frames if os.path.abspath(f.filename) == file]
         where = f"{path}: {lines[-1] if lines else ''}{type(error).__name__}"
-        raise UserError(f"{where}: {summary(error)}") from error
+        hint = "; x.shape[0] would do, len(x) does not" if "_DimExpr" in str(error) else ""
+        raise UserError(f"{where}: {summary(error)}{hint}") from error
 
 
 def load(path: str, overrides: Sequence[str] = ()) -> TrainConfig:

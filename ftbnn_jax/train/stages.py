@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from ftbnn_jax import config as config_lib
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.data import sets
 from ftbnn_jax.errors import UserError
@@ -65,8 +66,11 @@ def resolve(config: TrainConfig, workdir: str) -> tuple[Stage, ...]:
 
 def _stage_config(config: TrainConfig, name: str, fields: Mapping[str, Any]) -> TrainConfig:
     base = config.to_dict()
-    model = {**base["model"], **fields.get("model", {})}
+    given = fields.get("model", {})
+    model = {**base["model"], **given}
     try:
+        for key in given if config.network else ():
+            config_lib.check_key(base, f"model.{key}")
         return TrainConfig.from_dict({**base, **fields, "model": model, "stages": {}})
     except UserError as error:
         field = error.where.removeprefix("config.")
