@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -30,6 +31,17 @@ _T = TypeVar("_T")
 def num_cores() -> int:
     """Returns how many cores this process may use; JAX takes as many threads."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_bytes() -> int:
+    """Returns the memory that this process may fill: the machine's, or its control group's if less."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        # It says "max" where there is no limit.
+        limit = int(pathlib.Path("/sys/fs/cgroup/memory.max").read_text())
+    except (OSError, ValueError):
+        return physical
+    return min(physical, limit)
 
 
 def keep_memory() -> None:

@@ -7,9 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ftbnn_jax import budget
+from ftbnn_jax import config as config_lib
 from ftbnn_jax.bench import train_step
 from ftbnn_jax.bench.plain_flax import PlainResNet
+from ftbnn_jax.host import machine
 from ftbnn_jax.nn import architectures, resnet, spec
+from ftbnn_jax.train import state
 
 
 @pytest.mark.parametrize(
@@ -63,3 +67,18 @@ def test_the_other_networks_have_as_many_parameters_as_ours(net):
     assert sizes(PlainResNet(net, 5)) == expected
     torch_nets = pytest.importorskip("ftbnn_jax.bench.plain_torch", exc_type=ImportError)
     assert sum(p.numel() for p in torch_nets.make_model(net, 5, 3).parameters()) == expected
+
+
+def test_a_batch_is_halved_until_it_fits_into_memory(monkeypatch, capsys):
+    config = config_lib.TrainConfig(architectures.small((1,), 4), image_size=8, batch_size=64)
+    image = budget.count(state.make_model(config), (8, 8, 3)).activation_bytes
+    for there, size, told in (
+        (256 * image, 64, []),
+        (256 * image - 1, 32, ["x: batch 32"]),
+        # Each device has one image.
+        (0, jax.device_count(), [f"x: batch {jax.device_count()}"]),
+    ):
+        monkeypatch.setattr(machine, "memory_bytes", lambda there=there: there)
+        assert train_step._in_memory("x", config).batch_size == size
+        lines = capsys.readouterr().err.splitlines()
+        assert [line.partition(";")[0] for line in lines] == told
