@@ -4,7 +4,8 @@
 
 The variants take turns in one run, each on one batch of random images that is on the device already, and
 medians are compared, so that a busy machine hurts them alike. PyTorch takes part where it is installed
-(the extra `torch`). The configs' batches are halved until a step fits into memory. On a GPU, `XLA_PYTHON_CLIENT_PREALLOCATE=false` leaves PyTorch some of its memory.
+(the extra `torch`). The configs' batches are halved until a step fits into memory. On a GPU,
+`XLA_PYTHON_CLIENT_PREALLOCATE=false` leaves PyTorch some of its memory.
 """
 
 import dataclasses
@@ -46,8 +47,8 @@ _CHANNELS = 3
 # Of the run that the steps are the first of.
 _NUM_STEPS = 1_000_000
 _PEAK_SIZE = {"cpu": 2048}
-# Bytes of a step over those that its activations are counted to leave for the backward pass: of the
-# baseline on a CPU 1.5 times here, 2.2 in plain flax, 3.2 in PyTorch; what one leaves, others may not use.
+# Bytes of a step over those that its activations are counted to leave for the backward pass: on a CPU,
+# the baseline takes 1.5 times as many here, 2.2 in plain flax, 3.2 in PyTorch.
 _MEMORY_OVER_ACTIVATIONS = 4
 # Of a step's work, the backward pass has twice the forward pass's.
 _PASSES = 3
@@ -169,7 +170,7 @@ def _main(arguments: Sequence[str]) -> int:
 def _in_memory(name: str, config: TrainConfig) -> TrainConfig:
     """Returns the experiment, its batch halved until a step fits into memory; says so where it is."""
     shape = (config.image_size, config.image_size, _CHANNELS)
-    image = _MEMORY_OVER_ACTIVATIONS * budget.count(state.make_model(config), shape).activation_bytes
+    image = _MEMORY_OVER_ACTIVATIONS * budget.count(networks.make(config), shape).activation_bytes
     limits = [(d.memory_stats() or {}).get("bytes_limit", 0) for d in jax.local_devices()]
     there = sum(limits) or machine.memory_bytes()
     size = config.batch_size

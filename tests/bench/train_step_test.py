@@ -7,13 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ftbnn_jax import budget
+from ftbnn_jax import budget, networks
 from ftbnn_jax import config as config_lib
 from ftbnn_jax.bench import train_step
 from ftbnn_jax.bench.plain_flax import PlainResNet
 from ftbnn_jax.host import machine
 from ftbnn_jax.nn import architectures, resnet, spec
-from ftbnn_jax.train import state
 
 
 @pytest.mark.parametrize(
@@ -71,7 +70,7 @@ def test_the_other_networks_have_as_many_parameters_as_ours(net):
 
 def test_a_batch_is_halved_until_it_fits_into_memory(monkeypatch, capsys):
     config = config_lib.TrainConfig(architectures.small((1,), 4), image_size=8, batch_size=64)
-    image = budget.count(state.make_model(config), (8, 8, 3)).activation_bytes
+    image = budget.count(networks.make(config), (8, 8, 3)).activation_bytes
     for there, size, told in (
         (256 * image, 64, []),
         (256 * image - 1, 32, ["x: batch 32"]),
