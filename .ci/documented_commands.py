@@ -63,7 +63,11 @@ _PAPER = "docs/tutorials/paper.md"
 _TRAINING = "docs/how_to/training.md"
 _MACHINES = "docs/how_to/many_machines.md"
 _RESULTS = "docs/results.md"
+_INSTALL = "docs/install.md"
 _LISTED = (
+    Listed(_INSTALL, "python -m venv", "gigabytes; .ci/wheel.sh does it"),
+    Listed(_INSTALL, "source launch/environment.sh", "gigabytes; CI itself begins so"),
+    Listed(_INSTALL, "EXTRAS=cuda", "a machine with GPUs"),
     Listed(
         _PAPER,
         "--config.batch_size=8 --config.num_steps=3",
