@@ -16,6 +16,7 @@ _MODULES = {
     "figures": ("matplotlib",),
     "onnx": ("onnx", "onnxruntime"),
     "torch": ("torch",),
+    "wandb": ("wandb",),
 }
 # The first Python that has no TensorFlow yet; setup.cfg says the same.
 _NO_TENSORFLOW = (3, 14)

@@ -1,18 +1,22 @@
 """What works where no extra is installed, and what is said of the rest."""
 
+import ast
 import importlib
 import json
+import pathlib
 import subprocess
 import sys
 
 import pytest
 
+import ftbnn_jax
 from ftbnn_jax import extras
 from ftbnn_jax.errors import UserError
 
 # A process in which nothing can be imported that an extra brings.
 _LEAN = """
 import doctest, importlib, json, pathlib, sys
+import ftbnn_jax
 import ftbnn_jax
 from ftbnn_jax import extras
 for modules in extras._MODULES.values():
@@ -98,3 +102,18 @@ def test_what_is_required_is_not_imported(monkeypatch):
     monkeypatch.setitem(sys.modules, "flax", None)
     with pytest.raises(ImportError, match=r"^flax: needs the extra: pip install 'ftbnn-jax\[train\]'$"):
         extras.require("onnx", "flax")
+
+
+def test_what_is_imported_is_required_or_in_an_extra():
+    root = pathlib.Path(ftbnn_jax.__file__).parent
+    imported = set()
+    for path in root.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(node.module.partition(".")[0])
+    known = {module for modules in extras._MODULES.values() for module in modules}
+    required = {"filelock", "jax", "numpy", "PIL", "rich", "safetensors"}
+    # JAX brings the last two.
+    assert imported - sys.stdlib_module_names - {"ftbnn_jax"} - known <= required | {"jaxlib", "scipy"}

@@ -22,7 +22,7 @@ from etils import epath
 from tensorboardX import summary
 from tensorboardX.proto import event_pb2, summary_pb2
 
-from ftbnn_jax import report
+from ftbnn_jax import extras, report
 from ftbnn_jax.data import framing
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.errors import summary as first_line
@@ -149,10 +149,8 @@ class WeightsAndBiases:
 
     def __init__(self, directory: epath.Path, step: int, config: Mapping[str, Any]):
         where = "config.loggers=wandb"
-        try:
+        with extras.named():
             import wandb
-        except ImportError as error:
-            raise UserError("needs the package wandb: pip install wandb", where) from error
         file = directory / "wandb_id.json"
         if not file.exists():
             paths.write_whole(file, json.dumps(uuid.uuid4().hex))

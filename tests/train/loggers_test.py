@@ -102,7 +102,7 @@ def test_a_missing_or_failing_package_is_one_line(tmp_path, monkeypatch):
         metrics.MetricsWriter(str(tmp_path), 0, names=("wandb",))
 
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match=r"config\.loggers=wandb: needs the package wandb: pip install"):
+    with pytest.raises(UserError, match=r"^wandb: needs the extra: pip install 'ftbnn-jax\[wandb\]'$"):
         start()
     monkeypatch.setitem(sys.modules, "wandb", module := Weights())
 
