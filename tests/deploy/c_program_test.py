@@ -27,9 +27,9 @@ _BUILDS = {
 def test_no_integer_differs(tmp_path, name, fixed):
     folder = c_programs.write(tmp_path / "c", name, fixed)
     found = c_programs.check(folder, c_programs.exported(name, fixed)[2])
-    plans = c_programs.runtime(name).artifact.spec.plan()
+    products = c_programs.runtime(name).artifact.graph.binary_products()
     assert found["passed"]
-    assert [block["name"] for block in found["blocks"]] == [plan.name for plan in plans]
+    assert [block["name"] for block in found["blocks"]] == [product.layer for product in products]
     for block in found["blocks"]:
         assert block["compared"] > 0
         assert block["differing"] == block["end_to_end"] == 0
@@ -59,7 +59,7 @@ def test_flipped_weight_bits_are_found_and_located(tmp_path):
     folder = c_programs.write(tmp_path / "c", "derived", weights_c=head + flipped)
     found = c_programs.check(folder, golden)
     assert not found["passed"]
-    assert [b["name"] for b in found["blocks"] if b["differing"]] == ["block1_2"]
+    assert [b["name"] for b in found["blocks"] if b["differing"]] == ["block1_2/conv"]
 
 
 def _next_value(tensor: str, change, index: int = 0):
@@ -80,21 +80,22 @@ def _swapped_stem_weights(text):
 
 # In weights, or in the arithmetic of a layer; the first ones leave every integer as it is.
 _DAMAGES = {
-    "one weight of the head": _next_value("head_kernel", lambda v: str(int(v) + 1), 5),
-    "scale of the head": _next_value("head_scale", lambda _: "0"),
+    "one weight of the head": _next_value("head_kernel_int16", lambda v: str(int(v) + 1), 5),
+    "scale of the head": _next_value("head_kernel_scale", lambda _: "0"),
     "bias of the head": _next_value("head_bias", lambda v: f"({v} + 1)"),
     "order of a sum in the head": (
-        "ftbnn_layers.c",
+        "ftbnn_arithmetic.h",
         lambda text: text.replace(
-            "(int c = 0; c < head->features; c++)", "(int c = head->features; c--;)"
+            "(int i = 0; i < inputs; i++) {\n      const int16_t",
+            "(int i = inputs; i--;) {\n      const int16_t",
         ),
     ),
     "slope": _next_value("block2_1_act_positive_slope", lambda _: "-999999999", 1),
     "stem": ("weights.c", _swapped_stem_weights),
-    "norm of a shortcut": _next_value("block2_1_shortcut_bn_offset", lambda v: f"({v} + 1)", 1),
+    "norm of a shortcut": _next_value("block2_1_shortcut_bn_add_constant", lambda v: f"({v} + 1)", 1),
     "mean of a shortcut": (
-        "ftbnn_layers.c",
-        lambda text: text.replace("ftbnn_mean(sums[c], found)", "ftbnn_mean(sums[c], found + 1)"),
+        "model.c",
+        lambda text: text.replace("v0 / 0x1.000000p+2f", "v0 / 0x1.800000p+2f"),
     ),
 }
 

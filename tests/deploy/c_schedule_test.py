@@ -10,18 +10,15 @@ import subprocess
 import sys
 
 import c_programs
-import jax.numpy as jnp
 import networks
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from jax import lax
 
-from ftbnn_jax.deploy import export as network_export
 from ftbnn_jax.deploy.c import (
     arithmetic,
-    described,
+    emit,
     emulator,
     export,
     fixed_point,
@@ -34,7 +31,6 @@ from ftbnn_jax.deploy.c import (
 )
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn import architectures
-from ftbnn_jax.nn import spec as spec_lib
 
 _BUFFERS = st.lists(
     st.tuples(st.integers(1, 9), st.integers(0, 5), st.integers(0, 3)).map(
@@ -88,14 +84,16 @@ def test_memory_is_at_most_1_2_times_the_largest_pair_of_activations(spec):
         pairs.append(size**2 * features + out**2 * plan.features)
         size, features = out, plan.features
     assert network.arena_bytes <= 1.2 * 4 * max(pairs)
-    assert network.largest_pair == max(pairs)
 
 
 def test_weights_are_at_most_1_02_times_the_packed_file():
     artifact = _large(architectures.derived(44, 5))
     network = schedule.lower(artifact)
     packed = sum(tensor.nbytes for tensor in artifact.graph.tensors.values())
-    constants = tables.binary_weights(network) + tables.float_tables(network)
+    numbers = arithmetic.SinglePrecision(network, arithmetic.Names(set()))
+    emit.Text(network, numbers).functions()
+    words = [tables.binary_weights("", product.kernels, schedule.SLACK) for product in network.products]
+    constants = [*words, *numbers.tables.values()]
     assert sum(table.values.nbytes for table in constants) <= 1.02 * packed
 
 
@@ -133,7 +131,10 @@ def test_the_program_names_layers_shapes_and_budget():
     files = generate.files(c_programs.runtime("derived").artifact)
     # 13 channels in groups of 4, 4 and 5; 26 in 8, 8 and 10.
     budget = 9 * 10 * 10 * (4 * 4 + 4 * 4 + 5 * 5)
-    assert "block1_1: 10x10x13 -> 10x10x13, 3 groups, stride 1, ternary" in files["model.c"]
+    assert (
+        "block1_1/conv: 10x10x13 -> 10x10x13, 3 groups, kernel 3x3, stride 1x1, ternary"
+        in files["model.c"]
+    )
     assert f"{budget:,} binary" in " ".join(files["model.c"].split())
     assert f"{9 * 5 * 5 * (8 * 8 + 8 * 8 + 10 * 10):,} binary" in " ".join(files["model.c"].split())
 
@@ -196,7 +197,6 @@ def test_metadata_that_is_no_c_is_refused(field, value, words):
             (word, "must be a C identifier")
             for word in ("", "1a", "a-b", "_a", "a_", "a__b", "ü", "a b", "int")
         ),
-        ("check", "the program has a check_block of its own; take another prefix"),
         ("test", "the program has a test_model of its own"),
     ],
 )
@@ -244,17 +244,20 @@ def _first_is(value):
     ("tensor", "value", "message"),
     [
         # 1e6 * 2**11 < 2**31 < 1e6 * 2**12
-        ("block1_1/bn/offset", 1e6, "1e.06 does not fit into fixed point of 20 fraction bits; 11 would"),
+        (
+            "block1_1/bn/add_constant",
+            1e6,
+            "1e.06 does not fit into fixed point of 20 fraction bits; 11 would",
+        ),
         ("head/bias", -1e6, "1e.06 does not fit into fixed point of 20 fraction bits; 11 would do"),
         # 3.2e5 * 2**11 < 2**30 < 3.2e5 * 2**12
-        ("block2_1/bn/multiplier", 3.2e5, "3.2e.05 does not fit .* 20 fraction bits; 11 would do"),
-        ("block2_1/bn/multiplier", -1e9, "1e.09 .* no fewer would do; without --fixed_point it fits"),
+        ("block2_1/bn/mul_constant", 3.2e5, "3.2e.05 does not fit .* 20 fraction bits; 11 would do"),
+        ("block2_1/bn/mul_constant", -1e9, "1e.09 .* no fewer would do; without --fixed_point it fits"),
         ("block1_1/act/negative_slope", 2e9, "2e.09 does not .* no fewer would do"),
     ],
 )
 def test_fixed_point_refuses_what_does_not_fit(tensor, value, message):
-    name = tensor.replace("multiplier", "mul_constant").replace("offset", "add_constant")
-    artifact = _changed("derived", name, _first_is(value))
+    artifact = _changed("derived", tensor, _first_is(value))
     with pytest.raises(UserError, match=f"^tensor '{tensor}': {message}"):
         generate.files(artifact, 20)
 
@@ -271,7 +274,7 @@ def test_fixed_point_refuses_what_does_not_fit(tensor, value, message):
 def test_fraction_bits_leave_room_to_values_and_to_parameters(largest, multiplier, bits):
     net = _changed("none", "block1_1/bn/mul_constant", _first_is(multiplier))
     found = fixed_point.choose_fraction_bits(
-        schedule.lower(net), {"stem/pixels": 1e20, "head/kernel": 0.0, "mean": largest}
+        schedule.lower(net), {"stem/conv/conv": 1e20, "block2_1/add": largest}
     )
     assert found == bits
 
@@ -282,13 +285,21 @@ def test_calibration_looks_at_the_last_blocks_output_too():
     scaled = _changed("none", "block2_1/bn/mul_constant", lambda t: t * 2**8)
     saturating = reference.Reference(scaled, before)
     saturating.traces(images)
-    assert saturating.losses.saturated["block2_1/bn"] == 3
+    assert saturating.losses.saturated["block2_1/bn/mul"] == 3
     (kind, where), *_ = saturating.losses.lines()
     assert kind == "saturated"
-    assert "block2_1/bn on 3 of 3 images" in where
+    assert "block2_1/bn/mul on 3 of 3 images" in where
     enough = reference.Reference(scaled, reference.calibrate(scaled, [images]))
     enough.traces(images)
     assert enough.losses.saturated == {}
+
+
+def _before_sign(network, product):
+    """Name of the array whose signs a product reads."""
+    node = network.nodes[product.node.inputs[0]]
+    while node.op != "compare":
+        node = network.nodes[node.inputs[0]]
+    return node.inputs[0]
 
 
 @pytest.mark.parametrize("name", ["derived", "two-valued"])
@@ -296,15 +307,16 @@ def test_signs_that_fixed_point_loses_are_counted(name, capsys):
     net = c_programs.runtime(name)
     images = networks.images(net.artifact.image_size)
     coarse = reference.Reference(net.artifact, 4)
-    logits, arrays = net.arrays(images, [block.conv.source for block in coarse.network.blocks])
+    products = coarse.network.products
+    logits, arrays = net.arrays(images, [_before_sign(coarse.network, p) for p in products])
     coarse.traces(images)
     expected = {}
-    for block, x in zip(coarse.network.blocks, arrays, strict=True):
+    for product, x in zip(products, arrays, strict=True):
         # Half of 2**-4; of a sign of two values, 0 is the negative one.
         lost = (np.asarray(x) > 0) & (np.asarray(x) < 2**-5)
         if name == "derived":
             lost |= (np.asarray(x) < 0) & (np.asarray(x) > -(2**-5))
-        expected[block.plan.name] = int(lost.sum())
+        expected[product.name] = int(lost.sum())
     found = dict(coarse.losses.lost_signs)
     assert found.pop("logits", 0) == np.sum(np.abs(logits) < 2**-5)
     assert found == expected
@@ -315,8 +327,8 @@ def test_signs_that_fixed_point_loses_are_counted(name, capsys):
 
 def test_parameters_that_fixed_point_loses_are_counted():
     net = _changed("derived", "block1_1/act/positive_slope", lambda t: np.where(t == t[3], 1e-12, t))
-    quantized = fixed_point.quantize(schedule.lower(net), 20)
-    assert quantized.zeroed() == {"block1_1/act/positive_slope": 1}
+    quantized = fixed_point.quantize(schedule.lower(net), 20, arithmetic.Names(set()))
+    assert quantized.zeroed == {"block1_1/act/positive_slope": 1}
 
 
 @pytest.mark.parametrize("name", ["derived", "baseline", "prelu"])
@@ -335,7 +347,7 @@ def test_fixed_point_is_near_single_precision(name):
 def test_shifts_round_to_the_nearest_halves_up(shift):
     values = np.arange(-100, 101)
     expected = np.floor(values / 2.0**shift + 0.5)
-    np.testing.assert_array_equal(arithmetic.shifted(values, shift), expected)
+    np.testing.assert_array_equal(fixed_point.shifted(values, shift), expected)
 
 
 def test_sums_are_taken_in_the_order_of_their_terms():
@@ -348,7 +360,7 @@ def test_sums_are_taken_in_the_order_of_their_terms():
 def test_values_that_are_not_finite_are_refused():
     net = _changed("none", "stem/bn/mul_constant", lambda t: t * np.float32(1e38))
     for fixed in (False, True):
-        with pytest.raises(UserError, match=r"^stem/bn: not finite on 3 of 3 images"):
+        with pytest.raises(UserError, match=r"^stem/bn/mul: not finite on 3 of 3 images"):
             if fixed:
                 reference.calibrate(net, [networks.images(7)])
             else:
@@ -436,137 +448,3 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_bytes(b"mine")
     with pytest.raises(UserError, match=r"file/c: cannot be written: File exists"):
         export.write(tmp_path / "file" / "c", {"model.h": b""})
-
-
-@pytest.mark.parametrize("name", ["derived", "two-valued"])
-def test_a_convolution_alone_gives_what_it_gives_in_the_network(name):
-    net = c_programs.runtime(name)
-    images = networks.images(net.artifact.image_size)
-    for conv in described.describe(net.artifact).convolutions:
-        logits, (x, sums) = net.arrays(images, [conv.source, conv.result])
-        np.testing.assert_array_equal(logits, net.logits(images))
-        # Signs have the signs that they are.
-        for activations in (np.asarray(x), np.sign(x)):
-            np.testing.assert_array_equal(conv.integers(activations), sums)
-
-
-def test_a_classifier_of_positions_is_refused():
-    _, _, artifact = networks.build(architectures.small((1,), 8, head="flatten"), 6)
-    with pytest.raises(UserError, match=r"model\.head='flatten': the C program has 'mean' alone"):
-        schedule.lower(artifact)
-
-
-@pytest.mark.parametrize("scaling", ["xnor_net", "real_to_bin"])
-def test_factors_that_depend_on_the_input_are_refused(scaling):
-    _, _, artifact = networks.build(architectures.small((1,), 8, scaling=scaling), 6)
-    with pytest.raises(UserError, match=rf"model\.scaling='{scaling}': the C program .* mean_abs"):
-        schedule.lower(artifact)
-
-
-def test_a_network_that_no_spec_describes_is_refused():
-    artifact = c_programs.runtime("derived").artifact
-    for missing in ({"spec": None}, {"preprocessing": None}):
-        with pytest.raises(
-            UserError, match=r"written for networks of config\.model; this one was packed"
-        ):
-            schedule.lower(dataclasses.replace(artifact, **missing))
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "words"),
-    [
-        (
-            "activation",
-            "none",
-            r"block1_1: select of no constant expected, found float32 \[13\], float32",
-        ),
-        ("activation", "prelu", r"block1_1: mul of float32 \[13\] expected, found none"),
-        ("stage_end_activation", "fprelu", r"block1_2: max of no constant expected, found float32 \[\]"),
-        ("stage_end_activation", "none", r"block1_2: max of no constant expected, found float32 \[\]"),
-        ("stem_activation", "relu", r"stem/act: max of float32 \[\] expected, found none"),
-        ("downsample", "conv", r"block2_1/conv: binary_conv of uint32 \[\d+\] expected, found uint32"),
-        (
-            "bridge",
-            False,
-            r"bridge: select of no constant expected, found float32 \[13\], float32 \[13\]",
-        ),
-        ("blocks", (2, 2), r"block2_1: max of no constant expected, found float32 \[\]"),
-        ("blocks", (1, 1), r"block1_1: max of float32 \[\] expected, found none"),
-        (
-            "stem_kernel",
-            5,
-            r"stem/conv: conv of float32 \[5, 5, 3, 9\] expected, found float32 \[3, 3, 3, 9",
-        ),
-        ("stem_stride", 1, r"bridge/conv: shape \(-1, 19, 19, 9\) expected, found \(-1, 10, 10, 9\)"),
-        ("stem_pool", False, r"bridge/conv: shape \(-1, 19, 19, 9\) expected"),
-        ("groups", 2, r"block1_1/conv: binary_conv of uint32 \[\d+\] expected, found uint32 \[17\]"),
-    ],
-)
-def test_a_graph_that_is_another_specs_is_refused(field, value, words):
-    artifact = c_programs.runtime("derived").artifact
-    spec = {**artifact.spec.to_dict(), field: value}
-    if field == "bridge":
-        spec["stem_features"] = 13
-    other = dataclasses.replace(artifact, spec=spec_lib.Architecture.from_dict(spec))
-    with pytest.raises(UserError, match=f"this graph is not that of its spec: {words}"):
-        schedule.lower(other)
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"mean": (119.0,)}, r"its pixels are not standardised as Preprocessing\(.*119"),
-        ({"std": (1.0, 1.0, 2.0)}, r"its pixels are not standardised as"),
-        ({"size": 36}, r"uint8 \[36, 36, 3\] expected as its images, found uint8 \[37, 37, 3\]"),
-    ],
-)
-def test_a_preprocessing_that_is_not_the_graphs_is_refused(change, words):
-    artifact = c_programs.runtime("derived").artifact
-    rule = dataclasses.replace(artifact.preprocessing, **change)
-    with pytest.raises(UserError, match=f"this graph is not that of its spec: {words}"):
-        schedule.lower(dataclasses.replace(artifact, preprocessing=rule))
-
-
-@pytest.mark.parametrize(
-    ("after", "bits", "words"),
-    [
-        (lambda x: x * 2, 16, "the network: mul of no constant expected, found float32"),
-        (lambda x: x, 32, r"head: dot of no constant expected, found float32 \[16, 5\]"),
-    ],
-)
-def test_a_function_around_a_specs_network_is_refused(after, bits, words):
-    config, variables, artifact = networks.build(architectures.small((1, 1), 8), 6)
-    network = network_export.network(config)
-
-    def function(variables, images):
-        return after(network(variables, images))
-
-    _refused(function, variables, artifact, words, classifier_bits=bits)
-
-
-@pytest.mark.parametrize(
-    ("sign", "words"),
-    [
-        (jnp.sign, "a sign of one array expected"),
-        (lambda x: jnp.where(x > 1, 1.0, jnp.where(-x > 1, 0.0, -1.0)), "a sign of one array expected"),
-        (lambda x: jnp.where(lax.gt(1.0, x), 1.0, -1.0), "a sign of one array expected"),
-        (lambda x: jnp.where(x > 1, 1.0, -1.0), "binary_dot of no constant expected, found uint32"),
-    ],
-)
-def test_other_signs_than_a_specs_are_refused(sign, words):
-    _, _, artifact = networks.build(architectures.small((1, 1), 8), 6)
-    kernel = np.sign(np.random.default_rng(0).standard_normal((3, 5))).astype(np.float32)
-
-    def function(variables, images):
-        return sign(images.astype(jnp.float32)[:, 0, 0]) @ variables
-
-    _refused(function, kernel, artifact, f"the network: {words}")
-
-
-def _refused(function, variables, artifact, words, **options):
-    spec, rule = artifact.spec, artifact.preprocessing
-    packed = network_export.pack(
-        function, variables, networks.images(6), spec=spec, preprocessing=rule, **options
-    )
-    with pytest.raises(UserError, match=f"this graph is not that of its spec: {words}"):
-        schedule.lower(packed)

@@ -34,8 +34,9 @@ def _batch():
 
 
 def _verify(path, folder):
-    spec, _ = c_programs.NETWORKS["two-valued"]
-    return verify.run(path, str(folder), spec, 5, [_batch()], as_json=True)
+    artifact = c_programs.runtime("two-valued").artifact
+    described = runtime.Description(artifact.spec, 5, {}, artifact.preprocessing)
+    return verify.run(path, str(folder), described, [_batch()], as_json=True)
 
 
 def test_an_export_is_verified(exported, capsys):
@@ -69,7 +70,9 @@ def test_a_difference_is_exit_status_1(exported, monkeypatch, capsys):
 
     monkeypatch.setattr(golden, "pack", wrong)
     assert _verify(*exported) == 1
-    assert "block2_2: 1 of 1,200 integers differ from the packed runtime's" in capsys.readouterr().err
+    assert (
+        "block2_2/conv: 1 of 1,200 integers differ from the packed runtime's" in capsys.readouterr().err
+    )
 
 
 def _unchecked(monkeypatch, folder, name, old, new):
@@ -89,14 +92,7 @@ def _with(folder, name, text):
 
 
 def test_a_build_with_a_garbage_head_is_exit_status_1(exported, monkeypatch, capsys):
-    line = "means[c] * weights[o]"
-    _unchecked(
-        monkeypatch,
-        exported[1],
-        "ftbnn_layers.c",
-        line,
-        line.replace("weights[o]", "weights[many - 1 - o]"),
-    )
+    _unchecked(monkeypatch, exported[1], "ftbnn_arithmetic.h", "row[o]", "row[many - 1 - o]")
     assert _verify(*exported) == 1
     found = capsys.readouterr()
     assert json.loads(found.out)["passed"] is False
@@ -112,9 +108,12 @@ def test_a_build_with_a_garbage_head_is_exit_status_1(exported, monkeypatch, cap
             lambda logits, x: (logits * 1.01, x),
             "logits differ from the packed runtime's .* 2 of 2 images",
         ),
-        (lambda logits, x: (logits, x * 1.01), "block1_1: its inputs differ from the packed .* 2 of 2"),
+        (
+            lambda logits, x: (logits, x * 1.01),
+            "block1_1/conv: its inputs differ .* 2 of 2",
+        ),
         (lambda logits, x: (logits * np.nan, x), "values are not finite on 2 of 2 images"),
-        (lambda logits, x: (logits, x * np.nan), "block1_1: its inputs differ .* 2 of 2 images"),
+        (lambda logits, x: (logits, x * np.nan), "block1_1/conv: its inputs differ .* 2 of 2 images"),
     ],
 )
 def test_an_emulation_that_is_not_the_packed_runtime_is_exit_status_1(
@@ -138,9 +137,11 @@ def test_what_rounding_turns_is_counted_and_not_wrong(exported, monkeypatch, cap
     real = runtime.Runtime.arrays
 
     def rounded(self, images, names):
-        logits, (x, sums, *rest) = real(self, images, names)
-        turned = sums.at[0, 0, 0, 0].add(2)
-        return logits.at[0].add(1.0), [x, turned, *rest]
+        logits, arrays = real(self, images, names)
+        # All that follows on this image is another computation's.
+        first = names.index("block1_1/conv/concatenate")
+        arrays[first] = arrays[first].at[0, 0, 0, 0].add(2)
+        return logits.at[0].add(1.0), arrays
 
     monkeypatch.setattr(runtime.Runtime, "arrays", rounded)
     assert _verify(*exported) == 0

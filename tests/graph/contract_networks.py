@@ -221,6 +221,24 @@ class _DenseNet(nn.Module):
         return nn.Dense(_CLASSES)(x.reshape(x.shape[0], -1))
 
 
+class _VGG(nn.Module):
+    """Binary convolutions with max pools between them, and a binary matrix in front of a real one."""
+
+    @nn.compact
+    def __call__(self, images):
+        x = nn.Conv(8, (3, 3), use_bias=False)((images.astype(jnp.float32) - 127) / 64)
+        for layer, features in enumerate((8, 16)):
+            y = nn.BatchNorm(use_running_average=True, name=f"bn{layer}")(x)
+            shape = (3, 3, x.shape[-1], features)
+            kernel = self.param(f"kernel_{layer}", nn.initializers.normal(), shape)
+            x = binary.binary_conv2d(y, [kernel], input_quantizer=_SIGN, kernel_quantizer=_KERNEL_SIGN)
+            x = nn.max_pool(x, (2, 2), (2, 2))
+        x = nn.BatchNorm(use_running_average=True, name="bn_dense")(x).reshape(x.shape[0], -1)
+        kernel = self.param("kernel_dense", nn.initializers.normal(), (x.shape[-1], 20))
+        x = nn.BatchNorm(use_running_average=True, name="bn_head")(_SIGN(x) @ _KERNEL_SIGN(kernel))
+        return nn.Dense(_CLASSES)(nn.relu(x))
+
+
 # Plain JAX.
 
 
@@ -668,6 +686,15 @@ NETWORKS = (
         ("ternary",) * 3,
         8 * 8 * 9 * (8 + 14 + 20) * 6,
         real=2,
+    ),
+    Network(
+        "VGG of flax layers",
+        lambda: _flax(_VGG(), (8, 8, 3)),
+        (8, 8, 3),
+        ("ternary",) * 3,
+        9 * 8 * (8 * 8 * 8 + 4 * 4 * 16) + 2 * 2 * 16 * 20,
+        real=2,
+        images_dtype="uint8",
     ),
     Network("plain JAX", _plain, (8, 8, 3), ("xnor",) * 2, 8 * 8 * 9 * (12 * 20 + 20 * 20), real=2),
     Network(

@@ -1,4 +1,4 @@
-"""Every network goes the whole way: budget, pack, save, load, verify, ONNX."""
+"""Every network goes the whole way: budget, pack, save, load, verify, ONNX, C."""
 
 import dataclasses
 import math
@@ -116,6 +116,28 @@ def test_onnx_gives_the_packed_integers_and_results(packed, form):
     # Batches of any size.
     run = onnx.load(model, 1)
     assert _deviation(run(packed.images[:1]), run(packed.images)[:1]) <= _ROUNDING
+
+
+def test_c_gives_the_packed_integers_and_results(packed, tmp_path):
+    from ftbnn_jax.deploy import runtime
+    from ftbnn_jax.deploy.c import build, export, generate, verify
+
+    try:
+        build.compiler()
+    except UserError as error:
+        pytest.skip(str(error))
+    files = {name: text.encode() for name, text in generate.files(packed.artifact).items()}
+    export.write(tmp_path / "c", files)
+    batch = {"image": packed.images, "weight": np.ones(len(packed.images))}
+    net = runtime.Runtime(packed.artifact)
+    result = verify.compare(tmp_path / "c", net, [batch], ("-O0", "-Werror"))
+    assert list(result.failures()) == []
+    assert len(result.layers) == len(packed.network.forms)
+    for layer in result.layers:
+        assert layer.compared > 0
+        # Of so few activations none lies within rounding of where its sign turns.
+        assert layer.differing == layer.end_to_end == layer.rounded == 0
+    assert result.agreeing == result.logits_bounded == result.images == len(packed.images)
 
 
 def test_an_estimator_that_is_not_the_sign_is_told():

@@ -1,91 +1,245 @@
-"""The two arithmetics of the C program, one operation at a time, in numpy.
+"""Single precision: what the C program computes with each operation, in numpy and as C text.
 
-As in `kernels/ftbnn_float.h` and `kernels/ftbnn_fixed.h`: what a layer does with a number there, it does
-here, with the same roundings.
+Both stand side by side, so that what one does with a number the other one does, with the same roundings.
 """
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from ftbnn_jax.deploy.c import fixed_point, schedule, tables
+from ftbnn_jax.deploy.c import operations, tables
+from ftbnn_jax.deploy.c.schedule import COPY, Multiples, Network
+from ftbnn_jax.graph import ir
 
-NORM = ("multiplier", "offset")
+_INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "and": "&", "or": "|"}
+_INTEGERS = {"int8": "int8_t", "int16": "int16_t", "uint8": "uint8_t", "uint16": "uint16_t"}
+_SUMS = ("window_sum", "reduce_sum", "conv", "dot")
 
 
-class Arithmetic(Protocol):
-    """What `emulator.Emulator` computes with.
+class Names:
+    """Names in C of a network's constants, each once.
 
-    Attributes:
-      dtype: of values and of their sums.
-      limits: the smallest and the largest value.
-      tensors: the network's constants, under the names of the artifact's.
+    Args:
+      taken: words that the program has already.
     """
 
-    dtype: type
-    limits: tuple[float, float]
-    tensors: dict[str, np.ndarray]
+    def __init__(self, taken: set[str]):
+        self._taken = set(taken)
+        self._names: dict[Any, str] = {}
 
-    def from_sum(self, name: str, sums: np.ndarray) -> np.ndarray:
-        """Returns the values of sums of products with the kernel `name`."""
-
-    def mean(self, sums: np.ndarray, count: int | np.ndarray) -> np.ndarray:
-        """Returns sums divided by how many values there were."""
-
-    def normalize(self, name: str, x: np.ndarray, parts: tuple[str, str] = NORM) -> np.ndarray:
-        """Applies a batch norm; `parts`: the names of its factors and offsets."""
-
-    def scale(self, name: str, slope: str, x: np.ndarray) -> np.ndarray:
-        """Multiplies with a slope of the activation `name`."""
+    def of(self, key: Any, wanted: str) -> str:
+        """Returns the name of what `key` stands for; `wanted`: a name in the graph that it resembles."""
+        if key not in self._names:
+            self._names[key] = tables.name_of(wanted, self._taken)
+            self._taken.add(self._names[key])
+        return self._names[key]
 
 
 class SinglePrecision:
-    """float32, every operation rounded by itself."""
+    """float32, every operation rounded by itself.
 
-    dtype = np.float32
+    Attributes:
+      limits: the smallest and the largest value.
+      tables: the constants that the text reads, by name in C.
+    """
+
     limits = (-float(np.finfo(np.float32).max), float(np.finfo(np.float32).max))
+    value_type = sum_type = "float"
 
-    def __init__(self, network: schedule.Network):
-        self.tensors = tables.float_tensors(network)
+    def __init__(self, network: Network, names: Names):
+        self._network = network
+        self._names = names
+        self.tables: dict[str, tables.Table] = {}
 
-    def from_sum(self, name: str, sums: np.ndarray) -> np.ndarray:
-        return sums
+    # Numbers.
 
-    def mean(self, sums: np.ndarray, count: int | np.ndarray) -> np.ndarray:
-        return sums / np.asarray(count, np.float32)
+    def constant(self, reader: ir.Node, name: str) -> np.ndarray:
+        """Returns a constant as the program has it."""
+        del reader
+        return self._network.constants[name]
 
-    def normalize(self, name: str, x: np.ndarray, parts: tuple[str, str] = NORM) -> np.ndarray:
-        multiplier, offset = (self.tensors[f"{name}/{part}"] for part in parts)
-        return x * multiplier + offset
+    def input(self, images: np.ndarray) -> np.ndarray:
+        """Returns images as the program has them."""
+        return images.astype(np.float32) if images.dtype.name in operations.REAL else images
 
-    def scale(self, name: str, slope: str, x: np.ndarray) -> np.ndarray:
-        return x * self.tensors[f"{name}/act/{slope}"]
+    def elementwise(self, node: ir.Node, operands: Sequence[np.ndarray]) -> np.ndarray:
+        """Computes an elementwise operation."""
+        return operations.elementwise(node, operands, self._network.shapes[node.name].dtype)
+
+    def integers(self, node: ir.Node, sums: np.ndarray) -> np.ndarray:
+        """Returns what follows of the integers of a binary product."""
+        return operations.rounded(sums.astype(np.float32), self._network.shapes[node.name].dtype)
+
+    def signs(self, x: np.ndarray) -> np.ndarray:
+        """Returns signs as real numbers."""
+        return x.astype(np.float32)
+
+    def kernel(self, node: ir.Node) -> np.ndarray:
+        """Returns the kernel of a real convolution, `[KH, KW, I / groups, O]`, or matrix, `[I, O]`."""
+        found = self._network.kernels.get(node.name)
+        if isinstance(found, Multiples):
+            return found.values.astype(np.float32) * found.scale
+        return self._network.constants[node.inputs[1]] if found is None else found
+
+    def from_sums(self, node: ir.Node, sums: np.ndarray) -> np.ndarray:
+        """Returns the values of sums of products, or of values."""
+        return operations.rounded(sums, self._network.shapes[node.name].dtype)
+
+    def begin(self, x: np.ndarray) -> np.ndarray:
+        """Returns values as what sums of them are made of."""
+        return x
+
+    def join(self, node: ir.Node, operands: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Returns what a concatenation puts side by side."""
+        del node
+        return list(operands)
+
+    def is_wide(self, node: ir.Node) -> bool:
+        """Whether a sum may leave its range, since its mean follows."""
+        del node
+        return False
+
+    def table_of(self, node: ir.Node) -> np.ndarray | None:
+        """Returns the table `[channels, 256]` that a convolution reads pixels by; None for none."""
+        del node
+        return None
+
+    # Text.
+
+    def joined(self, node: ir.Node, name: str, text: str) -> str:
+        """Returns the text of an element that a concatenation reads."""
+        del node, name
+        return text
+
+    def literal(self, reader: ir.Node, name: str) -> str:
+        value = self.constant(reader, name).reshape(-1)[0]
+        tables.check_finite(name, np.asarray(value))
+        return tables.literal(value)
+
+    def table(self, reader: ir.Node, name: str) -> str:
+        return self._add(name, name, self.constant(reader, name))
+
+    def _add(self, key: Any, wanted: str, values: np.ndarray) -> str:
+        found = self._names.of(key, wanted)
+        if found not in self.tables:
+            tables.check_finite(wanted, values)
+            narrow = values.dtype not in (np.float32, np.int16, np.int32)
+            self.tables[found] = tables.Table(found, values.astype(np.int32) if narrow else values)
+        return found
+
+    def loaded(self, kernel: ir.Node, text: str) -> tuple[str, str]:
+        dtype = self._network.shapes[kernel.name].dtype.name
+        if dtype not in operations.REAL:
+            return "int32_t", text
+        if kernel.op in ir.BINARY:
+            return "float", _rounded(dtype, f"(float){text}")
+        return "float", _rounded(dtype, text) if kernel.op in _SUMS else text
+
+    def value(self, node: ir.Node, operands: Sequence[str]) -> tuple[str, str]:
+        dtype = self._network.shapes[node.name].dtype.name
+        x = operands[0]
+        if node.op == COPY:
+            return ("float" if dtype in operations.REAL else "int32_t"), x
+        if node.op == "compare":
+            return "int", f"{x} {operations.COMPARE[node.attributes['direction']]} {operands[1]}"
+        if node.op == "select":
+            kind = "float" if dtype in operations.REAL else "int32_t"
+            return kind, f"{x} ? {operands[2]} : {operands[1]}"
+        if dtype in operations.REAL:
+            return "float", self._real(node, dtype, operands)
+        return "int32_t", self._whole(node, dtype, operands)
+
+    def _real(self, node: ir.Node, dtype: str, operands: Sequence[str]) -> str:
+        x, *others = operands
+        if node.op in ("max", "min"):
+            sign = ">" if node.op == "max" else "<"
+            return f"{x} {sign} {others[0]} ? {x} : {others[0]}"
+        if node.op == "integer_pow":
+            return self._power(x, node.attributes["y"], dtype)
+        texts = {
+            "neg": f"-{x}",
+            "abs": f"fabsf({x})",
+            "sign": f"(float)(({x} > 0) - ({x} < 0))",
+            "cast": f"(float){x}",
+        }
+        if node.op in _INFIX:
+            text = f"{x} {_INFIX[node.op]} {others[0]}"
+        else:
+            text = texts.get(node.op, f"ftbnn_{node.op}({x})")
+        return _rounded(dtype, text)
+
+    def _power(self, x: str, power: int, dtype: str) -> str:
+        if not power:
+            return "1.0f"
+        known, text = {"x": x}, x
+        for name, first, second in operations.multiplications(power):
+            text = (
+                known[first]
+                if not second
+                else f"{_rounded(dtype, f'(float)({known[first]} * {known[second]})')}"
+            )
+            known[name] = text
+        return text if power > 0 else _rounded(dtype, f"1.0f / ({text})")
+
+    def _whole(self, node: ir.Node, dtype: str, operands: Sequence[str]) -> str:
+        x, *others = operands
+        if node.op in ("max", "min"):
+            sign = ">" if node.op == "max" else "<"
+            return f"{x} {sign} {others[0]} ? {x} : {others[0]}"
+        if node.op == "cast" and dtype == "bool":
+            return f"{x} != 0"
+        if node.op == "not":
+            return f"!{x}" if dtype == "bool" else f"~{x}"
+        if node.op in ("and", "or"):
+            return f"{x} {_INFIX[node.op]} {others[0]}"
+        texts = {
+            "neg": f"(int32_t)(0u - (uint32_t){x})",
+            "abs": f"{x} < 0 ? (int32_t)(0u - (uint32_t){x}) : {x}",
+            "sign": f"({x} > 0) - ({x} < 0)",
+            "cast": f"(int32_t){x}",
+        }
+        if node.op in texts:
+            text = texts[node.op]
+        else:
+            text = f"(int32_t)((uint32_t){x} {_INFIX[node.op]} (uint32_t){others[0]})"
+        return f"({_INTEGERS[dtype]})({text})" if dtype in _INTEGERS else text
+
+    def fields(self, kernel: ir.Node) -> dict[str, str]:
+        found = self._network.kernels.get(kernel.name)
+        if isinstance(found, Multiples):
+            return {
+                "multiples": self._add(found.name, found.name, found.values),
+                "scale": self._add((found.scale_name, "row"), found.scale_name, found.scale),
+            }
+        key = kernel.inputs[1]
+        if found is None:
+            return {"weights": self.table(kernel, key)}
+        return {"weights": self._add((key, "matrix"), key, np.ascontiguousarray(found))}
+
+    def pixels(self, kernel: ir.Node) -> str:
+        name = kernel.inputs[0]
+        return self._add((name, "pixels"), f"{name}/pixels", pixel_table(self._network, name))
 
 
-class FixedPoint:
-    """int32 values in int64, before what leaves int32 becomes its end."""
-
-    dtype = np.int64
-    limits = (np.iinfo(np.int32).min, np.iinfo(np.int32).max)
-
-    def __init__(self, quantized: fixed_point.Quantized):
-        self.tensors = quantized.tensors
-        self._shifts = quantized.shifts
-
-    def from_sum(self, name: str, sums: np.ndarray) -> np.ndarray:
-        return shifted(sums, self._shifts[name])
-
-    def mean(self, sums: np.ndarray, count: int | np.ndarray) -> np.ndarray:
-        return (2 * sums + count) // (2 * count)
-
-    def normalize(self, name: str, x: np.ndarray, parts: tuple[str, str] = NORM) -> np.ndarray:
-        multiplier, offset = (self.tensors[f"{name}/{part}"].astype(np.int64) for part in parts)
-        return shifted(x * multiplier, self._shifts[name]) + offset
-
-    def scale(self, name: str, slope: str, x: np.ndarray) -> np.ndarray:
-        return shifted(x * self.tensors[f"{name}/act/{slope}"], self._shifts[f"{name}/act"])
+def _rounded(dtype: str, text: str) -> str:
+    return text if dtype == "float32" else f"ftbnn_{dtype}({text})"
 
 
-def shifted(x: np.ndarray, shift: int) -> np.ndarray:
-    """Returns `x / 2**shift`, rounded to the nearest, halves up."""
-    return (x + (1 << shift >> 1)) >> shift
+def pixel_table(network: Network, name: str) -> np.ndarray:
+    """Returns what an array has for each channel and pixel value, float32 `[channels, 256]`."""
+    graph = network.graph
+    part = graph.between(graph.input, name)
+    channels = graph.shape[-1]
+    values = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None], (256, channels))
+    known: dict[str, np.ndarray] = {graph.input: values, **network.constants}
+    for node in part.nodes:
+        if node.name in network.constants:
+            continue
+        operands = [
+            known[n].reshape(known[n].shape[-1:] or (1,)) if n in network.constants else known[n]
+            for n in node.inputs
+        ]
+        found = operations.elementwise(node, operands, network.shapes[node.name].dtype)
+        known[node.name] = np.broadcast_to(found, (256, channels))
+    return np.ascontiguousarray(known[name].T)

@@ -18,8 +18,8 @@ from ftbnn_jax.errors import UserError
 STANDARD = ("-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-ffp-contract=off", "-fno-trapping-math")
 FLAGS = ("-O3", "-march=native")
 
-# What both programs consist of, beside their own file.
-_COMMON = ("ftbnn_binary.c", "ftbnn_image.c", "ftbnn_layers.c", "model.c", "weights.c")
+# What programs consist of, beside their own file; the last one is there where images are read.
+_COMMON = ("ftbnn_binary.c", "ftbnn_layers.c", "model.c", "weights.c", "ftbnn_image.c")
 
 
 def compiler() -> list[str]:
@@ -39,7 +39,10 @@ def compiler() -> list[str]:
 
 def sources(folder: pathlib.Path, program: str = "test_model") -> list[str]:
     """Returns the C files of `test_model` or `classify`: those of an export, whatever else is there."""
-    return [str(folder / name) for name in (*_COMMON, f"{program}.c")]
+    names = [name for name in _COMMON[:-1]]
+    if (folder / _COMMON[-1]).is_file():
+        names.append(_COMMON[-1])
+    return [str(folder / name) for name in (*names, f"{program}.c")]
 
 
 @contextlib.contextmanager

@@ -1,8 +1,9 @@
-"""Golden vectors: images with what every binary convolution reads and gives, for `test_model` to check.
+"""Golden vectors: images with what every binary product reads and gives, for `test_model` to check.
 
-All numbers are little-endian. Head, uint32 each: "FTBG", bytes of an image, blocks, classes, 1 for fixed
-point, images. Then for each image its pixels; for each block the packed signs of its input (positive,
-and non-zero where the form is ternary) and its integers, int16; and the logits, 4 bytes each.
+All numbers are little-endian. Head, uint32 each: "FTBG", bytes of an image, binary products, results, 1
+for fixed point, images. Then for each image its pixels, or real numbers of 4 bytes; for each product the
+packed signs of its input (positive, and non-zero where the form is ternary) and its integers, int16; and
+the results, 4 bytes each.
 """
 
 import math
@@ -10,27 +11,38 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ftbnn_jax.deploy.c import schedule
+from ftbnn_jax.deploy.c import operations
+from ftbnn_jax.deploy.c.schedule import Network, Product
 from ftbnn_jax.errors import UserError
+from ftbnn_jax.graph import ir
 from ftbnn_jax.ops import quantizers
 from ftbnn_jax.ops.packed import bits
 
 _MAGIC = 0x47425446
 
 
-def image_bytes(network: schedule.Network) -> int:
+def image_bytes(network: Network) -> int:
     """Returns how many bytes one image takes, with all that belongs to it."""
-    described = network.described
-    blocks = sum(
-        4 * block.plane * (2 if block.form == "ternary" else 1)
-        + 2 * block.out_size**2 * block.plan.features
-        for block in network.blocks
+    products = sum(
+        4 * (p.sign_words - _outside(p) * (2 if p.form == "ternary" else 1)) + 2 * math.prod(p.result)
+        for p in network.products
     )
-    return math.prod(described.preprocessing.shape) + blocks + 4 * described.num_classes
+    return pixel_bytes(network) + products + 4 * network.results
+
+
+def pixel_bytes(network: Network) -> int:
+    """Returns how many bytes of an image enter the network."""
+    graph = network.graph
+    size = 4 if graph.dtype in operations.REAL else np.dtype(graph.dtype).itemsize
+    return size * math.prod(ir.sized(graph.shape, 1))
+
+
+def _outside(product: Product) -> int:
+    return sum(map(bits.words_for, product.group_inputs))
 
 
 def pack(
-    network: schedule.Network,
+    network: Network,
     images: np.ndarray,
     records: Sequence[tuple[np.ndarray, np.ndarray]],
     logits: np.ndarray,
@@ -39,23 +51,34 @@ def pack(
 
     Args:
       network: the program's.
-      images: uint8 `[N, image_size, image_size, channels]`.
-      records: input, float32 or int32, and integers of each binary convolution.
-      logits: float32, or int32 in fixed point.
+      images: of the graph's dtype, `[N, ...]`.
+      records: signs, real numbers, and integers of each binary product.
+      logits: float32, or int32 in fixed point, `[N, results]`.
 
     Raises:
       UserError: a sum may not fit into 16 bits.
     """
-    head = (_MAGIC, images[0].size, len(network.blocks), logits.shape[1], logits.dtype == np.int32)
+    head = (
+        _MAGIC,
+        pixel_bytes(network),
+        len(network.products),
+        logits.shape[1],
+        logits.dtype == np.int32,
+    )
     parts = [np.array([*head, len(images)], "<u4").tobytes()]
     blocks = []
-    for block, (x, sums) in zip(network.blocks, records, strict=True):
-        if 9 * max(block.group_inputs) > np.iinfo(np.int16).max:
+    for product, (x, sums) in zip(network.products, records, strict=True):
+        largest = np.iinfo(np.int16).max // product.taps
+        if max(product.group_inputs) > largest:
             raise UserError(
-                f"{block.plan.name}: sums over {max(block.group_inputs)} channels in a group may not "
-                "fit into the 16 bits of golden.bin; 3640 channels at most, or more groups"
+                f"{product.name}: sums over {max(product.group_inputs)} channels in a group may not "
+                f"fit into the 16 bits of golden.bin; {largest} channels at most, or more groups"
             )
-        blocks.append((_planes(block, np.asarray(x)), np.asarray(sums).astype("<i2")))
+        # Rows of a matrix may have been all images' at once.
+        rows, results = (a.reshape(len(images), -1, a.shape[-1]) for a in map(np.asarray, (x, sums)))
+        blocks.append((_planes(product, rows), results.astype("<i2")))
+    real = images.dtype.name in operations.REAL
+    images = images.astype("<f4") if real else images.astype(images.dtype.newbyteorder("<"))
     for n, image in enumerate(images):
         parts.append(image.tobytes())
         for planes, sums in blocks:
@@ -65,14 +88,14 @@ def pack(
     return b"".join(parts)
 
 
-def _planes(block: schedule.Block, x: np.ndarray) -> list[np.ndarray]:
-    """Packs signs group after group, each beginning with a new word: uint32 `[N, H, W, words]`."""
+def _planes(product: Product, x: np.ndarray) -> list[np.ndarray]:
+    """Packs signs group after group, each beginning with a new word: uint32 `[N, positions, words]`."""
     x = x.astype(np.float32)
     positive = np.asarray(quantizers.is_positive(x))
     planes = [positive]
-    if block.form == "ternary":
+    if product.form == "ternary":
         planes.append(positive | np.asarray(quantizers.is_negative(x)))
-    ends = np.cumsum(block.group_inputs)[:-1]
+    ends = np.cumsum(product.group_inputs)[:-1]
     return [
         np.concatenate([bits.pack_rows(group) for group in np.split(plane, ends, axis=-1)], axis=-1)
         for plane in planes

@@ -8,11 +8,10 @@ import numpy as np
 
 from ftbnn_jax import report
 from ftbnn_jax.deploy import artifact as artifact_lib
-from ftbnn_jax.deploy.c import fixed_point, golden, schedule
-from ftbnn_jax.deploy.c.arithmetic import FixedPoint, SinglePrecision
-from ftbnn_jax.deploy.c.emulator import Emulator, Trace
+from ftbnn_jax.deploy.c import arithmetic, fixed_point, golden, operations, schedule
+from ftbnn_jax.deploy.c.emulator import Emulator, Note, Trace
 from ftbnn_jax.errors import UserError
-from ftbnn_jax.ops import quantizers
+from ftbnn_jax.graph import ir
 
 # As many names as a line holds.
 _NAMES = 4
@@ -38,22 +37,15 @@ class Losses:
     signs: dict[str, int] = dataclasses.field(default_factory=dict)
     zeroed_parameters: dict[str, int] = dataclasses.field(default_factory=dict)
 
-    def add(self, network: schedule.Network, fraction_bits: int, single: Trace, fixed: Trace) -> None:
-        """Counts the losses of a batch, given its traces in both arithmetics."""
+    def add(self, fixed: Trace, logits: np.ndarray, fraction_bits: int) -> None:
+        """Counts the losses of a batch but for signs, given its trace and the real results."""
         self.images += len(fixed.logits)
         _add(self.saturated, images_outside(fixed))
-        half = 0.5 * 2.0**-fraction_bits
-        values = [
-            (block.plan.name, block.form, x)
-            for block, (x, _) in zip(network.blocks, single.records, strict=True)
-        ]
-        for name, form, x in [*values, ("logits", "ternary", single.logits)]:
-            lost = np.asarray(quantizers.is_positive(x)) & (x < half)
-            # In the other forms nothing is below 0, or 0 counts as that.
-            if form == "ternary":
-                lost |= np.asarray(quantizers.is_negative(x)) & (x > -half)
-            _add(self.lost_signs, {name: int(lost.sum())})
-            _add(self.signs, {name: x.size})
+        lost = (np.abs(logits) >= np.finfo(np.float32).tiny) & (
+            np.rint(logits * 2.0**fraction_bits) == 0
+        )
+        _add(self.lost_signs, {"logits": int(lost.sum())})
+        _add(self.signs, {"logits": logits.size})
 
     def lines(self, least_share: float = 0.0) -> Iterator[tuple[str, str]]:
         """Yields what there is to say, the kind of a loss, and where it is how large.
@@ -118,25 +110,49 @@ class Reference:
     def __init__(self, artifact: artifact_lib.Artifact, fraction_bits: int | None):
         self.network = schedule.lower(artifact)
         self.losses = Losses()
-        self._single = Emulator(self.network, SinglePrecision(self.network))
+        names = arithmetic.Names(set())
+        self._single = Emulator(self.network, arithmetic.SinglePrecision(self.network, names))
         self._fraction_bits = fraction_bits
+        self._compared = _comparisons(self.network)
         if fraction_bits is not None:
-            quantized = fixed_point.quantize(self.network, fraction_bits)
-            self._fixed = Emulator(self.network, FixedPoint(quantized))
-            self.losses.zeroed_parameters = quantized.zeroed()
+            quantized = fixed_point.quantize(self.network, fraction_bits, names)
+            self._fixed = Emulator(self.network, quantized)
+            self.losses.zeroed_parameters = quantized.zeroed
 
-    def traces(self, images: np.ndarray) -> tuple[Trace, Trace]:
-        """Runs a batch, uint8 `[N, image_size, image_size, channels]`, and notes what it loses.
+    def traces(
+        self, images: np.ndarray, note: Note = lambda node, operands, result: None
+    ) -> tuple[Trace, Trace]:
+        """Runs a batch, of the graph's dtype, and notes what it loses.
+
+        Args:
+          images: `[N, ...]`.
+          note: is shown every node in single precision.
 
         Returns:
           The trace in single precision, and the program's, which may be the same.
         """
-        single = self._single.trace(images)
         if self._fraction_bits is None:
+            single = self._single.trace(images, note)
             return single, single
+
+        def counted(node, operands, result):
+            note(node, operands, result)
+            if node.name in self._compared:
+                self._count_signs(node, operands, result)
+
+        single = self._single.trace(images, counted)
         fixed = self._fixed.trace(images)
-        self.losses.add(self.network, self._fraction_bits, single, fixed)
+        self.losses.add(fixed, single.logits, self._fraction_bits)
         return single, fixed
+
+    def _count_signs(self, node, operands, result):
+        """Counts what a comparison says otherwise of a number that is rounded to a fraction."""
+        unit = 2.0**-self._fraction_bits
+        rounded = [np.float32(np.rint(x / unit) * unit) if x.ndim > 1 else x for x in operands]
+        turned = operations.elementwise(node, rounded, result.dtype) != result
+        for product in self._compared[node.name]:
+            _add(self.losses.lost_signs, {product: int(turned.sum())})
+            _add(self.losses.signs, {product: turned.size})
 
     def golden(self, images: np.ndarray) -> bytes:
         """Returns the golden vectors of a batch.
@@ -149,12 +165,26 @@ class Reference:
         return golden.pack(self.network, images, program.records, program.logits)
 
 
+def _comparisons(network: schedule.Network) -> dict[str, list[str]]:
+    """Returns the nodes that decide signs, with the names of the binary products that read these."""
+    found: dict[str, list[str]] = {}
+    for product in network.products:
+        waiting = [product.node.inputs[0]]
+        while waiting:
+            node = network.nodes.get(waiting.pop())
+            if node is not None and node.op in ("compare", "sign"):
+                found.setdefault(node.name, []).append(product.name)
+            elif node is not None and node.op not in ir.BINARY:
+                waiting += node.inputs
+    return found
+
+
 def calibrate(artifact: artifact_lib.Artifact, batches: Iterable[np.ndarray]) -> int:
     """Returns fraction bits that suit a network: see `fixed_point.choose_fraction_bits`.
 
     Args:
       artifact: the packed network.
-      batches: uint8 `[N, image_size, image_size, channels]` each.
+      batches: of the graph's dtype, `[N, ...]` each.
 
     Raises:
       UserError: a value is not finite.

@@ -1,15 +1,15 @@
 """The constants of a network as C arrays, and the names of its classes as C strings."""
 
 import dataclasses
+import re
 import reprlib
 import textwrap
+from collections.abc import Iterable
 
 import numpy as np
 
-from ftbnn_jax.deploy.c import described as described_lib
-from ftbnn_jax.deploy.c import schedule
 from ftbnn_jax.errors import UserError
-from ftbnn_jax.ops import preprocessing
+from ftbnn_jax.graph import ir
 from ftbnn_jax.ops.packed import convolution as packed
 
 _TYPES = {
@@ -35,96 +35,95 @@ class Table:
     values: np.ndarray
 
     @property
+    def kind(self) -> str:
+        """The type of its elements in C."""
+        return _TYPES[self.values.dtype]
+
+    @property
     def declaration(self) -> str:
         """What both the definition and the header say."""
-        return f"const {_TYPES[self.values.dtype]} {self.name}[{self.values.size}]"
+        return f"const {self.kind} {self.name}[{self.values.size}]"
 
     def definition(self) -> str:
         """Returns the array with its values, exact: floats are hexadecimal."""
-        flat = self.values.reshape(-1)
-        if self.values.dtype == np.float32:
-            # A float32 has 24 bits: the last digits of the double's are 0.
-            literals = [value.hex().replace("0000000p", "p") + "f" for value in flat.tolist()]
-        elif self.values.dtype == np.uint32:
-            literals = [f"0x{value:x}u" for value in flat.tolist()]
-        else:
-            literals = [str(value) for value in flat.tolist()]
+        literals = [literal(value) for value in self.values.reshape(-1)]
         lines = [", ".join(literals[i : i + 8]) for i in range(0, len(literals), 8)]
         shape = " x ".join(str(n) for n in self.values.shape)
         return f"/* {shape} */\n{self.declaration} = {{\n" + ",\n".join(lines) + "};\n"
 
 
-def name_of(tensor: str) -> str:
-    """Returns the C name of a tensor; see `described.Described`."""
-    return "ftbnn_" + tensor.replace("/", "_")
+def literal(value: np.generic) -> str:
+    """Returns a number as C has it, exact."""
+    if isinstance(value, np.floating):
+        if np.isinf(value):
+            return "-HUGE_VALF" if value < 0 else "HUGE_VALF"
+        # A float32 has 24 bits: the last digits of the double's are 0.
+        return float(value).hex().replace("0000000p", "p") + "f"
+    if isinstance(value, np.uint32):
+        return f"0x{int(value):x}u"
+    # The lowest number is no literal of C.
+    number = int(value)
+    return str(number) if number > -(2**31) else f"(-{2**31 - 1} - 1)"
 
 
-def binary_weights(network: schedule.Network) -> list[Table]:
-    """Returns the kernels of each binary convolution as the words that its windows meet."""
-    found = []
-    for block in network.blocks:
-        kernels = block.conv.kernels()
-        words = [packed.pack_kernels(kernel[None]).reshape(-1) for kernel in kernels]
-        # A vector of the last channels may reach beyond them.
-        words.append(np.zeros(schedule.SLACK, np.uint32))
-        found.append(
-            Table(name_of(f"{block.plan.name}/conv/bits"), np.concatenate(words).astype(np.uint32))
-        )
-    return found
+def wrapped(text: str, indent: int) -> str:
+    """Returns text in lines of at most 100 characters."""
+    pad = " " * indent
+    return textwrap.fill(text, 100, initial_indent=pad, subsequent_indent=pad, break_long_words=False)
 
 
-def float_tables(network: schedule.Network) -> list[Table]:
-    """Returns all other constants for the program in single precision, from `float_tensors`."""
-    return [Table(name_of(name), tensor) for name, tensor in sorted(float_tensors(network).items())]
+def name_of(array: str, taken: Iterable[str] = ()) -> str:
+    """Returns the C name of an array of a graph, none of those that are taken."""
+    words = "_".join(re.findall(r"[A-Za-z0-9]+", array)) or "constant"
+    return ir.unused(f"ftbnn_{words}", set(taken))
 
 
-def float_tensors(network: schedule.Network) -> dict[str, np.ndarray]:
-    """Returns what the program in single precision has but for bits: float32, int16, `stem/pixels`.
+def binary_weights(name: str, kernels: Iterable[np.ndarray], slack: int) -> Table:
+    """Returns the kernels of a binary product as the words that its windows meet.
 
-    Raises:
-      UserError: one of them is not finite.
+    Args:
+      name: of the table.
+      kernels: booleans `[KH, KW, I_g, O_g]`, one a group.
+      slack: words behind them, since a vector of the last channels may reach beyond.
     """
-    described = network.described
-    pixels = np.arange(256, dtype=np.float32)
-    mean, std = standardization(described.preprocessing)
-    tensors = {
-        "stem/pixels": (pixels - mean[:, None]) / std[:, None],
-        **{name: t for name, t in described.tensors.items() if t.dtype != np.uint32},
-    }
-    for name, tensor in tensors.items():
-        check_finite(name, tensor)
-    return tensors
-
-
-def standardization(rule: preprocessing.Preprocessing) -> np.ndarray:
-    """Returns mean and standard deviation of each channel, float32 `[2, channels]`."""
-    return np.stack([np.broadcast_to(np.float32(part), rule.channels) for part in (rule.mean, rule.std)])
+    words = [packed.pack_kernels(kernel[None]).reshape(-1) for kernel in kernels]
+    return Table(name, np.concatenate([*words, np.zeros(slack, np.uint32)]).astype(np.uint32))
 
 
 def check_finite(name: str, tensor: np.ndarray) -> None:
     """Raises a UserError where a tensor holds what C has no literal for."""
-    if not np.isfinite(tensor).all():
+    if tensor.dtype.kind == "f" and tensor.size > 1 and not np.isfinite(tensor).all():
         raise UserError(f"tensor {name!r}: holds a number that is not finite; C takes finite ones only")
+    if tensor.dtype.kind == "f" and np.isnan(tensor).any():
+        raise UserError(f"tensor {name!r}: is not a number; C takes numbers only")
 
 
-def class_names(described: described_lib.Described) -> tuple[str, str]:
+def class_names(names: tuple[str, ...], count: int) -> tuple[str, str]:
     """Returns the names of all classes as C strings: definitions that come first, and the initialiser.
+
+    Args:
+      names: of the first classes.
+      count: how many classes there are.
 
     Raises:
       UserError: a name is no text, or holds a NUL.
     """
-    missing = range(len(described.class_names), described.num_classes)
-    names = [*described.class_names[: described.num_classes], *(f"class {i}" for i in missing)]
+    names = (*names[:count], *(f"class {i}" for i in range(len(names), count)))
     definitions, expressions = [], []
     for i, name in enumerate(names):
         characters = [_escaped(byte) for byte in _bytes_of(i, name)]
-        literal = f'"{"".join(characters)}"'
-        if len(literal) > _LONGEST_LITERAL:
+        text = f'"{"".join(characters)}"'
+        if len(text) > _LONGEST_LITERAL:
             values = textwrap.fill(", ".join([*(f"'{c}'" for c in characters), "0"]), 100)
             definitions.append(f"static const char class_name_{i}[] = {{\n{values}}};\n\n")
-            literal = f"class_name_{i}"
-        expressions.append(f"    {literal}")
+            text = f"class_name_{i}"
+        expressions.append(f"    {text}")
     return "".join(definitions), ",\n".join(expressions)
+
+
+def string(text: str) -> str:
+    """Returns a C string of printable text."""
+    return f'"{"".join(map(_escaped, text.encode(errors="replace")))}"'
 
 
 def _bytes_of(index: int, name: str) -> bytes:

@@ -11,15 +11,12 @@ import rich.table
 
 from ftbnn_jax.deploy import pixels as pixel_values
 from ftbnn_jax.deploy import runtime as runtime_lib
-from ftbnn_jax.deploy.c import build, emulator, export, golden, rounding, schedule
+from ftbnn_jax.deploy.c import build, export, golden, rounding
 from ftbnn_jax.deploy.c import reference as reference_lib
 from ftbnn_jax.report import console, print_json
 
 # More are written to a file, and read, in parts.
 _IMAGES_AT_ONCE = 8
-
-# Real inputs and integers of a binary convolution.
-_Record = tuple[np.ndarray, np.ndarray]
 
 
 @dataclasses.dataclass
@@ -131,9 +128,9 @@ def compare(
     Args:
       folder: written by `export`.
       runtime: the packed network.
-      batches: uint8 `image`, the pixels that evaluation sees, and `weight`; images of weight 0 are left
-        out. Where there is `decoded`, the images as they are stored, uint8 `[H, W, C]` each, the
-        program's own pixels are compared with `image`.
+      batches: `image`, uint8 pixels that evaluation sees, or what the network takes, and `weight`;
+        images of weight 0 are left out. Where there is `decoded`, the images as they are stored, uint8
+        `[H, W, C]` each, the program's own pixels are compared with `image`.
       flags: for the compiler.
 
     Raises:
@@ -143,7 +140,7 @@ def compare(
     export.check_is_from(folder, runtime.artifact, fraction_bits, prefix)
     reference = reference_lib.Reference(runtime.artifact, fraction_bits)
     result = Result(
-        [LayerResult(block.plan.name) for block in reference.network.blocks],
+        [LayerResult(product.name) for product in reference.network.products],
         export.arithmetic_name(fraction_bits),
         reference.losses,
     )
@@ -161,28 +158,28 @@ def compare(
         for images in pixels.checked(batches):
             for start in range(0, len(images), _IMAGES_AT_ONCE):
                 part = images[start : start + _IMAGES_AT_ONCE]
-                single, expected = reference.traces(part)
+                names = rounding.Bounds.names(reference.network)
+                logits, arrays = runtime.arrays(part, names)
+                logits = np.asarray(logits).reshape(len(part), -1)
+                others = dict(zip(names, map(np.asarray, arrays), strict=True))
+                bounds = rounding.Bounds(reference.network, others, len(part))
+                single, expected = reference.traces(part, bounds.note)
                 content = golden.pack(reference.network, part, expected.records, expected.logits)
                 found = build.check(program, content, scratch)
                 _add(result, found)
                 if expected is not single:
                     result.saturating += int(np.sum(expected.any_outside()))
-                logits, records = _trace(runtime, reference.network, part)
                 result.logits += logits.size
                 result.agreeing += int(np.sum(logits.argmax(-1) == found["classes"]))
-                _compare_with_runtime(result, reference.network, single, logits, records)
+                finite = np.isfinite(logits).all(-1) & ~single.any_outside()
+                result.not_finite += int(np.sum(~finite))
+                _add_bounds(result, bounds)
+                error = bounds.of(reference.network.graph.output).reshape(len(part), -1)
+                explained = np.abs(single.logits.astype(np.float64) - logits) <= error
+                result.logits_bounded += int(bounds.agreeing.sum())
+                result.logits_unexplained += int(np.sum(bounds.agreeing & ~explained.all(-1)))
         result.pixels, result.pixels_differing = pixels.compared, pixels.differing
     return result
-
-
-def _trace(
-    runtime: runtime_lib.Runtime, network: schedule.Network, images: np.ndarray
-) -> tuple[np.ndarray, list[_Record]]:
-    """Returns the packed runtime's logits, and what each binary convolution reads and gives."""
-    names = [name for block in network.blocks for name in (block.conv.source, block.conv.result)]
-    logits, arrays = runtime.arrays(images, names)
-    arrays = list(map(np.asarray, arrays))
-    return np.asarray(logits), list(zip(arrays[::2], arrays[1::2], strict=True))
 
 
 def _add(result: Result, found: dict[str, Any]) -> None:
@@ -194,28 +191,11 @@ def _add(result: Result, found: dict[str, Any]) -> None:
             setattr(layer, count, getattr(layer, count) + block[count])
 
 
-def _compare_with_runtime(
-    result: Result,
-    network: schedule.Network,
-    single: emulator.Trace,
-    logits: np.ndarray,
-    records: Sequence[_Record],
-) -> None:
-    """Compares emulation and packed runtime, each image up to the first integer that differs."""
-    bounds, logit_bounds = rounding.bounds(network, single, [x for x, _ in records])
-    agreeing = np.ones(len(logits), bool)
-    finite = np.isfinite(logits).all(-1) & ~single.any_outside()
-    result.not_finite += int(np.sum(~finite))
-    traces = zip(result.layers, single.records, records, bounds, strict=True)
-    for layer, (x, sums), (runtime_x, runtime_sums), bound in traces:
-        explained = np.abs(x.astype(np.float64) - runtime_x) <= bound[:, None, None]
-        layer.unexplained += int(np.sum(agreeing & ~explained.all((1, 2, 3))))
-        differing = (sums != runtime_sums).sum((1, 2, 3))
-        layer.rounded += int(differing.sum())
-        agreeing &= differing == 0
-    explained = np.abs(single.logits.astype(np.float64) - logits) <= logit_bounds
-    result.logits_bounded += int(agreeing.sum())
-    result.logits_unexplained += int(np.sum(agreeing & ~explained.all(-1)))
+def _add_bounds(result: Result, bounds: rounding.Bounds) -> None:
+    """Adds what emulation and packed runtime differ in, each image up to the first integer that does."""
+    for layer in result.layers:
+        layer.unexplained += int(bounds.unexplained[layer.name].sum())
+        layer.rounded += bounds.rounded[layer.name]
 
 
 def run(

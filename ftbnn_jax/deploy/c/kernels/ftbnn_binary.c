@@ -2,47 +2,45 @@
 
 #include "ftbnn_vector.h"
 
-enum { TAPS = 9 };
-
 /* A group's window in words: for each tap, row by row, the whole words of its channels; then, without a
  * gap, what is left of every tap. */
 typedef struct {
+  int taps;
   int whole, rest; /* words, and bits beyond them, of one tap */
   int words;
 } window_layout;
 
-static window_layout layout_of(int channels) {
-  window_layout layout = {channels / 32, channels % 32, 0};
-  layout.words = TAPS * layout.whole + ftbnn_words(TAPS * layout.rest);
+static window_layout layout_of(int taps, int channels) {
+  window_layout layout = {taps, channels / 32, channels % 32, 0};
+  layout.words = taps * layout.whole + ftbnn_words(taps * layout.rest);
   return layout;
 }
 
 int ftbnn_position_words(const ftbnn_conv *conv) {
   int words = 0;
-  for (int g = 0; g < conv->groups; g++)
-    words += ftbnn_words(ftbnn_group_size(conv->in_features, conv->groups, g));
+  for (int g = 0; g < conv->groups; g++) words += ftbnn_words(conv->group[g].in_features);
   return words;
 }
 
 /* Fills one position with the bits of all channels. */
 static void fill_position(const ftbnn_conv *conv, uint32_t *words) {
   for (int g = 0; g < conv->groups; g++) {
-    int left = ftbnn_group_size(conv->in_features, conv->groups, g);
+    int left = conv->group[g].in_features;
     for (; left >= 32; left -= 32) *words++ = 0xffffffffu;
     if (left) *words++ = ((uint32_t)1 << left) - 1;
   }
 }
 
-/* Writes a window, every FTBNN_BLOCK-th word of `out`. */
-static void gather(const uint32_t *const taps[TAPS], int offset, window_layout layout, uint32_t *out) {
-  for (int t = 0; t < TAPS; t++) {
-    for (int i = 0; i < layout.whole; i++, out += FTBNN_BLOCK) *out = taps[t][offset + i];
+/* Writes a window, every FTBNN_BLOCK-th word of `out`; taps: where each begins in `input`. */
+static void gather(const uint32_t *input, const uint32_t *taps, window_layout layout, uint32_t *out) {
+  for (int t = 0; t < layout.taps; t++) {
+    for (int i = 0; i < layout.whole; i++, out += FTBNN_BLOCK) *out = input[taps[t] + (uint32_t)i];
   }
   if (!layout.rest) return;
   uint64_t joined = 0;
   int held = 0;
-  for (int t = 0; t < TAPS; t++) {
-    joined |= (uint64_t)taps[t][offset + layout.whole] << held;
+  for (int t = 0; t < layout.taps; t++) {
+    joined |= (uint64_t)input[taps[t] + (uint32_t)layout.whole] << held;
     held += layout.rest;
     if (held >= 32) {
       *out = (uint32_t)joined;
@@ -87,51 +85,67 @@ static inline void count_bits(int form, const uint32_t *weights, int words, int 
   }
 }
 
-/* Points the taps of an output position at the words of the input, or at `outside`. With `same`, every
- * position of the input holds the same words. */
-static void find_taps(const ftbnn_conv *conv, int position, int position_words, const uint32_t *input,
-                      int same, const uint32_t *outside, const uint32_t *taps[TAPS]) {
-  int width = ftbnn_output_size(conv->width, conv->stride);
-  int top = position / width * conv->stride - 1, left = position % width * conv->stride - 1;
-  for (int t = 0; t < TAPS; t++) {
-    int y = top + t / 3, x = left + t % 3;
-    if (y < 0 || y >= conv->height || x < 0 || x >= conv->width)
-      taps[t] = outside;
-    else
-      taps[t] = same ? input : input + ((size_t)y * (size_t)conv->width + (size_t)x) * (size_t)position_words;
+/* Finds where the words of an output position's taps begin, and in `masks` which of two positions they are:
+ * one inside, the other outside. Returns how many lie inside. */
+static int find_taps(const ftbnn_conv *conv, int position, uint32_t position_words, uint32_t outside,
+                     uint32_t *taps, uint32_t *masks) {
+  int found = 0, top = position / conv->out_width * conv->stride_y - conv->top;
+  int left = position % conv->out_width * conv->stride_x - conv->left;
+  for (int i = 0; i < conv->kernel_height; i++) {
+    int y = top + i * conv->dilation_y;
+    for (int j = 0; j < conv->kernel_width; j++) {
+      int x = left + j * conv->dilation_x;
+      int inside = y >= 0 && y < conv->height && x >= 0 && x < conv->width;
+      *taps++ = inside ? (uint32_t)(y * conv->width + x) * position_words : outside;
+      *masks++ = inside ? 0 : position_words;
+      found += inside;
+    }
   }
+  return found;
 }
 
 void ftbnn_convolve(const ftbnn_conv *conv, ftbnn_signs signs, int first, int count, uint32_t *windows,
                     int32_t *sums) {
   const size_t stride = (size_t)conv->features + FTBNN_SLACK;
-  const int position_words = ftbnn_position_words(conv);
-  uint32_t *outside = windows, *full = outside + position_words, *positive = full + position_words;
-  const uint32_t *taps[FTBNN_BLOCK][TAPS], *nonzero_taps[FTBNN_BLOCK][TAPS];
-  memset(outside, 0, (size_t)position_words * sizeof *outside);
-  fill_position(conv, full);
-  for (int p = 0; p < FTBNN_BLOCK; p++) {
-    int position = first + (p < count ? p : count - 1);
-    find_taps(conv, position, position_words, signs.positive, 0, outside, taps[p]);
-    if (conv->form == FTBNN_TERNARY)
-      find_taps(conv, position, position_words, signs.nonzero, 0, outside, nonzero_taps[p]);
-    else
-      find_taps(conv, position, position_words, full, 1, outside, nonzero_taps[p]);
+  const int kernel = conv->kernel_height * conv->kernel_width;
+  const uint32_t position_words = (uint32_t)ftbnn_position_words(conv);
+  const uint32_t outside = (uint32_t)(conv->height * conv->width) * position_words;
+  /* In the place of `nonzero` where no input is 0: one position, and what lies outside. */
+  uint32_t *full = windows, *taps = full + 2 * position_words, *masks = taps + FTBNN_BLOCK * kernel;
+  uint32_t *positive = masks + FTBNN_BLOCK * kernel;
+  int inside = 0;
+  const int ternary = conv->form == FTBNN_TERNARY;
+  if (first == 0) {
+    memset(signs.positive + outside, 0, position_words * sizeof *full);
+    if (ternary) memset(signs.nonzero + outside, 0, position_words * sizeof *full);
   }
+  if (!ternary) {
+    fill_position(conv, full);
+    memset(full + position_words, 0, position_words * sizeof *full);
+  }
+  for (int p = 0; p < FTBNN_BLOCK; p++)
+    inside += find_taps(conv, first + (p < count ? p : count - 1), position_words, outside, taps + p * kernel,
+                        masks + p * kernel);
 
-  const uint32_t *weights = conv->weights;
-  int offset = 0;
+  /* Where no input is 0, only what lies outside is. */
+  const uint32_t *weights = conv->weights, *mask = ternary ? signs.nonzero : full;
+  const int masked = ternary || inside < FTBNN_BLOCK * kernel;
+  uint32_t offset = 0;
   for (int g = 0; g < conv->groups; g++) {
-    int channels = ftbnn_group_size(conv->in_features, conv->groups, g);
-    int outputs = ftbnn_group_size(conv->features, conv->groups, g);
-    window_layout layout = layout_of(channels);
+    int channels = conv->group[g].in_features, outputs = conv->group[g].features;
+    window_layout layout = layout_of(kernel, channels);
     uint32_t *nonzero = positive + layout.words * FTBNN_BLOCK;
     int own[FTBNN_BLOCK], zeros = 0;
+    for (int p = 0; p < FTBNN_BLOCK; p++) gather(signs.positive + offset, taps + p * kernel, layout, positive + p);
     for (int p = 0; p < FTBNN_BLOCK; p++) {
-      gather(taps[p], offset, layout, positive + p);
-      if (conv->form != FTBNN_AND) gather(nonzero_taps[p], offset, layout, nonzero + p);
-      own[p] = bits_set((conv->form == FTBNN_AND ? positive : nonzero) + p, layout.words);
-      zeros |= own[p] != TAPS * channels;
+      own[p] = kernel * channels;
+      if (conv->form == FTBNN_AND) {
+        own[p] = bits_set(positive + p, layout.words);
+      } else if (masked) {
+        gather(mask + offset, (ternary ? taps : masks) + p * kernel, layout, nonzero + p);
+        own[p] = bits_set(nonzero + p, layout.words);
+      }
+      zeros |= own[p] != kernel * channels;
     }
     int factor = -2;
     if (conv->form == FTBNN_AND) {
@@ -148,7 +162,7 @@ void ftbnn_convolve(const ftbnn_conv *conv, ftbnn_signs signs, int first, int co
       for (int o = 0; o < outputs; o++) sum[o] = base + factor * sum[o];
     }
     weights += layout.words * outputs;
-    offset += ftbnn_words(channels);
+    offset += (uint32_t)ftbnn_words(channels);
     sums += outputs;
   }
 }

@@ -14,18 +14,6 @@
 typedef int32_t ftbnn_weight; /* of a real convolution; a pixel in the network's scale */
 typedef int64_t ftbnn_sum;    /* of products; the weights are such that it suffices */
 
-typedef struct {
-  const int32_t *multiplier, *offset;
-  int shift;
-} ftbnn_norm;
-
-typedef struct {
-  int kind;
-  const int32_t *negative, *positive;
-  int shift;
-} ftbnn_activation;
-
-
 static inline int64_t ftbnn_shifted(int64_t v, int shift) {
   v += (int64_t)1 << shift >> 1;
   return v >= 0 ? v >> shift : ~(~v >> shift);
@@ -41,38 +29,11 @@ static inline ftbnn_value ftbnn_from_sum(ftbnn_sum sum, int shift, uint32_t *sat
   return ftbnn_saturate(ftbnn_shifted(sum, shift), saturated);
 }
 
-static inline ftbnn_value ftbnn_mean(ftbnn_sum sum, int count) {
-  int64_t dividend = 2 * sum + count, divisor = 2 * (int64_t)count;
+/* A sum divided by how many values there were. */
+static inline int64_t ftbnn_mean(ftbnn_sum sum, int64_t count) {
+  int64_t dividend = 2 * sum + count, divisor = 2 * count;
   int64_t quotient = dividend / divisor;
-  return (int32_t)(dividend % divisor < 0 ? quotient - 1 : quotient);
-}
-
-static inline void ftbnn_add_values(int n, int32_t *restrict y, const int32_t *restrict x,
-                                    uint32_t *saturated) {
-  for (int i = 0; i < n; i++) y[i] = ftbnn_saturate((int64_t)y[i] + x[i], saturated);
-}
-
-static inline void ftbnn_normalize(const ftbnn_norm *norm, int n, int32_t *restrict y, uint32_t *saturated) {
-  for (int i = 0; i < n; i++) {
-    int64_t scaled = ftbnn_shifted((int64_t)y[i] * norm->multiplier[i], norm->shift);
-    y[i] = ftbnn_saturate(scaled + norm->offset[i], saturated);
-  }
-}
-
-static inline void ftbnn_prelu(const ftbnn_activation *activation, int n, int32_t *restrict y,
-                               uint32_t *saturated) {
-  for (int i = 0; i < n; i++) {
-    int64_t scaled = ftbnn_shifted((int64_t)y[i] * activation->negative[i], activation->shift);
-    y[i] = y[i] > 0 ? y[i] : ftbnn_saturate(scaled, saturated);
-  }
-}
-
-static inline void ftbnn_fprelu(const ftbnn_activation *activation, int n, int32_t *restrict y,
-                                uint32_t *saturated) {
-  for (int i = 0; i < n; i++) {
-    int64_t slope = y[i] > 0 ? activation->positive[i] : activation->negative[i];
-    y[i] = ftbnn_saturate(ftbnn_shifted(y[i] * slope, activation->shift), saturated);
-  }
+  return dividend % divisor < 0 ? quotient - 1 : quotient;
 }
 
 /* Signs of `bits` values, at most 32. */
@@ -92,6 +53,23 @@ static inline void ftbnn_accumulate(const int32_t *const x[FTBNN_BLOCK], int inp
     for (int p = 0; p < FTBNN_BLOCK; p++) {
       for (int o = 0; o < chunk; o++) sums[p][o] += (int64_t)x[p][i] * weights[o];
     }
+  }
+}
+
+#define FTBNN_LOWEST INT32_MIN /* what a maximum begins with */
+
+/* Products of `inputs` values with a matrix, [inputs][features], of multiples of a number for each feature. */
+static inline void ftbnn_multiply(const int32_t *x, int inputs, const int16_t *multiples, int shift, int features,
+                                  int32_t *restrict y, uint32_t *saturated) {
+  enum { MANY = 64 };
+  for (int first = 0; first < features; first += MANY) {
+    const int many = features - first < MANY ? features - first : MANY;
+    int64_t sums[MANY] = {0};
+    for (int i = 0; i < inputs; i++) {
+      const int16_t *row = multiples + (size_t)i * (size_t)features + first;
+      for (int o = 0; o < many; o++) sums[o] += (int64_t)x[i] * row[o];
+    }
+    for (int o = 0; o < many; o++) y[first + o] = ftbnn_from_sum(sums[o], shift, saturated);
   }
 }
 

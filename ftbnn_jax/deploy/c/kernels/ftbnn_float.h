@@ -11,6 +11,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "ftbnn_functions.h"
 #include "model.h"
 
 #if defined(__AVX2__) && !defined(FTBNN_PORTABLE)
@@ -30,52 +31,9 @@
 typedef float ftbnn_weight; /* of a real convolution; a pixel in the network's scale */
 typedef float ftbnn_sum;    /* of values */
 
-typedef struct {
-  const float *multiplier, *offset;
-} ftbnn_norm;
-
-typedef struct {
-  int kind;
-  const float *negative, *positive;
-} ftbnn_activation;
-
-
 static inline ftbnn_value ftbnn_from_sum(ftbnn_sum sum, int shift, uint32_t *saturated) {
   (void)shift, (void)saturated;
   return sum;
-}
-
-static inline ftbnn_value ftbnn_mean(ftbnn_sum sum, int count) { return (float)(sum / (float)count); }
-
-static inline void ftbnn_add_values(int n, float *restrict y, const float *restrict x, uint32_t *saturated) {
-  (void)saturated;
-  for (int i = 0; i < n; i++) y[i] += x[i];
-}
-
-static inline void ftbnn_normalize(const ftbnn_norm *norm, int n, float *restrict y, uint32_t *saturated) {
-  const float *restrict multiplier = norm->multiplier, *restrict offset = norm->offset;
-  (void)saturated;
-  for (int i = 0; i < n; i++) y[i] = (float)(y[i] * multiplier[i]) + offset[i];
-}
-
-static inline void ftbnn_prelu(const ftbnn_activation *activation, int n, float *restrict y,
-                               uint32_t *saturated) {
-  const float *restrict negative = activation->negative;
-  (void)saturated;
-  for (int i = 0; i < n; i++) {
-    float scaled = y[i] * negative[i];
-    y[i] = y[i] > 0 ? y[i] : scaled;
-  }
-}
-
-static inline void ftbnn_fprelu(const ftbnn_activation *activation, int n, float *restrict y,
-                                uint32_t *saturated) {
-  const float *restrict negative = activation->negative, *restrict positive = activation->positive;
-  (void)saturated;
-  for (int i = 0; i < n; i++) {
-    float up = y[i] * positive[i], down = y[i] * negative[i];
-    y[i] = y[i] > 0 ? up : down;
-  }
 }
 
 /* Signs of `bits` values, at most 32; up to 7 values after them may be read. A number below the smallest
@@ -154,6 +112,27 @@ static inline void ftbnn_accumulate(const float *const x[FTBNN_BLOCK], int input
     for (int p = 0; p < FTBNN_BLOCK; p++) {
       for (int o = done; o < chunk; o++) sums[p][o] += (float)(x[p][i] * weights[o]);
     }
+  }
+}
+
+#define FTBNN_LOWEST (-HUGE_VALF) /* what a maximum begins with */
+
+/* Products of `inputs` values with a matrix, [inputs][features], of multiples of a number for each feature. */
+static inline void ftbnn_multiply(const float *x, int inputs, const int16_t *multiples, const float *scale,
+                                  int features, float *restrict y, uint32_t *saturated) {
+  enum { MANY = 64 };
+  (void)saturated;
+  for (int first = 0; first < features; first += MANY) {
+    const int many = features - first < MANY ? features - first : MANY;
+    float sums[MANY] = {0};
+    for (int i = 0; i < inputs; i++) {
+      const int16_t *row = multiples + (size_t)i * (size_t)features + first;
+      for (int o = 0; o < many; o++) {
+        const float weight = (float)row[o] * scale[first + o];
+        sums[o] += (float)(x[i] * weight);
+      }
+    }
+    for (int o = 0; o < many; o++) y[first + o] = sums[o];
   }
 }
 

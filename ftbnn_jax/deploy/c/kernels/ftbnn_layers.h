@@ -1,4 +1,5 @@
-/* The layers of a network, in the arithmetic of ftbnn_arithmetic.h: single precision or fixed point. */
+/* What the layers of a network have in common, in the arithmetic of ftbnn_arithmetic.h: single precision or
+ * fixed point. What follows a layer, value by value, is in model.c. */
 #ifndef FTBNN_LAYERS_H
 #define FTBNN_LAYERS_H
 
@@ -9,75 +10,46 @@ enum { FTBNN_CHUNK = 32 };
 
 #include "ftbnn_arithmetic.h"
 
-enum { FTBNN_NONE, FTBNN_RELU, FTBNN_PRELU, FTBNN_FPRELU };
+/* The network's binary products, in model.c. */
+extern const ftbnn_conv ftbnn_convs[FTBNN_BLOCKS];
 
-/* FTBNN_POOLED_CONV: 2x2 mean, real 1x1 convolution, batch norm. FTBNN_DUPLICATE: 3x3 mean, twice along
- * channels; the binary convolution reads its input twice along channels as well. */
-typedef enum { FTBNN_NO_SHORTCUT, FTBNN_IDENTITY, FTBNN_POOLED_CONV, FTBNN_DUPLICATE } ftbnn_shortcut;
-
-/* Real convolution with zero padding on [size][size][channels] pixels, batch norm, activation. */
+/* Real convolution with zero padding on [height][width][channels]. A product of rows with a matrix is one
+ * with a kernel of one position, on one row of positions. */
 typedef struct {
-  int size, channels, kernel, stride, features;
-  const ftbnn_weight *pixels;  /* [channels][256]: each pixel value in the network's scale */
-  const ftbnn_weight *weights; /* [kernel][kernel][channels][features] */
+  int height, width, channels;
+  int out_width;
+  int kernel_height, kernel_width;
+  int stride_y, stride_x, dilation_y, dilation_x;
+  int top, left;               /* positions of padding above and to the left of the input */
+  int row_width;               /* positions in a row with its padding */
+  int features, groups;
+  const ftbnn_weight *weights; /* [kernel_height][kernel_width][channels / groups][features] */
   int shift;                   /* of the sums, in fixed point */
-  ftbnn_norm norm;
-  ftbnn_activation activation;
-} ftbnn_stem;
-
-/* Real 1x1 convolution and batch norm of a shortcut. */
-typedef struct {
-  const ftbnn_weight *weights; /* [in_features][features] */
-  int shift;                   /* in fixed point */
-  ftbnn_norm norm;
-} ftbnn_shortcut_conv;
-
-/* act(norm(binary convolution) + shortcut). */
-typedef struct {
-  ftbnn_conv conv;
-  ftbnn_norm norm;
-  ftbnn_activation activation;
-  ftbnn_shortcut shortcut;
-  int in_features; /* of the block: half of the convolution's behind FTBNN_DUPLICATE */
-  ftbnn_shortcut_conv shortcut_conv;
-} ftbnn_block;
-
-/* The network's, in model.c. */
-extern const ftbnn_block ftbnn_blocks[FTBNN_BLOCKS];
-
-/* Mean over all positions, then a fully connected layer: a scale for each class, and its bias. */
-typedef struct {
-  int positions, features, classes;
-  const int16_t *weights; /* [features][classes] */
-  int shift;              /* of the sums, in fixed point */
-  ftbnn_norm norm;
-} ftbnn_head;
+} ftbnn_real_conv;
 
 typedef struct {
   uint32_t *windows;
   int32_t *sums;
+  ftbnn_sum *wide;
   ftbnn_value *values;
   ftbnn_observer observe; /* or null */
   void *context;
   uint32_t saturated; /* whether a number left its range; in fixed point only */
 } ftbnn_scratch;
 
-/* Writes [size'][size'][features] to `y`. */
-void ftbnn_run_stem(const ftbnn_stem *stem, const uint8_t *pixels, ftbnn_value *y, ftbnn_scratch *scratch);
+/* Returns the rows that the windows of output row `y` read, with their padding, one every `*step` values:
+ * where they lie in `x`, or copied to `rows`, in which those of output row `y - 1` must be. With `pixels`
+ * the input is `table`, [channels][256], of each of them. */
+const ftbnn_value *ftbnn_read_rows(const ftbnn_real_conv *conv, const ftbnn_value *x, const uint8_t *pixels,
+                                   const ftbnn_weight *table, int y, ftbnn_value *rows, size_t *step);
 
-/* 3x3 maximum, stride 2, padding 1; `y` may be `x`. */
-void ftbnn_max_pool(int size, int channels, const ftbnn_value *x, ftbnn_value *y, ftbnn_scratch *scratch);
+/* Convolves `count` output positions, 1 to FTBNN_BLOCK, from the one at `left` on, with rows from
+ * ftbnn_read_rows, to [count][features]. */
+void ftbnn_convolve_real(const ftbnn_real_conv *conv, const ftbnn_value *rows, size_t step, int left, int count,
+                         ftbnn_value *y, ftbnn_scratch *scratch);
 
-/* Writes the signs of `x`, [size][size][in_features], for the convolution of `block`. */
-void ftbnn_pack(const ftbnn_block *block, const ftbnn_value *x, ftbnn_signs signs, ftbnn_scratch *scratch);
-
-/* Runs block number `index` on `x` and on its signs. `y` may be `x` behind FTBNN_IDENTITY. Writes signs for
- * the next block, if there is one, to `next_signs`. */
-void ftbnn_run_block(const ftbnn_block *block, int index, const ftbnn_value *x, ftbnn_signs signs,
-                     ftbnn_value *y, const ftbnn_block *next, ftbnn_signs next_signs,
-                     ftbnn_scratch *scratch);
-
-void ftbnn_run_head(const ftbnn_head *head, const ftbnn_value *x, ftbnn_value *logits,
-                    ftbnn_scratch *scratch);
+/* Writes the signs of one position, [features of all groups], to those of the input of `conv`. Up to 7 values
+ * behind them may be read. */
+void ftbnn_pack(const ftbnn_conv *conv, const ftbnn_value *x, ftbnn_signs signs, int position);
 
 #endif

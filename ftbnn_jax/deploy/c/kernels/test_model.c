@@ -1,6 +1,6 @@
 /* Checks this build against golden vectors: test_model [golden.bin]
  *
- * Every binary convolution runs on the very signs that reached it in the reference, and every integer is
+ * Every binary product runs on the very signs that reached it in the reference, and every integer is
  * compared. Then the whole network runs on the images, and every integer and every bit of every logit
  * is compared: numbers are added in one order, and each is rounded by itself, so that all builds give the
  * same ones, and one `checksum` over them. Prints one JSON object, `classes` being the most likely one of
@@ -65,13 +65,14 @@ static void add_to_checksum(state *s, uint32_t number) {
 static void prepare(state *s) {
   s->checksum = 14695981039346656037u;
   for (int i = 0; i < FTBNN_BLOCKS; i++) {
-    const ftbnn_conv *conv = &ftbnn_blocks[i].conv;
+    const ftbnn_conv *conv = &ftbnn_convs[i];
     block_state *b = &s->blocks[i];
-    b->positions =
-        ftbnn_output_size(conv->height, conv->stride) * ftbnn_output_size(conv->width, conv->stride);
+    b->positions = conv->out_height * conv->out_width;
     b->plane = conv->height * conv->width * ftbnn_position_words(conv);
-    b->positive = allocate((size_t)b->plane, sizeof *b->positive);
-    b->nonzero = allocate((size_t)b->plane, sizeof *b->nonzero);
+    /* With a position outside, which is not in the file. */
+    size_t words = (size_t)(b->plane + ftbnn_position_words(conv));
+    b->positive = allocate(words, sizeof *b->positive);
+    b->nonzero = allocate(words, sizeof *b->nonzero);
     b->expected = allocate((size_t)b->positions * (size_t)conv->features, sizeof *b->expected);
     b->compared = b->differing = b->end_to_end = 0;
   }
@@ -90,7 +91,7 @@ static void check_length(FILE *file, const state *s, uint32_t images) {
   const unsigned long head = 4 * HEADER_NUMBERS;
   unsigned long each = FTBNN_PIXEL_BYTES + 4ul * FTBNN_CLASSES;
   for (int i = 0; i < FTBNN_BLOCKS; i++) {
-    const ftbnn_conv *conv = &ftbnn_blocks[i].conv;
+    const ftbnn_conv *conv = &ftbnn_convs[i];
     each += (conv->form == FTBNN_TERNARY ? 8ul : 4ul) * (unsigned long)s->blocks[i].plane;
     each += 2ul * (unsigned long)s->blocks[i].positions * (unsigned long)conv->features;
   }
@@ -100,6 +101,18 @@ static void check_length(FILE *file, const state *s, uint32_t images) {
   if (held / each < images) fail("the golden vectors end early");
   if (held != images * each) fail("the golden vectors go on behind their end");
   if (fseek(file, (long)head, SEEK_SET)) fail("cannot be read");
+}
+
+static void read_pixels(FILE *file, ftbnn_pixel *pixels) {
+  const int bytes = sizeof *pixels;
+  for (size_t i = 0; i < FTBNN_PIXEL_BYTES / sizeof *pixels; i++) {
+    uint32_t number = read_number(file, bytes);
+    /* The lowest bytes come last on some machines. */
+    unsigned char *to = (unsigned char *)&pixels[i];
+    const uint16_t half = (uint16_t)number;
+    const uint8_t byte = (uint8_t)number;
+    memcpy(to, bytes == 4 ? (const void *)&number : bytes == 2 ? (const void *)&half : &byte, sizeof *pixels);
+  }
 }
 
 static void read_block(FILE *file, const ftbnn_conv *conv, block_state *b) {
@@ -133,7 +146,7 @@ static void check_block(const ftbnn_conv *conv, block_state *b) {
 
 static void observe(void *context, int block, int position, const int32_t *sums) {
   state *s = context;
-  int features = ftbnn_blocks[block].conv.features;
+  int features = ftbnn_convs[block].features;
   s->blocks[block].end_to_end +=
       count_differing(sums, s->blocks[block].expected + position * features, features);
   for (int i = 0; i < features; i++) add_to_checksum(s, (uint32_t)sums[i]);
@@ -147,7 +160,7 @@ static int largest(const ftbnn_value *logits) {
 
 int main(int argc, char **argv) {
   static state s;
-  static uint8_t pixels[FTBNN_PIXEL_BYTES];
+  static ftbnn_pixel pixels[FTBNN_PIXEL_BYTES / sizeof(ftbnn_pixel)];
   static ftbnn_value logits[FTBNN_CLASSES];
   static uint32_t expected[FTBNN_CLASSES];
   if (argc > 1) path = argv[1];
@@ -166,10 +179,10 @@ int main(int argc, char **argv) {
 
   unsigned long saturated = 0, logits_differing = 0;
   for (uint32_t image = 0; image < images; image++) {
-    if (fread(pixels, 1, sizeof pixels, file) != sizeof pixels) fail("the golden vectors end early");
+    read_pixels(file, pixels);
     for (int i = 0; i < FTBNN_BLOCKS; i++) {
-      read_block(file, &ftbnn_blocks[i].conv, &s.blocks[i]);
-      check_block(&ftbnn_blocks[i].conv, &s.blocks[i]);
+      read_block(file, &ftbnn_convs[i], &s.blocks[i]);
+      check_block(&ftbnn_convs[i], &s.blocks[i]);
     }
     for (int i = 0; i < FTBNN_CLASSES; i++) expected[i] = read_number(file, 4);
     int status = ftbnn_predict(net, pixels, sizeof pixels, logits, FTBNN_CLASSES);
