@@ -92,6 +92,8 @@ _MEANINGS = {
 # Steps and images are counted in int32 on the device.
 _INT32 = 2**31 - 1
 _COUNT, _POSITIVE_COUNT = Range(0, _INT32), Range(1, _INT32)
+# Fields that the data can fill in, where they are empty.
+_FROM_DATA = ("num_classes", "pixel_mean", "pixel_std")
 # An image has up to four channels.
 _MOST_CHANNELS = 4
 
@@ -99,7 +101,8 @@ _ALLOWED = {
     # JAX would make the same key of a seed and of one that is 2**32 larger.
     "seed": Range(0, 2**32 - 1),
     "image_size": Range(1, 2**14),
-    "num_classes": Range(1, 2**20),
+    "num_classes": Range(0, 2**20),
+    "eval_share": Range(0, 1, without=(0, 1)),
     "batch_size": Range(1, 2**20),
     "num_epochs": _POSITIVE_COUNT,
     "num_steps": _COUNT,
@@ -126,8 +129,8 @@ _ALLOWED = {
     "augment": ("resized_crop", "pad_crop", "none"),
     "crop_padding": Range(0, 2**14),
     "max_corrupt_records": _COUNT,
-    "pixel_mean": Range(longest=_MOST_CHANNELS),
-    "pixel_std": Range(0, without=(0,), longest=_MOST_CHANNELS),
+    "pixel_mean": Range(longest=_MOST_CHANNELS, shortest=0),
+    "pixel_std": Range(0, without=(0,), longest=_MOST_CHANNELS, shortest=0),
 }
 
 
@@ -140,13 +143,15 @@ class TrainConfig:
       network: path of the Python file of that function; "" for none. That of the config file itself
         needs no mention.
       seed: of the initial weights, the order of the images and their augmentation.
-      dataset: "digits" (scikit-learn's, no download), "fake" (random images), or the name of any TFDS
-        image classification set.
+      dataset: "digits" (scikit-learn's, no download), "fake" (random images), the name of any TFDS image
+        classification set, or "folder:PATH", a folder of image files (see `data.folder`).
       data_dir: where TFDS looks; "" for the environment variable TFDS_DATA_DIR, or TFDS's default.
       train_split: of the data set, in TFDS's notation ("train[:90%]").
       eval_split: likewise; "" for "validation", or "test" where the set has no such split.
+      eval_share: of the images of a folder that are kept for evaluation, where it has none beside those
+        for training.
       image_size: height and width that the network sees; `preprocessing` says how images come to it.
-      num_classes: number of logits; at least the data set's number of classes.
+      num_classes: number of logits; at least the data set's number of classes. 0 for that number.
       batch_size: images in a step, over all devices.
       num_epochs: passes over the training split.
       num_steps: steps to train; 0 for as many as `num_epochs` takes.
@@ -191,7 +196,8 @@ class TrainConfig:
       crop_padding: for "pad_crop", zero pixels added on each side before the crop.
       flip: whether training images are mirrored at random.
       max_corrupt_records: damaged images passed over in each split, on each host; one more ends the run.
-      pixel_mean: subtracted from pixel values 0 to 255; one number, or one per channel.
+      pixel_mean: subtracted from pixel values 0 to 255; one number, or one per channel. () for what the
+        training images give.
       pixel_std: divided by, likewise.
 
     Raises:
@@ -205,6 +211,7 @@ class TrainConfig:
     data_dir: str = ""
     train_split: str = "train"
     eval_split: str = ""
+    eval_share: float = 0.1
     image_size: int = 224
     num_classes: int = 1000
     batch_size: int = 256
@@ -271,6 +278,19 @@ class TrainConfig:
                 f"images are counted over so many steps, in int32; of {self.batch_size} a step at most "
                 f"{_INT32 // self.batch_size} would do",
                 f"config.log_every={self.log_every}",
+            )
+
+    @property
+    def from_data(self) -> tuple[str, ...]:
+        """Names of the fields whose values are still to be found in the data (`data.automatic`)."""
+        return tuple(name for name in _FROM_DATA if not getattr(self, name))
+
+    def check_classes(self) -> None:
+        """Raises a UserError where a command that reads no data is not told the number of classes."""
+        if not self.num_classes:
+            raise UserError(
+                "is as many as the data has, which is not read here; give a number",
+                "config.num_classes=0",
             )
 
     def preprocessing(self, channels: int) -> Preprocessing:

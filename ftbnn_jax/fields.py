@@ -22,13 +22,15 @@ class Range:
       least: the lower end.
       most: the upper one.
       without: the ends that are not among them.
-      longest: how many numbers a tuple can hold; it holds at least one.
+      longest: how many numbers a tuple can hold.
+      shortest: how many it holds at least.
     """
 
     least: float = -math.inf
     most: float = math.inf
     without: tuple[float, ...] = ()
     longest: int = 1
+    shortest: int = 1
 
     def holds(self, value: float) -> bool:
         """Whether a number is one of these."""
@@ -79,8 +81,10 @@ def check(prefix: str, values: Any, allowed: Mapping[str, Range | tuple[str, ...
         elif typing.get_origin(kind) is tuple:
             element = typing.get_args(kind)[0]
             numbers = tuple(_number(element, v, rule) for v in value) if type(value) is tuple else ()
-            if None in numbers or not 1 <= len(numbers) <= rule.longest:
-                problem = f"a tuple of 1 to {rule.longest} {_KINDS[element]}s, each {rule}"
+            fits = type(value) is tuple and rule.shortest <= len(numbers) <= rule.longest
+            if None in numbers or not fits:
+                lengths = f"{rule.shortest} to {rule.longest}"
+                problem = f"a tuple of {lengths} {_KINDS[element]}s, each {rule}"
             value = numbers
         if problem:
             found = shown(getattr(values, field.name))

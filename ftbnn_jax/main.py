@@ -176,31 +176,35 @@ def main(arguments: Sequence[str]) -> int:
         with distributed.together():
             return run(options, config, workdir)
     machine.check_devices()
-    return run(options, config, workdir, *_inputs(options, config, workdir, needs))
+    config, *inputs = _inputs(options, config, workdir, needs)
+    return run(options, config, workdir, *inputs)
 
 
 def _inputs(
     options: argparse.Namespace, config: config_lib.TrainConfig, workdir: str, needs: str
 ) -> Iterator[Any]:
-    """Yields the checkpoint, as `load_variables` gives it, and a function that gives the test images.
+    """Yields the config, with what the run has found in the data, and the checkpoint.
 
-    The latter for modes that need them: batches, on request with the images as they are stored.
+    The latter as `load_variables` gives it; and for modes that need them, a function that gives the test
+    images: batches, on request with the images as they are stored.
 
     Raises:
       UserError: there are none, or they are not those of the config.
     """
-    from ftbnn_jax.data import batches, sets
+    from ftbnn_jax.data import automatic, batches, sets
     from ftbnn_jax.train import checkpoint, identity
 
     where = f"--workdir={workdir}"
     if paths.is_remote(workdir):
         raise UserError(f"{command.mode(options.mode)} needs a copy on this machine", where)
     saved = checkpoint.load_variables(workdir, options.checkpoint)
+    config = automatic.from_saved(config, saved[1]["config"])
     identity.check(where, saved[1], config)
+    yield config
     yield saved
     if needs != _IMAGES:
         return
-    split = sets.open_split(config, train=False)
+    split = sets.open_split(config, train=False, workdir=workdir)
     identity.check(where, saved[1], config, split)
     # The activations of every layer are kept for comparison: as many images at a time as fit anywhere.
     small = dataclasses.replace(config, batch_size=max(1, 128 * 32**2 // config.image_size**2))

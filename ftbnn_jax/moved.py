@@ -3,17 +3,18 @@
 import sys
 
 _COMMANDS = {
+    "data.prepare_imagenet": "data.prepare imagenet2012",
     "deploy.benchmark": "bench.packed_layer",
     "experiments.exactness": "bench.exactness",
     "ops.tune_convolution": "bench.tune_convolution",
     "train.benchmark": "bench.train_step",
     "train.input_pipeline": "bench.input",
-    "train.prepare_imagenet": "data.prepare_imagenet",
+    "train.prepare_imagenet": "data.prepare imagenet2012",
 }
 
 
 def new_name(arguments: list[str]) -> str | None:
-    """Returns the module that a command line means by its old name; None where it means no such one.
+    """Returns what a command line means by a module's old name; None where it means no such one.
 
     Args:
       arguments: as `sys.orig_argv`: the interpreter, its options, `-m`, the module, its arguments.

@@ -23,4 +23,4 @@ for directory in "$manual_dir" "$data_dir"; do
 done
 # shellcheck source=launch/environment.sh
 source "$(dirname "$0")/environment.sh"
-exec python -m ftbnn_jax.data.prepare_imagenet ${option[dry_run]:+--dry_run} "$manual_dir" "$data_dir"
+exec python -m ftbnn_jax.data.prepare imagenet2012 ${option[dry_run]:+--dry_run} --manual_dir="$manual_dir" --data_dir="$data_dir"

@@ -308,7 +308,7 @@ _OTHERS = {
         f"--data_dir={rng.choice(_PATHS)}",
         f"--seconds={rng.choice(('0.1', 'nan', 'inf', '0', 'x'))}",
     ],
-    "data.prepare_imagenet": lambda rng: [rng.choice(_PATHS), rng.choice(_PATHS), "--dry_run"],
+    "data.prepare": lambda rng: [rng.choice(_PATHS), f"--data_dir={rng.choice(_PATHS)}", "--dry_run"],
     "bench.packed_layer": lambda rng: [rng.choice(("0:1:1", "1:1", "x", "8:4:5", "-1:1:1")), "--json"],
     "bench.tune_convolution": lambda rng: [f"--batch={rng.choice(('0', 'x', '9' * 30))}", "--rounds=1"],
     "bench.exactness": lambda rng: [

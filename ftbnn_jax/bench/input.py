@@ -25,7 +25,7 @@ from ftbnn_jax import command, report
 from ftbnn_jax import config as config_lib
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.data import batches as batches_lib
-from ftbnn_jax.data import decode, sets, stream, tfrecords
+from ftbnn_jax.data import decode, sets, tf_decoder, tfrecords
 from ftbnn_jax.data.lazy import tf
 from ftbnn_jax.errors import CorruptRecordError, UserError
 from ftbnn_jax.host import machine, paths
@@ -160,9 +160,9 @@ def _variants(
         data = tf.data.Dataset.from_tensor_slices(windows)
         data = tf.data.Dataset.zip(tf.data.Dataset.from_tensor_slices(images).repeat(), data).repeat()
         # One number of each result is looked at, so that no time goes into handing the images over.
-        in_flight = stream.IN_FLIGHT_PER_CORE * cores
+        in_flight = tf_decoder.IN_FLIGHT_PER_CORE * cores
         data = data.map(lambda *args: function(*args)[0, 0, 0], num_parallel_calls=in_flight)
-        iterator = iter(data.batch(_GROUP).with_options(stream.tf_data_options(cores)))
+        iterator = iter(data.batch(_GROUP).with_options(tf_decoder.tf_data_options(cores)))
         return lambda seconds: _rate(lambda: next(iterator), _GROUP, seconds)
 
     return {

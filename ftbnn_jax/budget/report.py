@@ -11,6 +11,7 @@ from typing import Any
 from ftbnn_jax import networks, published
 from ftbnn_jax.budget.count import Budget, count
 from ftbnn_jax.config import TrainConfig
+from ftbnn_jax.errors import UserError
 
 # Fewer nets than this are counted before a second process has started.
 _WORTH_PROCESSES = 4
@@ -85,14 +86,22 @@ def count_configs(
     Args:
       configs: names and experiments.
       image_size: height and width of the images; None for each config's own.
-      channels: of the images; None for as many as a config has pixel means.
+      channels: of the images; None for as many as a config has pixel means, 3 where it has none.
       memory: whether to count activation memory too.
 
     Returns:
       One record a config, in their order.
+
+    Raises:
+      UserError: a config leaves the number of classes to the data.
     """
+    for name, config in configs:
+        try:
+            config.check_classes()
+        except UserError as error:
+            raise error.within(f"{name}: ") from error
     jobs = [
-        (name, config, image_size or config.image_size, channels or len(config.pixel_mean), memory)
+        (name, config, image_size or config.image_size, channels or len(config.pixel_mean) or 3, memory)
         for name, config in configs
     ]
     processes = min(os.cpu_count() or 1, len(jobs) // 2, _MAX_PROCESSES)

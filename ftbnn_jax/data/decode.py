@@ -60,6 +60,26 @@ def random_crop(image: Any, position: Any, config: TrainConfig, channels: int) -
     return cut, draw < (0.5 if config.flip else 0.0)
 
 
+def random_crop_of_pixels(
+    image: np.ndarray, position: int, config: TrainConfig
+) -> tuple[np.ndarray, bool]:
+    """Cuts out a window as `random_crop` does, from uint8 `[H, W, C]` and by NumPy's random numbers.
+
+    Areas and aspect ratios are spread as those of TensorFlow's `sample_distorted_bounding_box`: the
+    ratio evenly, then the height evenly among those that give an allowed area and fit into the image.
+    """
+    rng = np.random.default_rng((config.seed, position))
+    height, width = image.shape[:2]
+    aspect = rng.uniform(*_CROP_ASPECT)
+    least, most = (math.sqrt(share * height * width / aspect) for share in _CROP_AREA)
+    most = min(most, height, width / aspect)
+    rows = max(1, round(rng.uniform(min(least, most), most)))
+    columns = min(width, max(1, round(rows * aspect)))
+    top, left = rng.integers(0, height - rows + 1), rng.integers(0, width - columns + 1)
+    mirrored = bool(config.flip and rng.random() < 0.5)
+    return image[top : top + rows, left : left + columns], mirrored
+
+
 def whole(image: Any, channels: int) -> Any:
     """Decodes an image: uint8 `[H, W, channels]`; one that is decoded already stays as it is.
 

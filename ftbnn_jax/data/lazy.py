@@ -4,6 +4,7 @@ The import takes seconds, and done plainly it speaks of all that it does and tak
 """
 
 import functools
+import importlib.util
 import os
 import re
 from collections.abc import Callable
@@ -48,6 +49,12 @@ def _import_tensorflow_datasets() -> Any:
 
 tf: Any = _Module(_import_tensorflow)
 tfds: Any = _Module(_import_tensorflow_datasets)
+
+
+@functools.cache
+def has_tensorflow() -> bool:
+    """Whether TensorFlow is installed; it is not imported."""
+    return importlib.util.find_spec("tensorflow") is not None
 
 
 def first_line(error: Exception) -> str:

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from ftbnn_jax.data.lazy import first_line, tf
 from ftbnn_jax.data.split import Batch, Split
 from ftbnn_jax.errors import CorruptRecordError
 
-# From images as they are stored, labels and positions, `[n]` each, to tensors `image` and `label`.
-Decode = Callable[[Any, np.ndarray, np.ndarray], dict[str, Any]]
+# From images as they are stored and positions, `[n]` each, to uint8 `[n, H, W, C]`; raises a
+# CorruptRecordError where one of them cannot be decoded.
+Decode = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def batch(
@@ -61,12 +61,12 @@ def _example(
         try:
             images, labels = split.fetch(np.array([candidate]))
             try:
-                group = decode(tf.constant(images), labels, position[None])
-            except tf.errors.InvalidArgumentError as error:
+                pixels = decode(images, position[None])
+            except CorruptRecordError:
                 # Pillow says what is wrong with an image, TensorFlow that something is.
                 split.whole(candidate)
-                raise CorruptRecordError(first_line(error)) from error
-            example = {"image": group["image"].numpy()[0], "label": labels[0]}
+                raise
+            example = {"image": pixels[0], "label": labels[0]}
             return example | {"weight": np.float32(1)}, skipped
         except CorruptRecordError as error:
             reason = str(error)

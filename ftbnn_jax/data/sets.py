@@ -1,43 +1,40 @@
-"""Where images come from: scikit-learn's digits, random images, or any TFDS image classification set.
+"""Where images come from: scikit-learn's digits, random images, a folder, or any set of TFDS's.
 
 A split is either an `ArraySplit`, wholly in memory as uint8, or, where training takes random crops of
-images of any size, a `RecordSplit`, whose encoded images stay on disk.
+images of any size, an `EncodedSplit`, whose encoded images stay on disk.
 """
 
-import concurrent.futures
-import difflib
 import functools
-import itertools
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ftbnn_jax import extras
 from ftbnn_jax.config import TrainConfig
-from ftbnn_jax.data import tfrecords
+from ftbnn_jax.data import catalog, encoded, folder, tfrecords
 from ftbnn_jax.data.lazy import first_line, tf, tfds
 from ftbnn_jax.data.split import ArraySplit, Split
 from ftbnn_jax.data.tfrecords import RecordSplit
 from ftbnn_jax.errors import CorruptRecordError, UserError
-from ftbnn_jax.host import machine, paths
+from ftbnn_jax.host import paths
 from ftbnn_jax.ops import decoding
 
 # Records that are looked at before a run begins: their number, and about how many bytes.
 _LOOK, _LOOK_BYTES = 1000, 2**25
-# Records that a thread decodes at a time, of a split that is decoded as a whole.
-_PART = 64
 _FAKE_SIZES = {"train": 256, "test": 64}
+_FAKE_CLASSES = 10
 
 
-def open_split(config: TrainConfig, *, train: bool) -> Split:
+def open_split(config: TrainConfig, *, train: bool, workdir: str = "") -> Split:
     """Opens the training or the evaluation split of a config's data set.
 
     Args:
       config: says the data set, the splits, and through `augment` whether images of various sizes
         can be taken.
       train: the training split, or the one for evaluation.
+      workdir: directory of the run, where `Split.save_index` may have left something; "" for none.
 
     Raises:
       UserError: there is no such data set or split, it holds no images of 8 bits with labels, or it has
@@ -49,15 +46,19 @@ def open_split(config: TrainConfig, *, train: bool) -> Split:
         if name not in ("train", "test"):
             raise UserError(f"config.{field}={name!r}: {config.dataset} has the splits train, test")
         split = _digits(name) if config.dataset == "digits" else _fake(config, name)
+    elif config.dataset.startswith(folder.PREFIX):
+        split = folder.open_split(config, train=train, workdir=workdir)
+        if config.augment != "resized_crop":
+            split = folder.in_memory(split, config)
     else:
         split = _tfds_split(config, field)
-    if len(split.class_names) > config.num_classes:
+    if len(split.class_names) > config.num_classes > 0:
         raise UserError(
             f"config.num_classes={config.num_classes}: {config.dataset} has {len(split.class_names)}"
         )
     for field in ("pixel_mean", "pixel_std"):
         values = getattr(config, field)
-        if len(values) not in (1, split.channels):
+        if len(values) not in (0, 1, split.channels):
             raise UserError(
                 f"config.{field}={values}: {config.dataset} has {split.channels} channel(s), so give "
                 f"one number or {split.channels}"
@@ -84,51 +85,47 @@ def _fake(config: TrainConfig, name: str) -> ArraySplit:
     count = _FAKE_SIZES[name]
     rng = np.random.default_rng((config.seed, count))
     images = rng.integers(0, 256, (count, config.image_size, config.image_size, 3), np.uint8)
-    labels = rng.integers(0, config.num_classes, count, np.int32)
-    return ArraySplit(images, labels, tuple(str(n) for n in range(config.num_classes)))
+    num_classes = config.num_classes or _FAKE_CLASSES
+    labels = rng.integers(0, num_classes, count, np.int32)
+    return ArraySplit(images, labels, tuple(str(n) for n in range(num_classes)))
 
 
 def _data_dir(data_dir: str) -> str:
-    """Returns the directory that the config or else the environment names; "" for TFDS's own.
+    """Returns the directory that the config, or else the environment, names, or else TFDS's own.
 
     Raises:
       UserError: something else is there.
     """
     name, path = "config.data_dir", data_dir
     if not path:
-        name, path = "TFDS_DATA_DIR", os.environ.get("TFDS_DATA_DIR", "")
+        name, path = "TFDS_DATA_DIR", os.environ.get("TFDS_DATA_DIR") or catalog.DATA_DIR
     try:
         root = paths.expand(path)
     except UserError as error:
         raise error.within(f"{name}=") from error
-    if root and tf.io.gfile.exists(root) and not tf.io.gfile.isdir(root):
+    here = tf.io.gfile if paths.is_remote(root) else os.path
+    if here.exists(root) and not here.isdir(root):
         raise UserError("is no directory; TFDS's data sets lie in one", f"{name}={path}")
     return root
 
 
 @functools.lru_cache(maxsize=4)
 def _tfds_builder(dataset: str, data_dir: str) -> Any:
-    name = dataset.partition("/")[0].partition(":")[0]
-    known = tfds.list_builders(with_community_datasets=False)
-    root = _data_dir(data_dir) or tfds.core.constants.DATA_DIR
-    # Asked here, since TFDS looks for an unknown name on the network before it gives up.
-    if name not in known and not tf.io.gfile.isdir(os.path.join(root, name)):
-        nearest = difflib.get_close_matches(name, ["digits", "fake", *known], n=1, cutoff=0)[0]
-        raise UserError(f"config.dataset={dataset!r}: no such data set; the nearest is {nearest!r}")
+    where = f"config.dataset={dataset!r}"
+    root = _data_dir(data_dir)
+    # TFDS would look for an unknown name on the network before it gives up.
+    catalog.check(dataset, root, where)
     try:
-        builder = tfds.builder(dataset, data_dir=_data_dir(data_dir) or None)
-        prepared = bool(builder.info.splits)
+        builder = tfds.builder(catalog.name_for_tfds(dataset), data_dir=root)
+        prepared = builder.data_path.exists() and bool(builder.info.splits)
     # TFDS hands on whatever its readers of a damaged dataset_info.json or features.json raise.
     except Exception as error:
-        raise UserError(
-            f"config.dataset={dataset!r}: cannot be opened in {root}: {first_line(error)}"
-        ) from error
+        raise UserError(f"{where}: cannot be opened in {root}: {first_line(error)}") from error
     if not prepared:
-        archived = name == "imagenet2012"
-        command = "launch/prepare_imagenet.sh" if archived else f"tfds build {dataset}"
         raise UserError(
-            f"config.dataset={dataset!r}: not prepared in {root}; prepare it with "
-            f"`{command} --data_dir={root}`, or name its place with --config.data_dir"
+            f"{where}: not prepared in {root}; prepare it with `python -m "
+            f"ftbnn_jax.data.prepare {dataset} --data_dir={root}`, or name its place with "
+            "--config.data_dir"
         )
     return builder
 
@@ -136,18 +133,7 @@ def _tfds_builder(dataset: str, data_dir: str) -> Any:
 def _tfds_split(config: TrainConfig, field: str) -> Split:
     builder = _tfds_builder(config.dataset, config.data_dir)
     info, splits = builder.info, builder.info.splits
-    image_key, label_key = _keys(config.dataset, info)
-    features = dict(_flat(info.features))
-    class_names = tuple(features[label_key].names or ())
-    shape, dtype = features[image_key].shape, np.dtype(features[image_key].np_dtype)
-    # Pixels of 16 bits or floats would give `pixel_mean` and `pixel_std` another meaning.
-    if dtype != np.uint8 or len(shape) != 3 or shape[-1] not in (1, 3, None):
-        raise UserError(
-            f"config.dataset={config.dataset!r}: {image_key!r} is {dtype} of shape {shape}; must be "
-            "uint8 of height, width and 1 or 3 channels"
-        )
-    if not class_names:
-        raise UserError(f"config.dataset={config.dataset!r}: the label {label_key!r} has no classes")
+    features = features_of(f"config.dataset={config.dataset!r}", info)
     if (form := info.file_format).value != "tfrecord":
         raise UserError(f"config.dataset={config.dataset!r}: prepared as {form.value}; must be tfrecord")
     default = "validation" if "validation" in splits else "test"
@@ -162,20 +148,62 @@ def _tfds_split(config: TrainConfig, field: str) -> Split:
     split = RecordSplit(
         files,
         *tfrecords.index_files(files),
-        image_key=image_key,
-        label_key=label_key,
-        class_names=class_names,
-        channels=shape[-1] or 3,
+        image_key=features.image_key,
+        label_key=features.label_key,
+        class_names=features.class_names,
+        channels=features.shape[-1] or 3,
     )
     if config.augment == "resized_crop":
         _look_at(split, f"config.{field}={name!r}")
         return split
-    if None in shape[:2]:
+    if None in features.shape[:2]:
         raise UserError(
             f"config.augment={config.augment!r}: the images of {config.dataset} differ in size; "
             "use 'resized_crop'"
         )
-    return _decoded(split, shape[:2], config.max_corrupt_records, f"config.{field}={name!r}")
+    limit = config.max_corrupt_records
+    return _decoded(split, features.shape[:2], limit, f"config.{field}={name!r}")
+
+
+class Features(NamedTuple):
+    """The image and the label among the features of a TFDS set.
+
+    Attributes:
+      image_key: name of the image in records.
+      label_key: name of the label.
+      shape: `(H, W, C)` of an image, each None where images differ.
+      class_names: one name a class, in the order of the labels.
+    """
+
+    image_key: str
+    label_key: str
+    shape: tuple[int | None, int | None, int | None]
+    class_names: tuple[str, ...]
+
+
+def features_of(where: str, info: Any) -> Features:
+    """Finds image and label among the features of a TFDS set.
+
+    Args:
+      where: the set, for messages.
+      info: its `tfds.core.DatasetInfo`; it need not be prepared.
+
+    Raises:
+      UserError: it holds no images of 8 bits with labels.
+    """
+    image_key, label_key = _keys(where, info)
+    features = dict(_flat(info.features))
+    class_names = tuple(features[label_key].names or ())
+    shape, dtype = features[image_key].shape, np.dtype(features[image_key].np_dtype)
+    # Pixels of 16 bits or floats would give `pixel_mean` and `pixel_std` another meaning.
+    if dtype != np.uint8 or len(shape) != 3 or shape[-1] not in (1, 3, None):
+        raise UserError(
+            f"{where}: {image_key!r} is {dtype} of shape {shape}; must be uint8 of height, width and 1 "
+            "or 3 channels"
+        )
+    if not class_names:
+        raise UserError(f"{where}: the label {label_key!r} has no classes")
+    return Features(image_key, label_key, shape, class_names)
 
 
 def _flat(features: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -187,7 +215,7 @@ def _flat(features: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", feature
 
 
-def _keys(dataset: str, info: Any) -> tuple[str, str]:
+def _keys(where: str, info: Any) -> tuple[str, str]:
     """Returns the names of image and label: those in `supervised_keys`, or else the only ones."""
     # The last of three parts is a weight.
     parts = (info.supervised_keys or (list(info.features),) * 2)[:2]
@@ -199,7 +227,7 @@ def _keys(dataset: str, info: Any) -> tuple[str, str]:
     if any(len(keys) != 1 for keys in found):
         listed = [", ".join(keys) or "none" for keys in found]
         raise UserError(
-            f"config.dataset={dataset!r}: needs one image and one class label in its supervised_keys, "
+            f"{where}: needs one image and one class label in its supervised_keys, "
             f"or else in all; has images: {listed[0]}; class labels: {listed[1]}"
         )
     return found[0][0], found[1][0]
@@ -237,30 +265,13 @@ def _check_labels(split: RecordSplit, indices: np.ndarray, labels: np.ndarray, w
 
 def _decoded(split: RecordSplit, shape: tuple[int, int], limit: int, where: str) -> ArraySplit:
     """Decodes a split of images of one size, and leaves out up to `limit` corrupt records."""
-    count = split.num_examples
-    images = np.empty((count, *shape, split.channels), np.uint8)
-    labels = np.empty(count, np.int64)
 
-    def decode_part(part: range) -> list[tuple[int, str]]:
-        """Fills in images and labels; returns which ones are corrupt, and what is wrong with each."""
-        corrupt = []
-        for index in part:
-            try:
-                encoded, labels[index] = split.example(index)
-                pixels = decoding.from_bytes(encoded, split.channels)
-                if pixels.shape[:2] != shape:
-                    found, size = ("{} x {}".format(*s) for s in (pixels.shape, shape))
-                    raise CorruptRecordError(f"an image of {found} pixels in a set of {size}")
-                images[index] = pixels
-            except CorruptRecordError as error:
-                corrupt.append((index, str(error)))
-        return corrupt
+    def checked(pixels: np.ndarray) -> np.ndarray:
+        if pixels.shape[:2] != shape:
+            found, size = ("{} x {}".format(*s) for s in (pixels.shape, shape))
+            raise CorruptRecordError(f"an image of {found} pixels in a set of {size}")
+        return pixels
 
-    parts = [range(count)[start : start + _PART] for start in range(0, count, _PART)]
-    with concurrent.futures.ThreadPoolExecutor(machine.num_cores()) as pool:
-        for index, reason in itertools.chain.from_iterable(pool.map(decode_part, parts)):
-            split.report_corrupt(index, reason, limit)
-    kept = np.delete(np.arange(count), sorted(split.corrupt))
-    _check_labels(split, kept, labels[kept], where)
-    images = images[kept] if split.corrupt else images
-    return ArraySplit(images, labels[kept].astype(np.int32), split.class_names)
+    images, labels, kept = encoded.decode_all(split, checked, (*shape, split.channels), limit)
+    _check_labels(split, kept, labels, where)
+    return ArraySplit(images, labels.astype(np.int32), split.class_names)

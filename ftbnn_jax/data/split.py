@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+from typing import ClassVar
 
 import numpy as np
 
@@ -20,8 +21,10 @@ class Split(abc.ABC):
       channels: colour channels of an image.
       class_names: one name a class, in the order of the labels.
       corrupt: indices of the images that were met and could not be read.
+      remedy: what to do where too many are, for a message.
     """
 
+    remedy: ClassVar[str] = "prepare the set again"
     corrupt: set[int] = dataclasses.field(default_factory=set, kw_only=True)
 
     @property
@@ -59,6 +62,13 @@ class Split(abc.ABC):
     def name(self, index: int) -> str:
         """Returns where an image is, for a message."""
 
+    def save_index(self, workdir: str) -> None:  # noqa: B027, most splits have none.
+        """Saves where the images are, if finding them took long, for the next start of a run.
+
+        Args:
+          workdir: directory of the run.
+        """
+
     def report_corrupt(self, index: int, reason: str, limit: int) -> None:
         """Counts a corrupt record and warns of it, the first time that it is met.
 
@@ -70,12 +80,12 @@ class Split(abc.ABC):
         if len(self.corrupt) == self.num_examples:
             raise UserError(
                 f"{self.name(index)}: corrupt ({reason}), and so is every other record of the split; "
-                "prepare the set again"
+                f"{self.remedy}"
             )
         if len(self.corrupt) > limit:
             raise UserError(
                 f"{self.name(index)}: corrupt ({reason}), as {len(self.corrupt) - 1} before it; "
-                f"config.max_corrupt_records={limit} allows no more: prepare the set again"
+                f"config.max_corrupt_records={limit} allows no more: {self.remedy}"
             )
         if not known:
             report.warn(f"{self.name(index)}: corrupt ({reason}); passed over")

@@ -1,29 +1,21 @@
-"""Batches decoded by tf.data, with one graph on all cores."""
+"""Batches of decoded images in a given order, with what cannot be decoded told and replaced."""
 
-import math
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 
 from ftbnn_jax import report
 from ftbnn_jax.config import TrainConfig
-from ftbnn_jax.data import decode, recovery
-from ftbnn_jax.data.lazy import first_line, tf
+from ftbnn_jax.data import lazy, recovery, tf_decoder, thread_decoder
 from ftbnn_jax.data.split import Batch, Split
-from ftbnn_jax.host import machine
-
-# Images that one call of the graph decodes and one of Python resizes, so that the call costs little.
-_GROUP = 32
-# Images in flight. They leave in order: with one a core, a large image would have the other cores wait.
-IN_FLIGHT_PER_CORE = 4
 
 
 class Stream:
-    """Decodes the images of a split, in a given order.
+    """Decodes the images of a split, in a given order: by TensorFlow where it is installed.
 
-    Where tf.data fails, `recovery` builds the batch in question, and tf.data goes on behind it. What a
-    batch holds depends on its step alone, whichever way it was built.
+    Where that fails, `recovery` builds the batch in question, and decoding goes on behind it. What a
+    batch holds depends on its step alone, whichever way it was built. Without TensorFlow, evaluation
+    sees the same pixels, and training random crops of the same kind, but other ones.
 
     Args:
       split: images.
@@ -44,13 +36,12 @@ class Stream:
         train: bool,
     ):
         self._split = split
-        self._config = config
+        self._limit = config.max_corrupt_records
         self._indices_of = indices_of
-        self._batch_size = batch_size
-        self._train = train
-        self._rule = config.preprocessing(split.channels)
-        # Traced once, not once for each image of a group.
-        self._decode = tf.function(self._decode_image)
+        rule = config.preprocessing(split.channels)
+        self._blank = None if train else rule.shape
+        module = tf_decoder if lazy.has_tensorflow() else thread_decoder
+        self._decoder = module.Decoder(split, config, indices_of, batch_size, train)
 
     def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
         """Yields the batches of steps from `first_step` up to `last_step`.
@@ -65,79 +56,20 @@ class Stream:
         step = first_step
         while step < last_step:
             try:
-                for batch in self._by_tf_data(step, last_step):
+                for batch in self._decoder.batches(step, last_step):
                     yield {**batch, "weight": np.ones(len(batch["label"]), np.float32)}
                     step += 1
                 return
-            except tf.errors.OpError as error:
-                reason = first_line(error)
+            except self._decoder.failures() as error:
+                reason = lazy.first_line(error)
             batch, corrupt = recovery.batch(
                 self._split,
-                self._decode_group,
+                self._decoder.decode,
                 *self._indices_of(step),
-                limit=self._config.max_corrupt_records,
-                blank=None if self._train else self._rule.shape,
+                limit=self._limit,
+                blank=self._blank,
             )
             if not corrupt:
                 report.warn(f"batch {step} could not be read ({reason}); it could the second time")
             yield batch
             step += 1
-
-    def _by_tf_data(self, first_step: int, last_step: int) -> Iterator[Batch]:
-        cores = machine.num_cores()
-        stored = tf.uint8 if self._split.shape else tf.string
-        # As equal as they can be; a step that does not fill them repeats its last image.
-        groups = math.ceil(self._batch_size / _GROUP)
-        each = math.ceil(self._batch_size / groups)
-        in_flight = max(2, math.ceil(IN_FLIGHT_PER_CORE * cores / each))
-
-        def read(step):
-            indices, positions = self._indices_of(int(step))
-            missing = (0, groups * each - len(indices))
-            indices, positions = (np.pad(x, missing, "edge") for x in (indices, positions))
-            return *self._split.fetch(indices), positions
-
-        def fetch(step):
-            images, labels, positions = tf.numpy_function(read, [step], (stored, tf.int32, tf.int64))
-            shapes = zip((images, labels, positions), (self._split.shape or (), (), ()), strict=True)
-            return tuple(tf.reshape(x, (groups, each, *rest)) for x, rest in shapes)
-
-        data = tf.data.Dataset.range(first_step, last_step).map(fetch).prefetch(1).unbatch()
-        data = data.map(self._decode_group, num_parallel_calls=in_flight).batch(groups).prefetch(2)
-        data = data.with_options(tf_data_options(cores))
-        for step, batch in zip(range(first_step, last_step), data.as_numpy_iterator(), strict=True):
-            count = len(self._indices_of(step)[0])
-            yield {k: v.reshape(-1, *v.shape[2:])[:count] for k, v in batch.items()}
-
-    def _decode_group(self, images: Any, labels: Any, positions: Any) -> dict[str, Any]:
-        """Decodes a group of images, brings them to size, and puts their labels beside them."""
-        positions = tf.convert_to_tensor(positions)
-        parts = [self._decode(images[i], positions[i]) for i in range(images.shape[0])]
-        if self._train:
-            windows, mirrored = zip(*parts, strict=True)
-            size = self._rule.size
-            resized = tf.numpy_function(
-                lambda mirrored, *windows: decode.resize(windows, mirrored, size),
-                [tf.stack(mirrored), *windows],
-                tf.uint8,
-            )
-        else:
-            resized = tf.numpy_function(lambda *images: self._rule.stack(images), parts, tf.uint8)
-        return {"image": resized, "label": labels}
-
-    def _decode_image(self, image: Any, position: Any) -> Any:
-        """A window of the image and whether to mirror it, or, for evaluation, the whole image."""
-        if self._train:
-            return decode.random_crop(image, position, self._config, self._split.channels)
-        return decode.whole(image, self._split.channels)
-
-
-def tf_data_options(cores: int) -> Any:
-    """Options for a pipeline whose stages have their sizes already: the cores are for decoding."""
-    options = tf.data.Options()
-    options.deterministic = True
-    options.autotune.enabled = False
-    options.experimental_optimization.map_and_batch_fusion = True
-    options.threading.private_threadpool_size = cores
-    options.threading.max_intra_op_parallelism = 1
-    return options

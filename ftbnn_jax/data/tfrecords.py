@@ -1,9 +1,7 @@
 """Examples in TFRecord files, on disk or in a bucket: found once, then read at any index and checked."""
 
-import concurrent.futures
 import contextlib
 import dataclasses
-import functools
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,18 +10,14 @@ from typing import Any
 import numpy as np
 
 from ftbnn_jax import extras
+from ftbnn_jax.data.encoded import EncodedSplit, readers
 from ftbnn_jax.data.framing import FOOTER_BYTES, HEADER_BYTES, checksum
 from ftbnn_jax.data.lazy import first_line, tf
-from ftbnn_jax.data.split import Split
 from ftbnn_jax.errors import CorruptRecordError, UserError
 from ftbnn_jax.host import paths
-from ftbnn_jax.ops import decoding
 
 with extras.named():
     from google.protobuf import message as protobuf_message
-
-# Disks and buckets answer many small requests at a time sooner than one after the other.
-_READ_THREADS = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +38,7 @@ class RecordFile:
 
 
 @dataclasses.dataclass(frozen=True)
-class RecordSplit(Split):
+class RecordSplit(EncodedSplit):
     """Encoded examples in TFRecord files, readable at any index without reading those before it.
 
     Attributes:
@@ -70,10 +64,6 @@ class RecordSplit(Split):
     @property
     def num_examples(self) -> int:
         return len(self.offset_of)
-
-    @property
-    def shape(self) -> None:
-        return None
 
     def head(self, count: int) -> "RecordSplit":
         """Returns the split of the first `count` examples."""
@@ -106,12 +96,6 @@ class RecordSplit(Split):
         return payload
 
     def example(self, index: int) -> tuple[bytes, int]:
-        """Returns the encoded image and the label at `index`, whatever the label is.
-
-        Raises:
-          CorruptRecordError: as `read` does, or there is not one image with one label.
-          UserError: the file cannot be read.
-        """
         try:
             features = tf.train.Example.FromString(self.read(index)).features.feature
         except protobuf_message.DecodeError as error:
@@ -123,13 +107,9 @@ class RecordSplit(Split):
                 raise CorruptRecordError(f"{len(values)} values of the feature {key!r} instead of one")
         return images[0], labels[0]
 
-    def whole(self, index: int) -> np.ndarray:
-        encoded, _ = self.example(index)
-        return decoding.from_bytes(encoded, self.channels)
-
     def fetch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if paths.is_remote(self.files[0].path):
-            examples = list(_pool().map(self.example, indices.tolist()))
+            examples = list(readers().map(self.example, indices.tolist()))
         else:
             self._prefetch(indices)
             examples = [self.example(index) for index in indices.tolist()]
@@ -151,7 +131,7 @@ class RecordSplit(Split):
             except CorruptRecordError as error:
                 return error
 
-        return list(_pool().map(look, range(min(count, self.num_examples))))
+        return list(readers().map(look, range(min(count, self.num_examples))))
 
     def _prefetch(self, indices: np.ndarray) -> None:
         """Has the system fetch records at once; threads would, too, but stand in the decoder's way."""
@@ -173,7 +153,7 @@ def index_files(
     Raises:
       UserError: a file cannot be read, ends within a record, or holds more of them than it should.
     """
-    found = list(_pool().map(_index_file, files))
+    found = list(readers().map(_index_file, files))
     counts = [len(offsets) for offsets, _ in found]
     return (
         np.repeat(np.arange(len(files), dtype=np.int32), counts),
@@ -185,11 +165,6 @@ def index_files(
 def wrong_labels(labels: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
     """Returns the places, int64, of labels that are none of the classes: TFDS writes -1 for 'none'."""
     return np.flatnonzero((labels < 0) | (labels >= len(class_names)))
-
-
-@functools.cache
-def _pool() -> concurrent.futures.ThreadPoolExecutor:
-    return concurrent.futures.ThreadPoolExecutor(_READ_THREADS, "records")
 
 
 @contextlib.contextmanager

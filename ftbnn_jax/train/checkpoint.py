@@ -203,6 +203,17 @@ def _steps(directory: epath.Path) -> list[int]:
     return sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit() and p.is_dir())
 
 
+def newest_experiment(workdir: str) -> dict[str, Any] | None:
+    """Returns what is saved beside the newest weights that can be read (see `identity.describe`)."""
+    directory = paths.absolute(workdir) / "checkpoints"
+    for step in reversed(_steps(directory)):
+        reader = ocp.Checkpointer(ocp.JsonCheckpointHandler())
+        # A damaged checkpoint is told when the run is to go on from it.
+        with contextlib.suppress(Exception), contextlib.closing(reader):
+            return identity.complete(reader.restore(directory / str(step) / "experiment"))
+    return None
+
+
 def load_variables(
     workdir: str, which: str = "latest", given: str = ""
 ) -> tuple[dict[str, Any], dict[str, Any], int]:

@@ -11,8 +11,8 @@ import numpy as np
 
 from ftbnn_jax import report
 from ftbnn_jax.config import TrainConfig
+from ftbnn_jax.data import automatic, sets
 from ftbnn_jax.data import batches as batches_lib
-from ftbnn_jax.data import sets
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.train import checkpoint, identity, pictures
 from ftbnn_jax.train import step as step_lib
@@ -34,10 +34,11 @@ def evaluate(config: TrainConfig, workdir: str, which: str = "latest") -> dict[s
         loss is not finite.
     """
     variables, experiment, step = checkpoint.load_variables(workdir, which)
+    config = automatic.from_saved(config, experiment["config"])
     where = f"--workdir={workdir}"
     identity.check(where, experiment, config)
     mesh = step_lib.make_mesh(config)
-    split = sets.open_split(config, train=False)
+    split = sets.open_split(config, train=False, workdir=workdir)
     identity.check(where, experiment, config, split)
     variables = jax.device_put(variables, step_lib.replicated(mesh))
     values = run(

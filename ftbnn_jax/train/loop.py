@@ -13,8 +13,8 @@ import jax
 
 from ftbnn_jax import networks, report
 from ftbnn_jax.config import TrainConfig
+from ftbnn_jax.data import automatic, sets
 from ftbnn_jax.data import batches as batches_lib
-from ftbnn_jax.data import sets
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.host import disk, distributed, interrupt, lock, machine, paths
 from ftbnn_jax.nn import variables as nn_variables
@@ -25,6 +25,7 @@ from ftbnn_jax.train import (
     identity,
     metrics,
     monitor,
+    opening,
     optimizer,
     pictures,
 )
@@ -63,8 +64,9 @@ def train(config: TrainConfig, workdir: str) -> None:
         with stop.expendable("stopped before a step was made; nothing is lost"):
             mesh = step_lib.make_mesh(config)
             sharding = step_lib.batch_sharding(mesh)
-            train_split = sets.open_split(config, train=True)
-            eval_split = sets.open_split(config, train=False)
+            left_to_data = config.from_data
+            config, train_split = opening.open_training(config, workdir)
+            eval_split = sets.open_split(config, train=False, workdir=workdir)
             num_steps = batches_lib.num_train_steps(config, train_split.num_examples)
             kernels = networks.weights(config, train_split.channels)
             tx = optimizer.make(config, num_steps, kernels)
@@ -85,6 +87,10 @@ def train(config: TrainConfig, workdir: str) -> None:
 
             if distributed.is_main():
                 write_config(workdir, config)
+                for split in (train_split, eval_split):
+                    split.save_index(workdir)
+                if left_to_data:
+                    report.console.print(automatic.summary(config, train_split, eval_split))
             writer = metrics.MetricsWriter(
                 workdir, first_step, distributed.is_main(), config.loggers, config.to_dict()
             )

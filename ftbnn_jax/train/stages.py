@@ -8,11 +8,10 @@ from typing import Any
 
 from ftbnn_jax import config as config_lib
 from ftbnn_jax.config import TrainConfig
-from ftbnn_jax.data import sets
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.host import disk, distributed, lock
 from ftbnn_jax.report import console
-from ftbnn_jax.train import checkpoint, distillation, loop
+from ftbnn_jax.train import checkpoint, distillation, loop, opening
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,8 +95,7 @@ def train(config: TrainConfig, workdir: str) -> None:
     stages = stages[max(begun, default=0) :]
     for stage in stages:
         if stage.config.teacher:
-            split = sets.open_split(stage.config, train=True)
-            distillation.load(stage.config, split)
+            distillation.load(*opening.open_training(stage.config, stage.workdir))
     with contextlib.ExitStack() as stack:
         if config.stages:
             # Each stage holds its own directory as well.

@@ -64,7 +64,7 @@ def test_tables_say_what_each_variant_does(result, capsys):
         (["--seconds=0"], "--seconds=0"),
         (["--config=configs/derived18.py"], "the nearest is configs/derived18_g"),
         (["--config=configs/quickstart.py"], "config.augment='pad_crop'"),
-        (["--data_dir=nowhere"], "launch/prepare_imagenet.sh --data_dir=nowhere"),
+        (["--data_dir=nowhere"], "ftbnn_jax.data.prepare imagenet2012 --data_dir=nowhere"),
     ],
 )
 def test_mistakes_are_told_in_one_line(repository, monkeypatch, capsys, arguments, words):

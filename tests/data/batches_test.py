@@ -8,7 +8,7 @@ import pytest
 
 from ftbnn_jax import config as config_lib
 from ftbnn_jax.data import batches as batches_lib
-from ftbnn_jax.data import decode, sets, stream
+from ftbnn_jax.data import decode, sets, stream, tf_decoder
 from ftbnn_jax.data.lazy import tf, tfds
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn import architectures
@@ -94,7 +94,7 @@ def test_batches_do_not_depend_on_how_images_are_grouped(monkeypatch, train):
     split = sets.open_split(config, train=train)
 
     def all_batches(group):
-        monkeypatch.setattr(stream, "_GROUP", group)
+        monkeypatch.setattr(tf_decoder, "_GROUP", group)
 
         def indices_of(step):
             indices = np.arange(48 * step, min(48 * (step + 1), 110))
@@ -210,7 +210,7 @@ def test_digits_split_holds_out_a_quarter_of_each_class():
         ({"dataset": "digitz"}, ["config.dataset='digitz'", "'digits'"]),
         (
             {"dataset": "cifar100", "data_dir": "nowhere"},
-            ["config.dataset='cifar100'", "nowhere", "tfds build cifar100"],
+            ["config.dataset='cifar100'", "nowhere", "ftbnn_jax.data.prepare cifar100"],
         ),
         ({"train_split": "trian"}, ["config.train_split='trian'", "train, test"]),
         ({"num_classes": 9}, ["config.num_classes=9", "digits has 10"]),

@@ -20,8 +20,8 @@ def test_directories(shell, tmp_path, arguments, environment, manual_dir, data_d
     (shell.root / "launch" / "environment.sh").write_text("")
     for dry_run in ((), ("--dry_run",)):
         assert shell.run("prepare_imagenet.sh", *arguments, *dry_run, **environment) == (0, "", "")
-        expected = [str(tmp_path / manual_dir), str(tmp_path / data_dir)]
-        module = ["python", "-m", "ftbnn_jax.data.prepare_imagenet"]
+        expected = [f"--manual_dir={tmp_path / manual_dir}", f"--data_dir={tmp_path / data_dir}"]
+        module = ["python", "-m", "ftbnn_jax.data.prepare", "imagenet2012"]
         assert shell.recorded() == [[*module, *dry_run, *expected]]
 
 

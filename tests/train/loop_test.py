@@ -233,7 +233,7 @@ def test_what_a_checkpoint_was_not_trained_for_is_not_evaluated(
 ):
     whole = sets.open_split(CONFIG, train=False)
     other = dataclasses.replace(whole, class_names=names or whole.class_names)
-    monkeypatch.setattr(sets, "open_split", lambda config, train: other)
+    monkeypatch.setattr(sets, "open_split", lambda config, **_: other)
     with pytest.raises(UserError, match=rf"--workdir=.*: was trained with .*{message}"):
         evaluation.evaluate(dataclasses.replace(CONFIG, **fields), str(uninterrupted))
 
@@ -243,7 +243,7 @@ def test_classes_in_another_order_are_told_on_resuming_and_get_another_classifie
 ):
     whole = sets.open_split
 
-    def reordered(config, train):
+    def reordered(config, train, workdir):
         split = whole(config, train=train)
         return dataclasses.replace(split, class_names=split.class_names[::-1])
 
@@ -433,7 +433,7 @@ def test_learns_a_few_images_by_heart(tmp_path):
     few = sets.open_split(config, train=True)
     few = sets.ArraySplit(few.images[:16], few.labels[:16], few.class_names)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sets, "open_split", lambda config, train: few)
+        patch.setattr(sets, "open_split", lambda config, **_: few)
         loop.train(config, str(tmp_path))
     train = [r for r in records(tmp_path) if r["kind"] == "train"]
     assert train[-1]["accuracy"] == 1.0
