@@ -108,7 +108,7 @@ def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = 
         logging.set_verbosity(logging.FATAL)
     outer = signal.getsignal(signal.SIGINT)
     if outer is _leave:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, _interrupt)
     for stream in (sys.stdout, sys.stderr):
         # What the terminal has no letters for is no reason to end; tests have streams of their own.
         if hasattr(stream, "reconfigure"):
@@ -151,6 +151,19 @@ def begin() -> None:
     sys.excepthook, sys.unraisablehook = _excepthook, _unraisablehook
     # Figures are written to files: whether there is a window system makes no difference.
     os.environ["MPLBACKEND"] = "agg"
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raises a KeyboardInterrupt; ends the process where a module is being imported.
+
+    Compiled modules import others in their own beginning, and end the process if these raise.
+    """
+    outer = frame
+    while outer is not None:
+        if outer.f_code.co_filename.startswith("<frozen importlib"):
+            _leave()
+        outer = outer.f_back
+    signal.default_int_handler(number, frame)
 
 
 def _leave(number: int = signal.SIGINT, frame: FrameType | None = None) -> NoReturn:

@@ -41,14 +41,15 @@ def _parser() -> command.ArgumentParser:
     parser = command.ArgumentParser(
         prog="python -m ftbnn_jax.main",
         description="Train a network, and evaluate, pack, verify, time and look at it.",
-        epilog="--config.KEY=VALUE overrides a field of the experiment.",
+        epilog="--config.KEY=VALUE or --config.KEY VALUE overrides a field of the experiment.",
     )
     parser.add_argument(
         "--config",
         required=True,
         type=paths.local_argument,
         metavar="FILE",
-        help="file of the experiment, FILE.py or FILE.py:ARG",
+        help="file of the experiment, FILE.py or FILE.py:ARG, or the name of one that comes with the "
+        "package: derived44_g5, derived44_g5:90",
     )
     parser.add_argument(
         "--workdir", required=True, type=paths.argument, metavar="DIR", help="directory of the run"

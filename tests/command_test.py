@@ -139,6 +139,22 @@ def test_a_command_is_never_without_an_end_of_its_own(code, status, line):
     assert (process.communicate()[1], process.returncode) == (line, status)
 
 
+def test_ctrl_c_in_a_module_that_does_not_let_it_out(tmp_path):
+    """As compiled ones: whatever they import, an exception ends the process in a way of their own."""
+    (tmp_path / "deaf.py").write_text(
+        "import os, signal\n"
+        "try:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "except KeyboardInterrupt:\n"
+        "    os._exit(134)\n"
+    )
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    process = _python(
+        "command.run(lambda _: __import__('deaf'))", env={**os.environ, "PYTHONPATH": path}
+    )
+    assert (process.communicate()[1], process.returncode) == ("interrupted\n", 130)
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device that is full")
 def test_output_that_cannot_be_written_is_one_line():
     with open("/dev/full", "w") as full:

@@ -19,7 +19,7 @@ def _parser() -> command.ArgumentParser:
         "traced program; no weights are made.",
     )
     parser.add_argument(
-        "configs", nargs="*", metavar="CONFIG", help="config files, as in configs/X.py:ARG"
+        "configs", nargs="*", metavar="CONFIG", help="config files, X.py:ARG, or names: derived44_g5:90"
     )
     parser.add_argument("--table4", action="store_true", help="all 20 nets of Table 4")
     parser.add_argument(

@@ -262,7 +262,9 @@ def main(arguments: Sequence[str]) -> int:
         description="Run configs with several seeds and compare them.",
         epilog="What follows -- is handed to every run: -- --config.num_epochs=2",
     )
-    parser.add_argument("configs", nargs="+", metavar="CONFIG", help="config files, configs/X.py:ARG")
+    parser.add_argument(
+        "configs", nargs="+", metavar="CONFIG", help="config files, X.py:ARG, or names: ablation:relu"
+    )
     add_arguments(parser, seeds="0,1,2")
     add_grid(parser)
     own, overrides = split_arguments(arguments)
