@@ -77,7 +77,7 @@ def _sqrt(x):
 def _rsqrt(x):
     usual = (x > 0) & (x <= _LARGEST)
     found = 1.0 / _newton(np.where(usual, x, 1.0))
-    return np.where(usual, found, np.where(x == 0, np.inf, np.where(x > 0, 0.0, np.nan)))
+    return np.where(usual, found, np.where(x == 0, 1.0 / x, np.where(x > 0, 0.0, np.nan)))
 
 
 # By operation of a graph; each maps float64 to float64.

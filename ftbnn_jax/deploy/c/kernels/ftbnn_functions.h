@@ -99,7 +99,7 @@ static inline float ftbnn_sqrt(float x) {
 
 static inline float ftbnn_rsqrt(float x) {
   if (x != x || x < 0.0f) return (float)(HUGE_VAL - HUGE_VAL);
-  if (x == 0.0f) return HUGE_VALF;
+  if (x == 0.0f) return 1.0f / x;
   return x > FLT_MAX ? 0.0f : (float)(1.0 / ftbnn_sqrt_of((double)x));
 }
 
