@@ -1,13 +1,19 @@
 """What goes into and comes out of parts of a network."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 
 from ftbnn_jax import extras
+from ftbnn_jax.nn.blocks import BinaryConv
+from ftbnn_jax.ops import quantizers
 
 with extras.named():
     from flax import linen as nn
+
+T = TypeVar("T")
 
 
 def calls(
@@ -35,3 +41,32 @@ def calls(
     with nn.intercept_methods(record):
         model.apply(variables, x, train=False)
     return found
+
+
+def _gives_zeros(module: nn.Module) -> bool:
+    three = quantizers.ThreeValuedSign
+    return isinstance(module, BinaryConv) and isinstance(module.input_quantizer, three)
+
+
+def with_zeros(function: Callable[..., T], *arguments: Any) -> tuple[T, dict[str, jax.Array]]:
+    """Calls a function, and records how much of what enters binary convolutions has a sign of 0.
+
+    Args:
+      function: calls flax modules, `blocks.BinaryConv` outside of transformations such as `remat`.
+      *arguments: of the function.
+
+    Returns:
+      What it returns; and for every `BinaryConv` whose signs may be 0 the share of each image, float32
+      `[N]`, by its path, "block1_1/conv".
+    """
+    found = {}
+
+    def record(call, args, kwargs, context):
+        conv = context.module
+        if _gives_zeros(conv) and context.method_name == "__call__":
+            zero = ~(quantizers.is_positive(args[0]) | quantizers.is_negative(args[0]))
+            found["/".join(conv.path)] = jnp.mean(zero, range(1, zero.ndim), jnp.float32)
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(record):
+        return function(*arguments), found

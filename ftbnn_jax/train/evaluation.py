@@ -76,11 +76,13 @@ class Evaluated:
 
     Attributes:
       values: `loss`, `accuracy`, `accuracy_top5` and `count`.
+      zero_inputs: the share of what enters a binary convolution whose sign is 0, by layer.
       examples: up to 16 images from all over the split, of those that this process has read; None where
         there are none.
     """
 
     values: dict[str, float]
+    zero_inputs: dict[str, float] = dataclasses.field(default_factory=dict)
     examples: pictures.Examples | None = None
 
 
@@ -135,7 +137,8 @@ def run(
         "accuracy_top5": float(total["correct_top5"]) / count,
         "count": int(count),
     }
-    return Evaluated(values, kept.examples())
+    zeros = {layer: float(share) / count for layer, share in total["zero_inputs"].items()}
+    return Evaluated(values, zeros, kept.examples())
 
 
 class _Kept:

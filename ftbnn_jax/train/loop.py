@@ -298,7 +298,8 @@ class _Run:
             raise self._diverged(f"step {step}: the evaluation's loss is {values['loss']}")
         self.checkpoints.rate(step, values["accuracy"])
         shown = {k: values[k] for k in ("loss", "accuracy", "accuracy_top5")}
-        self.writer.write("eval", step, shown, times={"seconds": time.perf_counter() - begun})
+        zeros = {f"zero_inputs/{layer}": share for layer, share in found.zero_inputs.items()}
+        self.writer.write("eval", step, shown, zeros, {"seconds": time.perf_counter() - begun})
         self.writer.histograms("eval", step, monitor.slopes(self.state.params))
         if found.examples:
             picture = pictures.draw(found.examples, self.class_names)

@@ -1,5 +1,6 @@
 """The compiled training and evaluation steps, over a mesh with one axis, `data`."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from ftbnn_jax import networks
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.graph import weights
+from ftbnn_jax.nn import recording
 from ftbnn_jax.nn.network import Network
 from ftbnn_jax.ops import image
 from ftbnn_jax.train import distillation
@@ -223,15 +225,17 @@ def make_eval_step(
 
     Returns:
       A function of the network's variables and a batch (`image`, `label`, `weight`) that returns the
-      sums `loss`, `correct`, `correct_top5` and `count` over the images of weight 1, and the likeliest
-      class of each image, int32 `[n]`, where the image is.
+      sums `loss`, `correct`, `correct_top5` and `count` over the images of weight 1, and `zero_inputs`,
+      by layer, of the share of what enters a binary convolution whose sign is 0; and the likeliest class
+      of each image, int32 `[n]`, where the image is.
     """
-    network = networks.make(config)
+    # There is no backward pass that could compute anything again.
+    network = networks.make(dataclasses.replace(config, remat="none"))
 
     def eval_step(variables, batch):
         images = image.standardize(batch["image"], config.pixel_mean, config.pixel_std)
         labels, weight = batch["label"], batch["weight"]
-        logits = network(variables, images)
+        logits, zeros = recording.with_zeros(network, variables, images)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         _, best = jax.lax.top_k(logits, min(5, config.num_classes))
         hits = best == labels[:, None]
@@ -240,6 +244,7 @@ def make_eval_step(
             "correct": jnp.sum(hits[:, 0] * weight),
             "correct_top5": jnp.sum(hits.any(-1) * weight),
             "count": jnp.sum(weight),
+            "zero_inputs": {layer: jnp.sum(share * weight) for layer, share in zeros.items()},
         }
         return sums, best[:, 0]
 

@@ -114,6 +114,7 @@ def test_tensorboard_shows_layers_and_examples(uninterrupted):
     first, second = (values[3, f"train/flip_rate/block{stage}_1/conv"].simple_value for stage in (1, 2))
     assert train["flip_rate"] == pytest.approx((first + 2 * second) / 3)
     assert values[3, "train/images_per_second"].simple_value > 0
+    assert 0 <= values[5, "eval/zero_inputs/block2_1/conv"].simple_value < 1
     slopes = values[5, "eval/block1_1/act/negative_slope"].histo
     assert (slopes.num, sum(slopes.bucket)) == (8, 8)
     # 16 images in four rows of four, two lines of text below each.

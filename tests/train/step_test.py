@@ -11,7 +11,8 @@ from jax.sharding import AxisType
 from ftbnn_jax import config as config_lib
 from ftbnn_jax import networks
 from ftbnn_jax.errors import UserError
-from ftbnn_jax.nn import architectures
+from ftbnn_jax.nn import architectures, blocks, recording, resnet
+from ftbnn_jax.ops import image
 from ftbnn_jax.ops.conv import convolution
 from ftbnn_jax.train import optimizer, state
 from ftbnn_jax.train import step as step_lib
@@ -112,15 +113,24 @@ def test_label_smoothing_and_dtype_change_the_loss_as_they_should():
 def test_evaluation_counts_weighted_images_only():
     mesh = mesh_of(4)
     current, _ = run(CONFIG, mesh_of(4), 1)
-    eval_step = step_lib.make_eval_step(CONFIG, mesh)
+    eval_step = step_lib.make_eval_step(dataclasses.replace(CONFIG, remat="stages"), mesh)
     data = batch(7)
-    results = {}
+    model, results = resnet.make(CONFIG.model, 10, "float32"), {}
+    x = image.standardize(data["image"], CONFIG.pixel_mean, CONFIG.pixel_std)
+    calls = recording.calls(model, jax.device_get(current.variables), x, blocks.BinaryConv)
+    zeros = {
+        f"{block}/conv": np.mean(np.asarray(read) == 0, (1, 2, 3)) for block, (read, _) in calls.items()
+    }
     for kept in (16, 11):
         weight = (np.arange(16) < kept).astype(np.float32)
         inputs = jax.device_put({**data, "weight": weight}, step_lib.batch_sharding(mesh))
         results[kept], predictions = jax.device_get(eval_step(current.variables, inputs))
         right = (predictions == data["label"]) * weight
         assert results[kept]["correct"] == right.sum()
+        # A ReLU stands before the second block alone.
+        expected = {layer: share @ weight for layer, share in zeros.items()}
+        assert results[kept]["zero_inputs"] == pytest.approx(expected, rel=0.02)
+        assert expected["block1_1/conv"] == 0 < expected["block2_1/conv"] < kept
     assert (results[16]["count"], results[11]["count"]) == (16, 11)
     assert results[11]["loss"] < results[16]["loss"]
     assert results[16]["correct"] <= results[16]["correct_top5"] <= 16
