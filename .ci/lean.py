@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 import ftbnn_jax
+from ftbnn_jax.deploy.c import export as c_export
 from ftbnn_jax.ops import image
 from ftbnn_jax.ops.preprocessing import Preprocessing
 
@@ -37,3 +38,4 @@ folder.mkdir()
 for name, pixels in zip(("bright.png", "dark.jpg"), images, strict=True):
     Image.fromarray(pixels[..., 0]).resize((30, 20)).save(folder / name)
 print(f"packed, verified, counted: {bops} BOPs")
+assert c_export.run("net.safetensors", "c", [{"image": images, "weight": np.ones(2)}]) == 0

@@ -57,7 +57,7 @@ PYTHON
 ftbnn --version
 ftbnn >help.txt
 fails 2 "the nearest is \`ftbnn train\`" ftbnn tarin
-for command in "train --config=quickstart --workdir=run" "budget derived44_g5" \
+for command in "train --config=quickstart --workdir=run" "budget derived44_g5" "prepare mnist" \
   "sweep quickstart --workdir=run"; do
   # shellcheck disable=SC2086 # The words are arguments.
   fails 2 "needs the extra: pip install 'ftbnn-jax[train]'" ftbnn $command

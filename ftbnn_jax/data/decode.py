@@ -10,16 +10,13 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 from PIL import Image
 
-from ftbnn_jax import extras
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.data.lazy import tf
 from ftbnn_jax.ops import decoding
-
-with extras.named():
-    import cv2
 
 # Every core has a thread of its own that resizes.
 cv2.setNumThreads(1)

@@ -5,10 +5,7 @@ An 8-byte little-endian length, 4 bytes of its checksum, the payload, and 4 byte
 
 import struct
 
-from ftbnn_jax import extras
-
-with extras.named():
-    import google_crc32c
+import google_crc32c
 
 HEADER_BYTES = 12
 FOOTER_BYTES = 4

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ftbnn_jax import extras
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.data import catalog, encoded, folder, tfrecords
 from ftbnn_jax.data.lazy import first_line, tf, tfds
@@ -68,8 +67,7 @@ def open_split(config: TrainConfig, *, train: bool, workdir: str = "") -> Split:
 
 def _digits(name: str) -> ArraySplit:
     """A fixed quarter of each class is the test split: 1,347 images to train on and 450 held out."""
-    with extras.named():
-        from sklearn import datasets, model_selection
+    from sklearn import datasets, model_selection
 
     digits = datasets.load_digits()
     images = (digits.images * 15).astype(np.uint8)[..., None]

@@ -8,16 +8,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from google.protobuf import message as protobuf_message
 
-from ftbnn_jax import extras
 from ftbnn_jax.data.encoded import EncodedSplit, readers
 from ftbnn_jax.data.framing import FOOTER_BYTES, HEADER_BYTES, checksum
 from ftbnn_jax.data.lazy import first_line, tf
 from ftbnn_jax.errors import CorruptRecordError, UserError
 from ftbnn_jax.host import paths
-
-with extras.named():
-    from google.protobuf import message as protobuf_message
 
 
 @dataclasses.dataclass(frozen=True)
