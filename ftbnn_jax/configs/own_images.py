@@ -7,8 +7,8 @@ PATH/test where the others are in PATH/train. Number of classes, colours and the
 pixels are found in the images. For a budget, which reads none, own_images.py:4 says that there are 4
 classes.
 
-All images are kept in memory, and whole: photographs by the thousand are better read as they are needed,
-in random crops, with --config.augment=resized_crop.
+All images are kept in memory, and whole. Photographs by the thousand are better read as they are needed,
+in random crops, and evaluated once an epoch: --config.augment=resized_crop --config.eval_every=0.
 """
 
 from ftbnn_jax import config
@@ -23,6 +23,7 @@ def get_config(num_classes="0"):
         num_classes=int(num_classes),
         batch_size=32,
         num_epochs=60,
+        eval_every=100,
         log_every=50,
         learning_rate=0.003,
         weight_decay=1e-4,

@@ -77,6 +77,8 @@ def prepare(
             print(f"removing {stale}, left by a preparation that was interrupted")
             shutil.rmtree(stale)
         _check_network(builder, downloads / base, manual_dir, data_dir)
+        if not sys.stderr.isatty():
+            tfds.disable_progress_bar()
         try:
             builder.download_and_prepare(
                 download_dir=downloads,
