@@ -76,8 +76,8 @@ def check(prefix: str, values: Any, allowed: Mapping[str, Range | tuple[str, ...
             value = _number(kind, value, rule)
             problem = "" if value is not None else f"a {_KINDS[kind]}, {rule}"
         elif kind == tuple[str, ...]:
-            if type(value) is not tuple or not all(v in rule for v in value):
-                problem = f"a tuple of some of {', '.join(rule)}"
+            if type(value) is not tuple or any(v not in rule or value.count(v) > 1 for v in value):
+                problem = f"a tuple of some of {', '.join(rule)}, each once"
         elif typing.get_origin(kind) is tuple:
             element = typing.get_args(kind)[0]
             numbers = tuple(_number(element, v, rule) for v in value) if type(value) is tuple else ()

@@ -161,6 +161,10 @@ def test_an_override_takes_the_place_of_a_value(file, override, read, expected):
             "loggers=csv,tensorbord",
             "config.loggers=('csv', 'tensorbord'): must be a tuple of some of tensorboard, csv, wandb",
         ),
+        (
+            "loggers=csv,csv",
+            "config.loggers=('csv', 'csv'): must be a tuple of some of tensorboard, csv, ",
+        ),
         ("loggers=3", "config.loggers=3: must be a tuple of some of tensorboard, csv, wandb"),
         ("loggers=(['csv'],)", "config.loggers=(('csv',),): must be a tuple of some of"),
         ("flip=1", "config.flip=1: must be one of True, False"),

@@ -161,7 +161,7 @@ class WeightsAndBiases:
                 resume="allow",
                 project=os.environ.get("WANDB_PROJECT", "ftbnn_jax"),
                 name=directory.name,
-                dir=os.fspath(directory),
+                dir=None if paths.is_remote(directory) else os.fspath(directory),
                 config=dict(config),
             )
         except Exception as error:  # It raises errors of its own, of its service and of the network.

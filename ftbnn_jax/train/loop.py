@@ -207,6 +207,8 @@ class _Run:
             stopping = self.stop.reached()
             save_due = config.checkpoint_every and step % config.checkpoint_every == 0
             if step > self.first_step and (save_due or evaluate_due or stopping):
+                # What is computed until then is time of the steps.
+                jax.block_until_ready(self.state)
                 with self.progress.pause("saving"):
                     self._save(step)
             if evaluate_due and not stopping:

@@ -194,7 +194,6 @@ class Progress:
             _Line(self._doing), console=console, disable=not console.is_terminal, transient=True
         )
         self._task = self._bar.add_task("", total=None, shown=())
-        self._timer = _Timer()
         self._bar.start()
 
     def begin(self, first_step: int, last_step: int, batch_size: int) -> None:
@@ -251,7 +250,7 @@ class Progress:
 class _Timer:
     """The time that steps take, without pauses."""
 
-    def __init__(self, step: int = 0):
+    def __init__(self, step: int):
         self._step, self._at, self._paused = step, time.perf_counter(), 0.0
 
     def seconds_per_step(self, step: int) -> float:
