@@ -99,17 +99,20 @@ def _main(arguments: Sequence[str]) -> int:
     except UserError as error:
         raise error.within(f"{model}: ") from error
     machine.check_devices()
-    failures = 0
+    failures = count = 0
     predictions = _predictions(net, _files(flags.images))
     with _progress(flags.images) as advance, contextlib.closing(predictions):
         show = _printer(flags)
         for file, found in predictions:
+            count += 1
             if isinstance(found, UserError):
                 failures += 1
                 report.warn(f"{found}; passed over")
             else:
                 show(file, _most_likely(net, found, flags.top))
             advance()
+    if failures:
+        print(f"error: {failures:,} of {count:,} could not be read", file=sys.stderr)
     return 1 if failures else 0
 
 
