@@ -81,4 +81,5 @@ from sklearn import datasets
 digits = datasets.load_digits()
 Image.fromarray((digits.images[0] * 15).astype("uint8")).save("zero.png")
 PYTHON
-ftbnn predict "runs/quick start" zero.png --top=1
+ftbnn predict "runs/quick start" zero.png --top=1 | tee zero.txt
+grep -q "^zero.png: 0 " zero.txt
