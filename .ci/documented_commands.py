@@ -84,6 +84,8 @@ _LISTED = (
         "pictures of one's own",
         f"{_PICTURES}ftbnn train --config=own_images --config.num_epochs=4",
     ),
+    Listed("docs/how_to/prepare_data.md", "ftbnn prepare cifar10\n", "downloads"),
+    Listed("docs/how_to/prepare_data.md", "launch/prepare_imagenet.sh", "ImageNet's archives"),
     Listed("docs/install.md", "python -m venv", "2 GB; .ci/wheel.sh installs the wheel"),
     Listed("docs/install.md", "EXTRAS=cuda", "a GPU"),
     Listed(_INSTALL, "python -m venv", "gigabytes; .ci/wheel.sh does it"),
