@@ -194,6 +194,12 @@ def test_the_package_keeps_its_arrows():
     assert _violations(sources) == []
 
 
+def test_the_docs_show_the_layers_that_hold():
+    lines = [", ".join(filter(None, layer)) for layer in _LAYERS]
+    page = (_ROOT.parent / "docs/design.md").read_text()
+    assert "```text\n" + "\n".join(lines) + "\n```\n" in page
+
+
 @pytest.mark.parametrize(
     ("module", "source", "expected"),
     [
