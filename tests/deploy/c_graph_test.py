@@ -20,6 +20,8 @@ c_programs.need_compiler()
 _RNG = np.random.default_rng(0)
 _SIGNS = np.where(_RNG.random((12, 5)) < 0.5, -1.0, 1.0).astype(np.float32)
 _GROUPED = _RNG.standard_normal((3, 2, 2, 6)).astype(np.float32)
+_PLAIN = _RNG.standard_normal((3, 3, 4, 4)).astype(np.float32)
+_SQUARE = np.where(_RNG.random((4, 4)) < 0.5, -1.0, 1.0).astype(np.float32)
 _ALONG_A_LINE = _RNG.standard_normal((4, 6, 7)).astype(np.float32)
 
 
@@ -87,7 +89,28 @@ def _axes(x):
     )
 
 
-_OPERATIONS = (_functions, _steps, _narrow, _whole_numbers, _moved, _products, _windows, _axes)
+def _read_twice(x):
+    """An array that is read in another order, then copied for a convolution; two signs of one array."""
+    turned = jnp.transpose(x, (0, 2, 1, 3))
+    numbers = ("NHWC", "HWIO", "NHWC")
+    magnitudes = jnp.abs(turned)
+    y = lax.conv_general_dilated(turned, _PLAIN, (1, 1), "SAME", dimension_numbers=numbers)
+    y = y + magnitudes
+    z = 2 * y + turned
+    return jnp.sign(z - 1) @ _SQUARE + jnp.sign(z) @ -_SQUARE + z
+
+
+_OPERATIONS = (
+    _read_twice,
+    _functions,
+    _steps,
+    _narrow,
+    _whole_numbers,
+    _moved,
+    _products,
+    _windows,
+    _axes,
+)
 
 
 def _network(operation):
@@ -120,7 +143,7 @@ def test_operations_of_any_network_give_the_same_numbers(tmp_path, operation):
     images = _images()
     result = _compare(_pack(operation, images), images, tmp_path / "c", flags=c_programs.SANITIZED)
     assert list(result.failures()) == []
-    (layer,) = result.layers
+    *_, layer = result.layers
     assert (layer.compared, layer.differing, layer.rounded) == (3 * 5, 0, 0)
     assert (result.logits, result.logits_bounded) == (3 * 5, 3)
 

@@ -364,7 +364,8 @@ class _Body:
         kernel, network = self._loop.kernel, self._network
         if kernel is None or kernel.op in ir.BINARY:
             return False
-        roots = [network.view(n).root for n in kernel.inputs if n in network.shapes]
+        views = [network.views.get((kernel.name, n)) for n in kernel.inputs]
+        roots = [view.root for view in views if view is not None]
         return any(network.places.get(root) == network.places[name] for root in roots)
 
     def _operand(self, node, name, rows, outer, own, places) -> str:
@@ -436,7 +437,7 @@ class _Body:
         return f"m->{place.pool}{offset}"
 
     def _pointer(self, node: ir.Node, name: str) -> str:
-        return self._base(node, self._network.view(name).root)
+        return self._base(node, self._network.read(node, name).root)
 
     # Kernels that are loops themselves.
 
@@ -465,7 +466,7 @@ class _Body:
     def _source(self, kernel: ir.Node, i: int = 0) -> tuple[str, str, tuple[int, ...]]:
         """Returns type, pointer and shape of an operand, which lies in order."""
         name = kernel.inputs[i]
-        root = self._network.view(name).root
+        root = self._network.read(kernel, name).root
         shape = tuple(self._network.shapes[name].shape)
         base = self._base(kernel, root)
         return self._kind(kernel, root), f"({base})" if " " in base else base, shape
@@ -571,7 +572,7 @@ class _Body:
         )
 
     def _scalar(self, kernel: ir.Node, i: int) -> str:
-        root = self._network.view(kernel.inputs[i]).root
+        root = self._network.read(kernel, kernel.inputs[i]).root
         if root in self._network.constants:
             return self._arithmetic.literal(kernel, root)
         return f"({self._base(kernel, root)})[0]"

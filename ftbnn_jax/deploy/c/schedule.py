@@ -233,6 +233,7 @@ class Network:
       tables: names of arrays that are one number for each pixel value and channel.
       products: the binary ones, in order.
       loops: in order.
+      views: how a node reads an array, by the names of both.
       places: of what is stored.
       signs: offset of each product's signs among the words.
       sizes: elements of each pool.
@@ -244,6 +245,7 @@ class Network:
     tables: tuple[str, ...]
     products: tuple[Product, ...]
     loops: tuple[Loop, ...]
+    views: dict[tuple[str, str], View]
     places: dict[str, Place]
     signs: tuple[int, ...]
     sizes: dict[str, int]
@@ -281,7 +283,7 @@ class Network:
 
     def read(self, node: ir.Node, name: str) -> View:
         """Returns how a node reads one of its operands."""
-        return node.attributes["view"] if node.op == COPY else self.view(name)
+        return self.views[node.name, name]
 
     @functools.cached_property
     def _computed(self) -> set[str]:
@@ -374,6 +376,8 @@ class _Lowering:
         self.loop_of: dict[str, int] = {}
         self.reads: list[set[str]] = []
         self.packed_in: list[int] = []
+        # By reader and array: what is copied later is read where it was.
+        self.views: dict[tuple[str, str], View] = {}
         self.products: list[Product] = []
 
     def _check(self) -> None:
@@ -388,12 +392,9 @@ class _Lowering:
             raise UserError("the network: none of its products is binary; the C program is for those")
         result = self.shapes[graph.output]
         if result.dtype.name not in operations.REAL:
-            where = (
-                operations.where(self.nodes[graph.output])
-                if graph.output in self.nodes
-                else "the network"
+            raise UserError(
+                f"the network: it gives {result.dtype.name}; the C program gives float32 alone"
             )
-            raise UserError(f"{where}: gives {result.dtype.name}; the C program gives float32 alone")
         if 0 in result.shape or graph.output in self.constants or graph.output == graph.input:
             raise UserError("the network: its result does not depend on the images")
 
@@ -454,12 +455,9 @@ class _Lowering:
         self._finish_output()
         tables = tuple(dict.fromkeys(n.inputs[0] for n in self.live if self._reads_pixels(n)))
         for loop in self.loops:
-            if (
-                loop.kernel
-                and loop.kernel.op == "dot"
-                and dense(loop.kernel, self.shapes, self.constants)
-            ):
-                self.kernels[loop.kernel.name] = _dense_kernel(loop.kernel, self.nodes, self.constants)
+            node = loop.kernel
+            if node and node.op == "dot" and dense(node, self.shapes, self.constants):
+                self.kernels[node.name] = _dense_kernel(node, self.nodes, self.constants)
         places, signs, sizes = self._place()
         return Network(
             self.artifact,
@@ -468,6 +466,7 @@ class _Lowering:
             tables,
             tuple(self.products),
             tuple(self.loops),
+            self.views,
             places,
             signs,
             sizes,
@@ -497,10 +496,8 @@ class _Lowering:
         if node.op not in operations.VIEWS:
             return name
         self._root(node.inputs[0])
-        if (
-            node.op == "reshape"
-            and _reshaped(self._view(node.inputs[0]), self.shapes[name].shape) is None
-        ):
+        shape = self.shapes[name].shape
+        if node.op == "reshape" and _reshaped(self._view(node.inputs[0]), shape) is None:
             self._copy(node.inputs[0])
         return self._view(name).root
 
@@ -508,7 +505,8 @@ class _Lowering:
         """Adds a loop that copies what is read in another order."""
         view = self._view(name)
         layer = self.nodes[name].layer if name in self.nodes else ""
-        node = ir.Node(name, COPY, (view.root,), {"view": view}, layer)
+        node = ir.Node(name, COPY, (view.root,), {}, layer)
+        self.views[name, view.root] = view
         self.loops.append(Loop(tuple(self.shapes[name].shape), None, [node]))
         self.reads.append({view.root})
         self.loop_of[name] = len(self.loops) - 1
@@ -542,11 +540,18 @@ class _Lowering:
             roots = set()
         else:
             roots = {self._in_order(name) for name in self._operands(node) if name not in self.constants}
+        self._note_views(node)
         index = self._begin(node, True)
         self.reads[index] |= roots
 
+    def _note_views(self, node: ir.Node) -> None:
+        for name in node.inputs:
+            if name in self.shapes:
+                self.views[node.name, name] = self._view(name)
+
     def _add_elementwise(self, node: ir.Node) -> None:
         roots = {name: self._root(name) for name in node.inputs}
+        self._note_views(node)
         last = max((self.loop_of.get(root, -1) for root in roots.values()), default=-1)
         shape = tuple(self.shapes[node.name].shape)
         direct = all(
@@ -640,22 +645,19 @@ class _Lowering:
         return ""
 
     def _kernel_reads(self, loop: Loop, root: str) -> bool:
-        return loop.kernel is not None and any(
-            self._view(name).root == root for name in self._operands(loop.kernel)
-        )
+        kernel = loop.kernel
+        if kernel is None or kernel.op in ir.BINARY:
+            return False
+        return any(self.views[kernel.name, name].root == root for name in self._operands(kernel))
 
     def _only_read_by_kernel(self, loop: Loop, root: str) -> bool:
-        return not any(self.read(node, n).root == root for node in loop.nodes for n in node.inputs)
-
-    def read(self, node: ir.Node, name: str) -> View:
-        """Returns how a node reads one of its operands."""
-        return node.attributes["view"] if node.op == COPY else self._view(name)
+        return not any(self.views[node.name, n].root == root for node in loop.nodes for n in node.inputs)
 
     def _read_in_place(self, loop: Loop, root: str) -> bool:
         """Whether a loop reads every element of an array just where it stores its own."""
         for node in loop.nodes:
             for name in node.inputs:
-                view = self.read(node, name)
+                view = self.views[node.name, name]
                 if view.root == root and not (
                     view.in_order and view.offset == 0 and view.shape == loop.shape
                 ):
@@ -669,13 +671,13 @@ class _Lowering:
             sums.append(BLOCK * (product.features + SLACK))
         for loop in self.loops:
             row = loop.width
-            packing = row + SLACK if loop.packs else 0
+            packing = (row + SLACK) * len({product.node.inputs[0] for product in loop.packs})
             kernel = loop.kernel
             needed = 0
             if kernel is not None and kernel.op in ("conv", "dot"):
                 needed = BLOCK * row
-                if real_conv(kernel, self.shapes, self.constants) is not None:
-                    geometry = real_conv(kernel, self.shapes, self.constants)
+                geometry = real_conv(kernel, self.shapes, self.constants)
+                if geometry is not None:
                     needed += geometry["kernel_height"] * geometry["row_width"] * geometry["channels"]
             elif kernel is not None and kernel.op not in ir.BINARY:
                 needed = row
