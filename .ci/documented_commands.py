@@ -111,9 +111,16 @@ _LISTED = (
     Listed(_PAPER, "--seeds=0,1,2", "an hour", f"--seeds=0 --rows=none,baseline -- {_FEW}", "cifar10"),
     Listed(
         _PAPER,
+        "--seeds=0,1 \\\n",
+        "ImageNet, days",
+        "--seeds=0 \\\n",
+    ),
+    Listed(
+        _PAPER,
         "--config.batch_size=512",
         "ImageNet, days",
-        "--config.batch_size=8 --config.dataset=fake --config.image_size=32 --config.num_steps=1",
+        "--config.batch_size=8 --config.dataset=fake --config.image_size=32 --config.num_steps=1 "
+        "--config.model.blocks='(1,1)'",
     ),
     Listed(_PAPER, "--steps=1000,4000", "an hour", "--steps=2 --seeds=0", "cifar10"),
     Listed(
