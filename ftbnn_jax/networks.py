@@ -38,6 +38,8 @@ def make(config: TrainConfig) -> Network:
         fields = config.num_classes, config.compute_dtype, config.remat
         return resnet.network(config.spec("training"), *fields, frozen)
     with _told(config):
+        if not os.path.isfile(config.network):
+            raise UserError("no such file; the network's get_network was read from there")
         function = config_lib.run_file(config.network).get("get_network")
         if not callable(function):
             raise UserError("has no function get_network, which takes the config and returns a network")

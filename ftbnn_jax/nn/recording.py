@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.extend import core
 
 from ftbnn_jax import extras
 from ftbnn_jax.nn.blocks import BinaryConv
@@ -52,7 +53,7 @@ def with_zeros(function: Callable[..., T], *arguments: Any) -> tuple[T, dict[str
     """Calls a function, and records how much of what enters binary convolutions has a sign of 0.
 
     Args:
-      function: calls flax modules, `blocks.BinaryConv` outside of transformations such as `remat`.
+      function: calls flax modules. What it calls inside of a transformation such as `remat` is left out.
       *arguments: of the function.
 
     Returns:
@@ -60,10 +61,13 @@ def with_zeros(function: Callable[..., T], *arguments: Any) -> tuple[T, dict[str
       `[N]`, by its path, "block1_1/conv".
     """
     found = {}
+    outside = core.get_opaque_trace_state(convention="flax")
 
     def record(call, args, kwargs, context):
         conv = context.module
-        if _gives_zeros(conv) and context.method_name == "__call__":
+        # An array from inside of a transformation means nothing outside.
+        here = core.get_opaque_trace_state(convention="flax") == outside
+        if here and _gives_zeros(conv) and context.method_name == "__call__":
             zero = ~(quantizers.is_positive(args[0]) | quantizers.is_negative(args[0]))
             found["/".join(conv.path)] = jnp.mean(zero, range(1, zero.ndim), jnp.float32)
         return call(*args, **kwargs)

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import signal
 
 import jax
@@ -19,6 +20,7 @@ from ftbnn_jax.deploy import audit, export
 from ftbnn_jax.deploy import verify as verify_lib
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.host import interrupt
+from ftbnn_jax.nn import architectures
 from ftbnn_jax.train import checkpoint, evaluation, loop, stages
 
 pytestmark = pytest.mark.usefixtures("few_test_images")
@@ -317,6 +319,41 @@ def test_fields_come_from_the_command_line_and_from_json(tmp_path):
     assert (config.model.width, config.model.rate) == (8, 0)
     assert config_lib.TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     assert hash(config.model) != hash(dataclasses.replace(config, model={"width": 8, "rate": 1}).model)
+
+
+def test_it_teaches_and_learns(tmp_path, capsys):
+    """Outputs are compared; attention maps would need names for its blocks."""
+    path = _write(tmp_path, _LINEN)
+    config = dataclasses.replace(config_lib.load(path), num_steps=1, eval_every=1)
+    teacher = str(tmp_path / "teacher")
+    loop.train(config, teacher)
+    losses = []
+    for weight in (0.0, 5.0):
+        learning = dataclasses.replace(
+            config, teacher=teacher, attention_weight=0.0, teacher_weight=weight, seed=1
+        )
+        loop.train(learning, str(tmp_path / str(weight)))
+        losses.append(float(re.search(r"training loss.*?([\d.]+)", capsys.readouterr().out).group(1)))
+    assert losses[1] > losses[0]
+    for model in (config.model, architectures.small((1,), 6)):
+        network = config.network if model is config.model else ""
+        attentive = dataclasses.replace(config, teacher=teacher, model=model, network=network)
+        with pytest.raises(
+            UserError, match=r"config\.teacher=.*whose blocks have no names.*weight=0 would"
+        ):
+            loop.train(attentive, str(tmp_path / "attentive"))
+    pathlib.Path(path).write_text(pathlib.Path(path).read_text().replace("nn.relu", "nn.tanh"))
+    with pytest.raises(UserError, match=r"config\.teacher=.*: was trained with another network"):
+        loop.train(learning, str(tmp_path / "edited"))
+    pathlib.Path(path).unlink()
+    with pytest.raises(UserError, match=r"own net\.py: no such file"):
+        loop.train(learning, str(tmp_path / "gone"))
+
+
+def test_layers_inside_of_a_transformation_are_evaluated(tmp_path):
+    text = _LINEN.replace("BinaryConv(self.width", "nn.remat(BinaryConv)(self.width")
+    config = dataclasses.replace(config_lib.load(_write(tmp_path, text)), num_steps=1, eval_every=1)
+    loop.train(config, str(tmp_path / "run"))
 
 
 def test_stages_take_fields_of_its_own(tmp_path):
