@@ -86,19 +86,20 @@ def _main(arguments: Sequence[str]) -> int:
     # Imported late: a mistake in the command line is told without waiting for these.
     from PIL import Image
 
-    from ftbnn_jax.deploy import runtime
+    from ftbnn_jax.deploy import artifact, runtime
 
     # Pillow would warn of large images as well as the error that follows.
     warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
     model = os.path.join(flags.model, _MODEL) if os.path.isdir(flags.model) else flags.model
     machine.configure_jax(keep_programs=True)
-    net = runtime.load(model)
+    packed = artifact.load(model)
+    machine.check_devices()
+    net = runtime.Runtime(packed)
     try:
         # Told before anything is read: it may take no images.
         net.pixels([])
     except UserError as error:
         raise error.within(f"{model}: ") from error
-    machine.check_devices()
     failures = count = 0
     predictions = _predictions(net, _files(flags.images))
     with _progress(flags.images) as advance, contextlib.closing(predictions):
