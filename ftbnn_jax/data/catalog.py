@@ -38,7 +38,8 @@ def check(dataset: str, data_dir: str, where: str) -> None:
         return
     if os.path.isdir(os.path.expanduser(dataset)):
         raise UserError(f"no such data set; a folder of images is given as folder:{dataset}", where)
-    nearest = difflib.get_close_matches(name, [*BUILT_IN, *sorted(names())], n=1, cutoff=0)[0]
+    known = [*BUILT_IN, "folder:PATH", *sorted(names())]
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
     raise UserError(f"no such data set; the nearest is {nearest!r}", where)
 
 

@@ -240,7 +240,8 @@ def _check_counts(counts: np.ndarray, names: tuple[str, ...], share: str, train:
     if train:
         raise UserError(f"keeps all images of {listed} for evaluation", share)
     if not counts.any():
-        raise UserError(f"there are no images for evaluation{because}")
+        more = "; more images, or a larger share, would do" if share else ""
+        raise UserError(f"there are no images for evaluation{because}{more}")
     report.warn(f"no image for evaluation is of {listed}{because}")
 
 

@@ -43,3 +43,5 @@ def test_a_prepared_set_of_another_name_and_a_folder(tmp_path):
     catalog.check("mine/1.0.0", str(tmp_path), "")
     with pytest.raises(UserError, match=f"a folder of images is given as folder:{tmp_path}"):
         catalog.check(str(tmp_path), "", "")
+    with pytest.raises(UserError, match="the nearest is 'folder:PATH'"):
+        catalog.check("folder", "", "")
