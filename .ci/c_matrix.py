@@ -3,7 +3,7 @@
     python .ci/c_matrix.py [ARTIFACT]
 
 runs the digits of scikit-learn through the artifact's program (by default the quickstart's), and a few
-images through small nets with random weights that have every kind of layer.
+images through small nets with random weights that have every kind of layer, the paper's and others.
 """
 
 import os
@@ -18,10 +18,12 @@ import numpy as np
 from sklearn import datasets
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(_ROOT / "tests" / "deploy"))
+sys.path[:0] = [str(_ROOT / "tests" / part) for part in ("deploy", "graph")]
 
 import c_programs  # noqa: E402
+import contract_networks  # noqa: E402
 
+import ftbnn_jax  # noqa: E402
 from ftbnn_jax.deploy import runtime as runtime_lib  # noqa: E402
 from ftbnn_jax.deploy.c import build, export, generate, reference  # noqa: E402
 
@@ -51,6 +53,12 @@ _EVERYWHERE = [
     (*_ARMV7_NEON, "-O3"),
     (*_S390X, "-O3"),
 ]
+
+# Networks of the graph's contract with gates, a softmax, numbers of 16 bits, and kernels of all kinds.
+_OTHERS = (
+    *("scaling real_to_bin", "attention between signs", "float16", "one-dimensional"),
+    *("depthwise and pointwise, thresholds", "VGG of flax layers"),
+)
 
 
 def _digits(count: int = 100) -> np.ndarray:
@@ -105,6 +113,11 @@ def main(path: str) -> None:
             net = c_programs.runtime(name)
             images = c_programs.networks.images(net.artifact.image_size)
             _try(name, net, images, _EVERYWHERE, fixed)
+    for network in contract_networks.NETWORKS:
+        if network.name in _OTHERS:
+            images = network.images()
+            artifact = ftbnn_jax.pack(*network.build(), images)
+            _try(network.name, runtime_lib.Runtime(artifact), images, _EVERYWHERE, False)
 
 
 if __name__ == "__main__":

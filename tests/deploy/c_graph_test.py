@@ -127,6 +127,10 @@ def _pack(operation, images):
     return ftbnn_jax.pack(_network(operation), _SIGNS, images)
 
 
+def _bytes(images):
+    return images.astype(jnp.float32) / 64
+
+
 def _images(count=3):
     return _RNG.standard_normal((count, 6, 6, 4)).astype(np.float32)
 
@@ -146,6 +150,17 @@ def test_operations_of_any_network_give_the_same_numbers(tmp_path, operation):
     *_, layer = result.layers
     assert (layer.compared, layer.differing, layer.rounded) == (3 * 5, 0, 0)
     assert (result.logits, result.logits_bounded) == (3 * 5, 3)
+
+
+@pytest.mark.parametrize("operation", [_read_twice, _moved, _windows])
+def test_operations_of_any_network_give_the_same_integers_in_fixed_point(tmp_path, operation):
+    images = _RNG.integers(0, 256, (3, 6, 6, 4), np.uint8)
+    artifact = _pack(lambda x: operation(_bytes(x) - 2), images)
+    bits = reference.calibrate(artifact, [images])
+    result = _compare(artifact, images, tmp_path / "c", bits, c_programs.SANITIZED)
+    assert list(result.failures()) == []
+    assert result.losses.saturated == {}
+    assert result.agreeing == 3
 
 
 @pytest.mark.parametrize("fixed", [False, True], ids=["float", "fixed"])
@@ -233,16 +248,13 @@ def test_what_c_has_not_is_named(operation, words):
     assert "\n" not in str(caught.value)
 
 
-def _bytes(images):
-    return images.astype(jnp.float32) / 64
-
-
 @pytest.mark.parametrize(
     ("operation", "words"),
     [
         (lambda x: jnp.exp(_bytes(x)), r"the network: exp: fixed point has none of exp; single"),
         (lambda x: _bytes(x) * _bytes(x)[..., ::-1], r"mul: fixed point has none of two arrays"),
         (lambda x: 1 / (1 + _bytes(x)), r"div: fixed point has none by an array"),
+        (lambda x: _whole_numbers(_bytes(x)), r"cast: fixed point has none to int32; single"),
     ],
 )
 def test_what_fixed_point_has_not_is_named(operation, words):

@@ -149,6 +149,8 @@ class FixedPoint(SinglePrecision):
         if not self._is_real(node.name):
             if node.op == "compare":
                 self._plan_comparison(node)
+            elif node.op == "cast" and self._is_real(node.inputs[0]):
+                raise self._refuse(node, f"to {node.attributes['dtype']}")
             return
         first = node.inputs[0]
         others = ("conv", "dot", "cast", "select", *operations.VIEWS, *ir.BINARY)

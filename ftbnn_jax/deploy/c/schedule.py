@@ -290,11 +290,6 @@ class Network:
         results = {node.name for loop in self.loops for node in loop.results()}
         return results | self.constants.keys()
 
-    @functools.cached_property
-    def pixels(self) -> str:
-        """Name of the node that a table of pixels stands for; "" where there is none."""
-        return self.tables[0] if self.tables else ""
-
     @property
     def arena_bytes(self) -> int:
         """Bytes of memory that the program needs beside its weights and its stack."""
