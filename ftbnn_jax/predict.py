@@ -96,8 +96,9 @@ def _main(arguments: Sequence[str]) -> int:
     machine.check_devices()
     net = runtime.Runtime(packed)
     try:
-        # Told before anything is read: it may take no images.
-        net.pixels([])
+        # Told before anything is read: it may take no images, or not classify them.
+        if (shape := net.logits([]).shape[1:]) != (packed.num_classes,):
+            raise UserError(f"gives {list(shape)} numbers for an image, not one a class")
     except UserError as error:
         raise error.within(f"{model}: ") from error
     failures = count = 0

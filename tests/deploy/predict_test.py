@@ -21,6 +21,7 @@ from ftbnn_jax.deploy import runtime as runtime_lib
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn import architectures
 from ftbnn_jax.ops import decoding
+from ftbnn_jax.ops.preprocessing import Preprocessing
 
 _NAMES = ("cat", "a\nb", "dög", "x" * 60, "e")
 
@@ -181,15 +182,28 @@ def test_a_mistake_is_one_line_and_status_2(tmp_path, capfd, arguments, told):
     assert errors.startswith(told.replace("MODEL", str(tmp_path)))
 
 
-def test_a_network_without_preprocessing_is_told_before_images_are_read(tmp_path, capfd):
-    artifact = export.pack(lambda _, x: jnp.where(x >= 0, 1.0, -1.0), {}, np.ones((1, 3), np.float32))
-    artifact.save(tmp_path / "model.safetensors")
+@pytest.mark.parametrize(
+    ("example", "rule", "told"),
+    [
+        (np.ones((1, 3), np.float32), None, "this network was packed without preprocessing"),
+        (
+            np.ones((1, 8, 8, 3), np.uint8),
+            Preprocessing(8, 3, 0, False, (0.0,), (1.0,)),
+            "gives [8, 8, 3] numbers for an image, not one a class",
+        ),
+    ],
+)
+def test_a_network_that_classifies_no_images_is_told_before_they_are_read(
+    tmp_path, capfd, example, rule, told
+):
+    def function(_, x):
+        return jnp.where(x >= 1, 1.0, -1.0)
+
+    export.pack(function, {}, example, preprocessing=rule).save(tmp_path / "model.safetensors")
     (tmp_path / "bad.png").write_bytes(b"")
     status, output, errors = _run(capfd, tmp_path, tmp_path / "bad.png")
     assert (status, output) == (2, "")
-    assert errors.startswith(
-        f"error: {tmp_path}/model.safetensors: this network was packed without preprocessing"
-    )
+    assert errors.startswith(f"error: {tmp_path}/model.safetensors: {told}")
 
 
 def test_few_images_are_ahead_of_what_is_printed(net, folder, monkeypatch):
