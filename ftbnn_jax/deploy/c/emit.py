@@ -1,6 +1,5 @@
 """The loops of a network as C text."""
 
-import dataclasses
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -52,7 +51,7 @@ def convs(network: Network, names: Mapping[str, str]) -> str:
     groups, entries = [], []
     for i, product in enumerate(network.products):
         pairs = zip(product.group_inputs, product.group_outputs, strict=True)
-        listed = _wrapped(", ".join(f"{{{a}, {b}}}" for a, b in pairs), 4)
+        listed = tables.wrapped(", ".join(f"{{{a}, {b}}}" for a, b in pairs), 4)
         groups.append(f"static const ftbnn_group groups_{i}[] = {{\n{listed}}};\n")
         entries.append(
             f"    /* {_comment(_describe(product))} */\n    {{{_product(product, i, names)}}},\n"
@@ -90,28 +89,16 @@ def _product(product: Product, index: int, names: Mapping[str, str]) -> str:
     values |= {"features": product.features, "form": _FORMS[product.form]}
     values |= {"groups": len(product.group_inputs), "group": f"groups_{index}"}
     values["weights"] = names[product.node.inputs[1]]
-    return _wrapped(_initialisers(values), 5).lstrip()
+    return tables.wrapped(_initialisers(values), 5).lstrip()
 
 
 def _initialisers(values: Mapping[str, object]) -> str:
     return ", ".join(f".{name} = {value}" for name, value in values.items())
 
 
-def _wrapped(text: str, indent: int) -> str:
-    return tables.wrapped(text, indent)
-
-
 def _comment(text: str) -> str:
     """Returns text that cannot end a comment."""
     return re.sub(r"[^\w .,:;>+()-]", "/", text.replace("*/", "//"), flags=re.ASCII)
-
-
-@dataclasses.dataclass
-class _Row:
-    """How one operand is read in a row: `text` of its element, and what has to be said before."""
-
-    text: str
-    before: str = ""
 
 
 class Text:
@@ -210,7 +197,7 @@ class _Body:
         """Returns the definitions that `text` reads."""
         if self._conv is None:
             return ""
-        fields = _wrapped(_initialisers(self._conv), 4)
+        fields = tables.wrapped(_initialisers(self._conv), 4)
         return f"static const ftbnn_real_conv conv_{index} = {{\n{fields}}};\n"
 
     def _loop_over_rows(self, before: str, inner: str) -> str:
@@ -307,11 +294,8 @@ class _Body:
         variable: dict[str, str] = {}
         outer: list[str] = []
         lines: list[str] = []
-        places = {network.places[name]: name for name in loop.stores}
         rows: dict[Any, str] = {}
-        own: dict[Any, str] = {}
-        for i, name in enumerate(loop.stores):
-            own[network.places[name]] = f"y{i}"
+        own = {network.places[name]: f"y{i}" for i, name in enumerate(loop.stores)}
         if loop.kernel is not None:
             kind, text = self._arithmetic.loaded(loop.kernel, element)
             variable[loop.kernel.name] = "v0"
@@ -322,7 +306,7 @@ class _Body:
                 if name in variable and node.op != schedule.COPY:
                     operands.append(variable[name])
                 else:
-                    operands.append(self._operand(node, name, rows, outer, own, places))
+                    operands.append(self._operand(node, name, rows, outer, own))
             kind, text = self._arithmetic.value(node, operands)
             variable[node.name] = f"v{len(variable)}"
             lines.append(f"const {kind} {variable[node.name]} = {text};")
@@ -368,7 +352,7 @@ class _Body:
         roots = [view.root for view in views if view is not None]
         return any(network.places.get(root) == network.places[name] for root in roots)
 
-    def _operand(self, node, name, rows, outer, own, places) -> str:
+    def _operand(self, node, name, rows, outer, own) -> str:
         """Returns the text of an operand's element that comes from another loop, or is a constant."""
         network = self._network
         view = network.read(node, name)
@@ -380,9 +364,10 @@ class _Body:
             start = str(view.offset)
         else:
             step, start = spread.strides[-1], self._start(spread)
-        if network.places.get(view.root) in own and network.places[view.root] in places and step == 1:
+        place = network.places.get(view.root)
+        if place in own:
             # Overwritten where it is read: one pointer, so that the compiler knows.
-            return f"{own[network.places[view.root]]}[c]"
+            return f"{own[place]}[c]"
         key = (
             view.root,
             view.offset,

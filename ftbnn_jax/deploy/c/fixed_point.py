@@ -178,9 +178,9 @@ class FixedPoint(SinglePrecision):
             if node.op == "pad":
                 self._constants_at(node, node.inputs[1:], self._bits[node.name])
         elif node.op == "mul":
-            self._plan_multiplication(node, arrays)
+            self._plan_multiplication(node)
         elif node.op == "div":
-            self._plan_division(node, arrays)
+            self._plan_division(node)
         elif node.op == "select" and not arrays and self._multiplies(node):
             return
         elif node.op in ("add", "sub", "max", "min", "select", "concatenate"):
@@ -242,7 +242,7 @@ class FixedPoint(SinglePrecision):
                 found = np.clip(nearest.get(direction, np.rint)(values), *self.limits)
                 self._fixed[node.name, root] = found.astype(np.int32)
 
-    def _plan_multiplication(self, node: ir.Node, arrays: Sequence[str]) -> None:
+    def _plan_multiplication(self, node: ir.Node) -> None:
         factors = [n for n in node.inputs if n not in self._bits]
         if len(factors) != 1:
             raise self._refuse(node, "of two arrays")
@@ -279,7 +279,7 @@ class FixedPoint(SinglePrecision):
         if lost:
             self.zeroed[name] = lost
 
-    def _plan_division(self, node: ir.Node, arrays: Sequence[str]) -> None:
+    def _plan_division(self, node: ir.Node) -> None:
         root = self._network.constant_of(node.inputs[1])
         if not root or self._network.constant_of(node.inputs[0]):
             raise self._refuse(node, "by an array")
