@@ -4,7 +4,7 @@
 
 Commands run in copies of the repository, with the environment of the interpreter that runs this: those
 of the first page in DIR or a temporary folder, then those of every other page in a copy of its own, with
-what the first has left in `runs`, as many pages at a time as there are cores. A page's blocks run in the
+the quickstart's run if the first has made it, as many pages at a time as there are cores. A page's blocks run in the
 page's order:
 
 - `bash` and `console`: commands, each block in a shell of its own at the copy's root;
@@ -35,6 +35,8 @@ _COMMANDS = ("bash", "console")
 _RUN = (*_COMMANDS, "python")
 _BLOCK = re.compile(r"^( *)(`{3,})(\w*)([^\n`]*)\n(.*?)^\1\2 *$", re.DOTALL | re.MULTILINE)
 _TITLE = re.compile(r'title="([^"]+)"')
+# What most pages begin with, and takes a minute to train.
+_TRAINED = "runs/quickstart"
 # Prepared data that tests read, where it lies beside the checkout.
 _DATA = _ROOT.parent / "shared" / "tfds"
 
@@ -340,10 +342,10 @@ def _run(name: str, folder: pathlib.Path, environment: dict[str, str], prepared:
 
 
 def _run_apart(name: str, made: pathlib.Path) -> bool:
-    """Runs one page by a process of its own, in a temporary folder with the runs that are in `made`."""
+    """Runs one page by a process of its own, in a temporary folder with the quickstart's run of `made`."""
     with tempfile.TemporaryDirectory() as temporary:
-        if (made / "runs").is_dir():
-            shutil.copytree(made / "runs", pathlib.Path(temporary, "runs"))
+        if (made / _TRAINED).is_dir():
+            shutil.copytree(made / _TRAINED, pathlib.Path(temporary, _TRAINED))
         command = [sys.executable, __file__, f"--folder={temporary}", str(_ROOT / name)]
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
     sys.stdout.buffer.write(done.stdout)
