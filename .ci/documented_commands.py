@@ -4,8 +4,8 @@
 
 Commands run in copies of the repository, with the environment of the interpreter that runs this: those
 of the first page in DIR or a temporary folder, then those of every other page in a copy of its own, with
-the quickstart's run if the first has made it, as many pages at a time as there are cores. A page's blocks run in the
-page's order:
+the quickstart's run if the first has made it, as many pages at a time as there are cores. A page's
+blocks run in the page's order:
 
 - `bash` and `console`: commands, each block in a shell of its own at the copy's root;
 - `python`: statements; all of one page share their names, as in one session;
@@ -342,7 +342,7 @@ def _run(name: str, folder: pathlib.Path, environment: dict[str, str], prepared:
 
 
 def _run_apart(name: str, made: pathlib.Path) -> bool:
-    """Runs one page by a process of its own, in a temporary folder with the quickstart's run of `made`."""
+    """Runs one page by a process of its own, in a temporary folder with the trained run of `made`."""
     with tempfile.TemporaryDirectory() as temporary:
         if (made / _TRAINED).is_dir():
             shutil.copytree(made / _TRAINED, pathlib.Path(temporary, _TRAINED))
