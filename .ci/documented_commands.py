@@ -137,6 +137,7 @@ _LISTED = (
         "a minute",
         "--config=quickstart --variants=ftbnn_jax,flax --rounds=3\n",
     ),
+    Listed("docs/how_to/budgets.md", "--table4", "half a minute; tested", "derived18_g1"),
     Listed(_TRAINING, "bench input\n", "ImageNet", "bench input --help\n"),
     Listed(
         _RESULTS,
