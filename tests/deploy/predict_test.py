@@ -272,7 +272,6 @@ def test_the_way_up_in_exif_is_passed_over_as_evaluation_does(tmp_path):
         (Image.new("RGB", (0, 3)), "^a Pillow image of mode RGB: an image without a pixel"),
         (Image.new("1", (2**14, 2**13)), "mode 1: an image of more than 67,108,864 pixels"),
     ],
-    ids=str,
 )
 def test_what_cannot_be_decoded_is_named(net, image, told):
     for method in (net.predict, net.probabilities, net.logits, net.pixels):
