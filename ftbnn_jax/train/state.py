@@ -10,6 +10,7 @@ import optax
 
 from ftbnn_jax import networks
 from ftbnn_jax.config import TrainConfig
+from ftbnn_jax.errors import UserError
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -71,9 +72,19 @@ def init(config: TrainConfig, channels: int, optimizer: optax.GradientTransforma
       config: gives model, image size and seed.
       channels: of the images.
       optimizer: its state is initialised.
+
+    Raises:
+      UserError: a collection of the network's has the name of something else in a checkpoint.
     """
     images = jnp.zeros((1, config.image_size, config.image_size, channels))
     variables = networks.make(config).init(jax.random.key(config.seed), images)
+    for name in variables:
+        if name in _FIELDS and name != "params":
+            raise UserError(
+                f"its network has a collection {name!r}; checkpoints have something else of that name: "
+                "take another one",
+                config.network,
+            )
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],

@@ -322,7 +322,7 @@ def test_a_directory_in_which_diverged_weights_were_saved_is_not_stuck(
     assert_same_run(tmp_path, uninterrupted)
 
 
-@pytest.mark.parametrize("part", ["params", "batch_stats", "opt_state"])
+@pytest.mark.parametrize("part", ["params", "collections", "opt_state"])
 def test_what_is_saved_is_finite(uninterrupted, tmp_path, monkeypatch, part):
     """Batch statistics and the optimizer's state are not what a loss shows, and are asked as well."""
     whole = loop._Run._save

@@ -259,6 +259,7 @@ def _made(text):
         (_made("config.model.widht"), "no field 'widht'; the nearest is width"),
         (_LINEN.replace("x, train)", "x, train, depth)", 1), "needs an argument 'depth'; it is called"),
         (_LINEN.replace("config.num_classes)", "7)"), r"returns float32 \[1, 7\] .* here \[1, 10\]"),
+        (_LINEN.replace('"counts"', '"sums"'), "its network has a collection 'sums'; checkpoints"),
         (_LINEN.replace("value += 1", "value = jnp.zeros(2)"), "others after a training step"),
         (_PAIR.replace('{"kernels"', '[{"kernels"').replace("pairs}}", "pairs}}]"), "nested"),
         (_PAIR.replace("/ 8 for", "> 0 for"), r"kernels/\w+ is bool; a floating point number"),
