@@ -95,7 +95,8 @@ def slopes(groups: Sequence[Group]) -> Any:
         raise UserError("slopes: are drawn of one run; give one work directory")
     (run,) = groups[0][1]
     variables, experiment, _ = checkpoint.load_variables(run.path)
-    rows = audit.layers(TrainConfig.from_dict(experiment["config"]), variables, ())
+    config = TrainConfig.from_dict(experiment["config"])
+    rows = audit.layers(config, variables, experiment["channels"], ())
     figure = plots.new_figure(max(5.0, 0.42 * len(rows) + 2), 3.6)
     axis = figure.subplots()
     sides = (("positive_slope", "positive side", 0.12), ("negative_slope", "negative side", -0.12))
