@@ -30,8 +30,7 @@ def test_the_bar_of_a_training_shows_what_it_is_given(monkeypatch, text):
     monkeypatch.setattr(
         metrics, "console", report.make_console(file=stream, force_terminal=True, width=200)
     )
-    bar = metrics.Progress(0, 10, 1)
-    bar.describe(text)
+    bar = metrics.Progress(text)
     bar._bar.refresh()
     bar.close()
     assert text in stream.getvalue()
