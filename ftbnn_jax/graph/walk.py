@@ -115,7 +115,8 @@ Steps = Generator[Step, None, list[Array]]
 
 _LIBRARIES = (sysconfig.get_path("purelib"), sysconfig.get_path("stdlib"), sys.prefix, "<")
 _PACKAGE = str(pathlib.Path(__file__).parents[1])
-_CALLER = f"{_PACKAGE}/nn/network.py"
+# What calls networks, and what stands between their layers without being one.
+_CALLER, _INTERCEPTOR = f"{_PACKAGE}/nn/network.py", f"{_PACKAGE}/nn/flax_networks.py"
 
 
 def user_line(places: Iterable[tuple[str, int]]) -> str:
@@ -130,7 +131,7 @@ def user_line(places: Iterable[tuple[str, int]]) -> str:
     inside = [(f, n) for f, n in places[: calls[0] if calls else 0] if not f.startswith(_PACKAGE)]
     # Layers say more than the operations that they are made of.
     own = [(f, n) for f, n in places if not f.startswith(_PACKAGE)]
-    layers = [(f, n) for f, n in places if f.startswith(f"{_PACKAGE}/nn/")]
+    layers = [(f, n) for f, n in places if f.startswith(f"{_PACKAGE}/nn/") and f != _INTERCEPTOR]
     file, line = next(iter([*inside, *layers[:1], *own, *places]), ("", 0))
     # The package's own files by their names in it, wherever it is installed.
     file = file.replace(f"{_PACKAGE}/", f"{pathlib.Path(_PACKAGE).name}/")

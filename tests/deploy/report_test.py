@@ -20,6 +20,12 @@ def built():
     return networks.build(architectures.small((1, 1), 12, groups=5, stage_end_activation="fprelu"), 8)
 
 
+def test_what_is_not_packed_stands_in_the_file_of_its_layer(built):
+    found = {line.layer: line.source.partition(":")[0] for line in built[2].report.not_packed}
+    assert found["stem/conv"] == "ftbnn_jax/nn/blocks.py"
+    assert found["head"] == "ftbnn_jax/nn/resnet.py"
+
+
 def test_operations_are_two_for_each_pair_of_signs():
     conv = packed.PackedConv((30, 34), (20, 24), strides=(2, 2))
     assert packed_layer.operations(conv, 14) == 2 * 9 * 7 * 7 * (30 * 20 + 34 * 24)
