@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ftbnn_jax.bench import packed_layer, packed_network
+from ftbnn_jax.deploy import export
 from ftbnn_jax.deploy import runtime as runtime_lib
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.graph import ir
@@ -419,7 +420,8 @@ def _verify(exported, **options):
         {"image": pixels[:3], "weight": np.ones(3), "decoded": list(pixels[:3])},
         {"image": pixels[2:], "weight": np.array([0, 1, 1]), "decoded": list(pixels[2:])},
     ]
-    return onnx_verify.run(path, artifact_path, config.model, config.num_classes, batches, **options)
+    described = export.described(config, 3)
+    return onnx_verify.run(path, artifact_path, described, batches, **options)
 
 
 def test_an_exported_model_is_verified(exported, capsys):
