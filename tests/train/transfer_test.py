@@ -53,7 +53,7 @@ def four_classes(monkeypatch):
     """The images of the first four digits, under names of their own."""
     whole = sets.open_split
 
-    def few(config, *, train):
+    def few(config, *, train, workdir=""):
         split = whole(dataclasses.replace(config, num_classes=10), train=train)
         there = split.labels < 4
         names = ("zero", "one", "two", "three")
