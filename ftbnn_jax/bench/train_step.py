@@ -44,7 +44,7 @@ CONFIGS = ("baseline", "derived34_g5", "derived44_g5", "resnet18_fp")
 NO_TORCH = "not compared with PyTorch: pip install -e '.[torch]' adds it"
 
 _CHANNELS = 3
-# Of the run that the steps are the first of.
+# The steps that are timed are the first of a run of so many.
 _NUM_STEPS = 1_000_000
 _PEAK_SIZE = {"cpu": 2048}
 # Bytes of a step over those that its activations are counted to leave for the backward pass: on a CPU,

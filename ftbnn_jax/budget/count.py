@@ -9,9 +9,7 @@ import jax
 
 from ftbnn_jax.budget.costs import Cost, Costs
 from ftbnn_jax.budget.memory import activation_bytes
-from ftbnn_jax.graph import walk
 from ftbnn_jax.graph.trace import Input, Program
-from ftbnn_jax.graph.values import Value
 
 # A processor word holds 64 binary operations (Fig. 3), and a 32-bit parameter 32 binary ones.
 BOPS_PER_FLOP = 64
@@ -176,19 +174,8 @@ def count(module: Callable[..., Any], *inputs: Input, memory: bool = True, **arg
       UserError: the module runs layers in a loop of unknown length.
     """
     program = Program(module, inputs, arguments)
-    jaxpr, kinds = program.trace(lambda apply, params: apply(params), batch=1)
-    parameters = iter(range(len(program.parameters)))
-    known = {
-        "params": lambda: Value(parameters=frozenset([next(parameters)])),
-        "inputs": lambda: Value(from_input=True),
-        "other": Value,
-    }
-    arguments = [
-        walk.argument(known[kind](), var.aval)
-        for kind, var in zip(kinds, jaxpr.jaxpr.invars, strict=True)
-    ]
     costs = Costs()
-    costs.add(walk.walk(jaxpr, arguments))
+    costs.add(program.steps())
     saved = activation_bytes(program) if memory else None
     return Budget(_layers(program, costs, saved), _state(program))
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ftbnn_jax.config import TrainConfig
-from ftbnn_jax.data.split import Split
+from ftbnn_jax.data.split import Split, spread
 from ftbnn_jax.errors import CorruptRecordError, UserError
 from ftbnn_jax.host import machine
 
@@ -52,7 +52,7 @@ def from_split(config: TrainConfig, split: Split) -> TrainConfig:
         found["num_classes"] = len(split.class_names)
     if {"pixel_mean", "pixel_std"} & set(config.from_data):
         mean, square = _moments(split, config.max_corrupt_records)
-        # Of images in one colour, what is left of rounding may be below 0.
+        # Rounding may leave less than 0 where images have one colour.
         std = np.sqrt(np.maximum(square - mean**2, 0)).round(2)
         found["pixel_mean"] = tuple(mean.round(2).tolist())
         found["pixel_std"] = tuple(np.where(std > 0, std, 1.0).tolist())
@@ -71,7 +71,7 @@ def _moments(split: Split, limit: int) -> tuple[np.ndarray, np.ndarray]:
         pixels = pixels.reshape(-1, split.channels).astype(np.float64)
         return np.stack([pixels.mean(0), (pixels**2).mean(0)])
 
-    indices = np.unique(np.linspace(0, split.num_examples - 1, _SAMPLE).astype(int)).tolist()
+    indices = spread(split.num_examples, _SAMPLE)
     moments = []
     with concurrent.futures.ThreadPoolExecutor(machine.num_cores()) as pool:
         for index, found in zip(indices, pool.map(look, indices), strict=True):

@@ -24,7 +24,7 @@ from ftbnn_jax import report
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.data import encoded, file_index
 from ftbnn_jax.data.file_index import FileIndex
-from ftbnn_jax.data.split import ArraySplit
+from ftbnn_jax.data.split import ArraySplit, spread
 from ftbnn_jax.errors import CorruptRecordError, UserError, summary
 from ftbnn_jax.host import paths
 from ftbnn_jax.ops import decoding
@@ -247,7 +247,7 @@ def _check_counts(counts: np.ndarray, names: tuple[str, ...], share: str, train:
 
 def _channels(index: FileIndex, where: str) -> int:
     """Returns 1 if no image has colours among some that lie evenly among all, else 3."""
-    rows = np.unique(np.linspace(0, index.num_files - 1, _LOOK).astype(int)).tolist()
+    rows = spread(index.num_files, _LOOK)
     gray, reason = [], ""
     for row in rows:
         try:

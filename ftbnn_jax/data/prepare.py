@@ -193,7 +193,7 @@ def _failed(builder: Any, data_dir: pathlib.Path, error: Exception) -> UserError
     where = f"{builder.data_path}: preparing failed"
     if disk.is_full(error):
         return UserError(f"{where}: no space left; what was written is removed")
-    # Of the library that downloads.
+    # The library that downloads puts its request into what it raises.
     if url := getattr(getattr(error, "request", None), "url", None):
         return UserError(f"{url}: cannot be downloaded; try again, or {_without(builder, data_dir)}")
     if isinstance(error, ImportError) and error.name:

@@ -12,6 +12,11 @@ from ftbnn_jax.errors import UserError
 Batch = dict[str, np.ndarray]
 
 
+def spread(count: int, most: int) -> list[int]:
+    """Returns up to `most` of the numbers below `count`, which lie evenly among them, in order."""
+    return np.unique(np.linspace(0, count - 1, most).astype(int)).tolist()
+
+
 @dataclasses.dataclass(frozen=True)
 class Split(abc.ABC):
     """Images of one data set.

@@ -108,6 +108,21 @@ class Program:
         flat, _ = jax.tree_util.tree_flatten_with_path(arguments)
         return jaxpr, [path[0].key for path, _ in flat]
 
+    def steps(self) -> walk.Steps:
+        """Walks the forward pass of one example, in which each parameter is known by its number."""
+        closed, kinds = self.trace(lambda apply, params: apply(params), batch=1)
+        numbers = iter(range(len(self.parameters)))
+        known = {
+            "params": lambda: values.Value(parameters=frozenset([next(numbers)])),
+            "inputs": lambda: values.Value(from_input=True),
+            "other": values.Value,
+        }
+        arguments = [
+            walk.argument(known[kind](), var.aval)
+            for kind, var in zip(kinds, closed.jaxpr.invars, strict=True)
+        ]
+        return walk.walk(closed, arguments)
+
 
 @dataclasses.dataclass(frozen=True)
 class Traced:

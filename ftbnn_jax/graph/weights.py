@@ -6,7 +6,6 @@ from typing import Any
 
 from ftbnn_jax.graph import walk
 from ftbnn_jax.graph.trace import Program
-from ftbnn_jax.graph.values import Value
 from ftbnn_jax.nn import variables as nn_variables
 from ftbnn_jax.nn.network import Network
 
@@ -32,21 +31,10 @@ def find(network: Network, shape: tuple[int, int, int]) -> Weights:
       shape: height, width and channels of the images.
     """
     program = Program(network, (shape,), {})
-    closed, kinds = program.trace(lambda apply, params: apply(params), batch=1)
-    numbers = iter(range(len(program.parameters)))
-    known = {
-        "params": lambda: Value(parameters=frozenset([next(numbers)])),
-        "inputs": lambda: Value(from_input=True),
-        "other": Value,
-    }
-    arguments = [
-        walk.argument(known[kind](), var.aval)
-        for kind, var in zip(kinds, closed.jaxpr.invars, strict=True)
-    ]
     # Dictionaries, since they keep an order.
     binary: dict[int, None] = {}
     real: dict[int, None] = {}
-    _add(walk.walk(closed, arguments), binary, real)
+    _add(program.steps(), binary, real)
     names = [name for name, _ in program.parameters]
     return Weights(
         tuple(names[number] for number in binary),

@@ -1,12 +1,12 @@
 """The fields `config.model` of a network that its user has written; plain data."""
 
-import difflib
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from ftbnn_jax import fields
 from ftbnn_jax.errors import UserError
+from ftbnn_jax.nearest import nearest
 
 
 class OwnModel:
@@ -36,8 +36,7 @@ class OwnModel:
         values = self.__dict__.get("_values", {})
         if name in values:
             return values[name]
-        near = difflib.get_close_matches(name, values, n=1, cutoff=0)
-        hint = f"; the nearest is {near[0]}" if near else ""
+        hint = f"; the nearest is {nearest(name, values)}" if values else ""
         raise AttributeError(f"config.model has no field {name!r}{hint}")
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -139,22 +139,21 @@ class SinglePrecision:
     def value(self, node: ir.Node, operands: Sequence[str]) -> tuple[str, str]:
         dtype = self._network.shapes[node.name].dtype.name
         x = operands[0]
+        kind = "float" if dtype in operations.REAL else "int32_t"
         if node.op == COPY:
-            return ("float" if dtype in operations.REAL else "int32_t"), x
+            return kind, x
         if node.op == "compare":
             return "int", f"{x} {operations.COMPARE[node.attributes['direction']]} {operands[1]}"
         if node.op == "select":
-            kind = "float" if dtype in operations.REAL else "int32_t"
             return kind, f"{x} ? {operands[2]} : {operands[1]}"
-        if dtype in operations.REAL:
-            return "float", self._real(node, dtype, operands)
-        return "int32_t", self._whole(node, dtype, operands)
+        if node.op in ("max", "min"):
+            sign = ">" if node.op == "max" else "<"
+            return kind, f"{x} {sign} {operands[1]} ? {x} : {operands[1]}"
+        of_kind = self._real if dtype in operations.REAL else self._whole
+        return kind, of_kind(node, dtype, operands)
 
     def _real(self, node: ir.Node, dtype: str, operands: Sequence[str]) -> str:
         x, *others = operands
-        if node.op in ("max", "min"):
-            sign = ">" if node.op == "max" else "<"
-            return f"{x} {sign} {others[0]} ? {x} : {others[0]}"
         if node.op == "integer_pow":
             return self._power(x, node.attributes["y"], dtype)
         texts = {
@@ -184,9 +183,6 @@ class SinglePrecision:
 
     def _whole(self, node: ir.Node, dtype: str, operands: Sequence[str]) -> str:
         x, *others = operands
-        if node.op in ("max", "min"):
-            sign = ">" if node.op == "max" else "<"
-            return f"{x} {sign} {others[0]} ? {x} : {others[0]}"
         if node.op == "cast" and dtype == "bool":
             return f"{x} != 0"
         if node.op == "not":

@@ -287,7 +287,7 @@ class FixedPoint(SinglePrecision):
             self._bits[node.name] = self._bits[node.inputs[0]]
             self._fixed[node.name, root] = self._counts(node)
             self._means.add(node.name)
-            # Of integers the mean has a fraction.
+            # The mean of integers has a fraction.
             if not self._bits[node.name]:
                 self._shifts[node.name] = self.fraction_bits
                 self._bits[node.name] = self.fraction_bits
