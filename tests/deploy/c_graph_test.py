@@ -11,7 +11,7 @@ import ftbnn_jax
 from ftbnn_jax.configs import own_network
 from ftbnn_jax.deploy import export as network_export
 from ftbnn_jax.deploy import runtime as runtime_lib
-from ftbnn_jax.deploy.c import export, fixed_point, functions, generate, reference, schedule, verify
+from ftbnn_jax.deploy.c import export, fixed_point, functions, generate, lowering, reference, verify
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.ops.preprocessing import Preprocessing
 
@@ -244,7 +244,7 @@ def test_functions_are_right_to_the_last_place(name, exact):
 )
 def test_what_c_has_not_is_named(operation, words):
     with pytest.raises(UserError, match=words) as caught:
-        schedule.lower(_pack(lambda x: operation(x).astype(jnp.float32), _images()))
+        lowering.lower(_pack(lambda x: operation(x).astype(jnp.float32), _images()))
     assert "\n" not in str(caught.value)
 
 
@@ -265,7 +265,7 @@ def test_what_fixed_point_has_not_is_named(operation, words):
         generate.files(artifact, 20)
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=words):
-        fixed_point.choose_fraction_bits(schedule.lower(artifact), {})
+        fixed_point.choose_fraction_bits(lowering.lower(artifact), {})
 
 
 def test_fixed_point_takes_whole_numbers_alone():
@@ -287,4 +287,4 @@ def test_without_preprocessing_there_is_no_program_for_images():
 def test_a_network_without_a_binary_product_is_refused():
     artifact = ftbnn_jax.pack(lambda v, x: x.reshape(x.shape[0], -1) @ v, np.ones((144, 5)), _images())
     with pytest.raises(UserError, match="the network: none of its products is binary"):
-        schedule.lower(artifact)
+        lowering.lower(artifact)

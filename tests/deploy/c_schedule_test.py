@@ -23,10 +23,11 @@ from ftbnn_jax.deploy.c import (
     export,
     fixed_point,
     generate,
+    geometry,
     golden,
+    lowering,
     memory,
     reference,
-    schedule,
     tables,
 )
 from ftbnn_jax.errors import UserError
@@ -74,7 +75,7 @@ def _large(spec):
     ],
 )
 def test_memory_is_at_most_1_2_times_the_largest_pair_of_activations(spec):
-    network = schedule.lower(_large(spec))
+    network = lowering.lower(_large(spec))
     first, size = spec.plan()[0], 56
     # Stem and what its pool leaves, or what enters and leaves a block: float32 all.
     pairs = [(112**2 + 56**2) * spec.stem_features, 112**2 * spec.stem_features + 224**2 * 3]
@@ -88,11 +89,11 @@ def test_memory_is_at_most_1_2_times_the_largest_pair_of_activations(spec):
 
 def test_weights_are_at_most_1_02_times_the_packed_file():
     artifact = _large(architectures.derived(44, 5))
-    network = schedule.lower(artifact)
+    network = lowering.lower(artifact)
     packed = sum(tensor.nbytes for tensor in artifact.graph.tensors.values())
     numbers = arithmetic.SinglePrecision(network, arithmetic.Names(set()))
     emit.Text(network, numbers).functions()
-    words = [tables.binary_weights("", product.kernels, schedule.SLACK) for product in network.products]
+    words = [tables.binary_weights("", product.kernels, geometry.SLACK) for product in network.products]
     constants = [*words, *numbers.tables.values()]
     assert sum(table.values.nbytes for table in constants) <= 1.02 * packed
 
@@ -274,7 +275,7 @@ def test_fixed_point_refuses_what_does_not_fit(tensor, value, message):
 def test_fraction_bits_leave_room_to_values_and_to_parameters(largest, multiplier, bits):
     net = _changed("none", "block1_1/bn/mul_constant", _first_is(multiplier))
     found = fixed_point.choose_fraction_bits(
-        schedule.lower(net), {"stem/conv/conv": 1e20, "block2_1/add": largest}
+        lowering.lower(net), {"stem/conv/conv": 1e20, "block2_1/add": largest}
     )
     assert found == bits
 
@@ -327,7 +328,7 @@ def test_signs_that_fixed_point_loses_are_counted(name, capsys):
 
 def test_parameters_that_fixed_point_loses_are_counted():
     net = _changed("derived", "block1_1/act/positive_slope", lambda t: np.where(t == t[3], 1e-12, t))
-    quantized = fixed_point.quantize(schedule.lower(net), 20, arithmetic.Names(set()))
+    quantized = fixed_point.quantize(lowering.lower(net), 20, arithmetic.Names(set()))
     assert quantized.zeroed == {"block1_1/act/positive_slope": 1}
 
 
@@ -377,7 +378,7 @@ def test_images_that_only_fill_up_are_left_out():
 @pytest.mark.parametrize("fixed", [False, True], ids=["float", "fixed"])
 @pytest.mark.parametrize("name", ["derived", "two-valued"])
 def test_golden_vectors_take_the_bytes_that_are_foreseen(name, fixed):
-    network = schedule.lower(c_programs.runtime(name).artifact)
+    network = lowering.lower(c_programs.runtime(name).artifact)
     content = c_programs.exported(name, fixed)[2]
     assert len(content) == 6 * 4 + 3 * golden.image_bytes(network)
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from ftbnn_jax.deploy.c import operations, tables
-from ftbnn_jax.deploy.c.schedule import COPY, Multiples, Network
+from ftbnn_jax.deploy.c.geometry import Multiples
+from ftbnn_jax.deploy.c.schedule import COPY, Network
 from ftbnn_jax.graph import ir
 
 _INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "and": "&", "or": "|"}

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ftbnn_jax.deploy.c import operations, schedule
+from ftbnn_jax.deploy.c import geometry, operations
 from ftbnn_jax.deploy.c.schedule import Network
 from ftbnn_jax.graph import ir
 from ftbnn_jax.host import machine
@@ -135,9 +135,9 @@ class Emulator:
 
     def _products(self, node, operands):
         """Returns sums of products in the order of C."""
-        geometry = schedule.real_conv(node, self._network.shapes, self._network.constants)
+        sizes = geometry.real_conv(node, self._network.shapes, self._network.constants)
         x = self._arithmetic.begin(operands[0])
-        if geometry is None:
+        if sizes is None:
             return matrix_product(node, x, self._arithmetic.begin(operands[1]))
         kernel = self._arithmetic.begin(self._arithmetic.kernel(node))
         if node.op == "dot":
@@ -175,7 +175,7 @@ def _looked_up(table: np.ndarray, images: np.ndarray) -> np.ndarray:
     return np.stack([row[images[..., c]] for c, row in enumerate(table)], axis=-1)
 
 
-def _integers(product: schedule.Product) -> Callable[[np.ndarray], np.ndarray]:
+def _integers(product: geometry.Product) -> Callable[[np.ndarray], np.ndarray]:
     """Returns the packed runtime's integers as a function of signs."""
     words = ir.pack(product.kernels)
     weights = ir.prepare(product.node, words, product.shape)

@@ -13,7 +13,7 @@ import numpy as np
 
 from ftbnn_jax import command
 from ftbnn_jax.deploy import artifact as artifact_lib
-from ftbnn_jax.deploy.c import generate, golden, prefixes, schedule
+from ftbnn_jax.deploy.c import generate, golden, lowering, prefixes
 from ftbnn_jax.deploy.c import reference as reference_lib
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.report import print_json, print_table
@@ -59,7 +59,7 @@ def run(
         earlier export.
     """
     artifact = artifact_lib.load(path)
-    count = _GOLDEN_BYTES // golden.image_bytes(schedule.lower(artifact))
+    count = _GOLDEN_BYTES // golden.image_bytes(lowering.lower(artifact))
     count = min(max(count, 1), _GOLDEN_IMAGES)
     images = _take(real_images(batches), _CALIBRATION_IMAGES)
     # One size of batch, so that each convolution is compiled once.

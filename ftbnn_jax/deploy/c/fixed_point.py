@@ -18,7 +18,8 @@ import numpy as np
 
 from ftbnn_jax.deploy.c import operations
 from ftbnn_jax.deploy.c.arithmetic import Names, SinglePrecision, pixel_table
-from ftbnn_jax.deploy.c.schedule import COPY, Multiples, Network
+from ftbnn_jax.deploy.c.geometry import Multiples
+from ftbnn_jax.deploy.c.schedule import COPY, Network
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.graph import ir
 

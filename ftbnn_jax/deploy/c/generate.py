@@ -15,7 +15,9 @@ from ftbnn_jax.deploy.c import (
     arithmetic,
     emit,
     fixed_point,
+    geometry,
     golden,
+    lowering,
     operations,
     prefixes,
     schedule,
@@ -46,7 +48,7 @@ def files(
     """
     prefixes.check(prefix)
     _check_numbers(artifact)
-    network = schedule.lower(artifact)
+    network = lowering.lower(artifact)
     programs = [name for name in _PROGRAMS if name == "test_model" or artifact.preprocessing]
     parts = [*_PARTS, *dict.fromkeys(part for name in programs for part in _PROGRAMS[name])]
     sources = sorted([*parts, "model", "weights"])
@@ -59,7 +61,7 @@ def files(
     numbers = _numbers(network, fraction_bits, names)
     found["model.h"] = _header(network, fraction_bits, numbers)
     words = [
-        tables.binary_weights(names.of(p.node.inputs[1], p.node.inputs[1]), p.kernels, schedule.SLACK)
+        tables.binary_weights(names.of(p.node.inputs[1], p.node.inputs[1]), p.kernels, geometry.SLACK)
         for p in network.products
     ]
     found["model.c"] = _program(

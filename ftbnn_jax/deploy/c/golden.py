@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from ftbnn_jax.deploy.c import operations
-from ftbnn_jax.deploy.c.schedule import Network, Product
+from ftbnn_jax.deploy.c.geometry import Product
+from ftbnn_jax.deploy.c.schedule import Network
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.graph import ir
 from ftbnn_jax.ops import quantizers

@@ -8,7 +8,7 @@ import numpy as np
 
 from ftbnn_jax import report
 from ftbnn_jax.deploy import artifact as artifact_lib
-from ftbnn_jax.deploy.c import arithmetic, fixed_point, golden, operations, schedule
+from ftbnn_jax.deploy.c import arithmetic, fixed_point, golden, lowering, operations, schedule
 from ftbnn_jax.deploy.c.emulator import Emulator, Note, Trace
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.graph import ir
@@ -108,7 +108,7 @@ class Reference:
     """
 
     def __init__(self, artifact: artifact_lib.Artifact, fraction_bits: int | None):
-        self.network = schedule.lower(artifact)
+        self.network = lowering.lower(artifact)
         self.losses = Losses()
         names = arithmetic.Names(set())
         self._single = Emulator(self.network, arithmetic.SinglePrecision(self.network, names))

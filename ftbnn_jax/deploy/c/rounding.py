@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ftbnn_jax.deploy.c import emulator, functions, operations, schedule
+from ftbnn_jax.deploy.c import emulator, functions, geometry, operations, schedule
 from ftbnn_jax.graph import ir
 
 _UNITS = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
@@ -121,8 +121,8 @@ class Bounds:
 
     def _products_error(self, node, operands, errors, unit):
         network = self._network
-        geometry = schedule.real_conv(node, network.shapes, network.constants)
-        if geometry is None:
+        sizes = geometry.real_conv(node, network.shapes, network.constants)
+        if sizes is None:
             (a, b), (ea, eb) = (tuple(map(np.float64, pair)) for pair in (map(np.abs, operands), errors))
             ea, eb = np.broadcast_to(ea, a.shape), np.broadcast_to(eb, b.shape)
 
@@ -134,7 +134,7 @@ class Bounds:
             return error + _apart(terms + 2, unit) * product(a + ea, b + eb) + terms * _TINY
         found = network.kernels.get(node.name)
         kernel = network.constants[node.inputs[1]] if found is None else found
-        if isinstance(kernel, schedule.Multiples):
+        if isinstance(kernel, geometry.Multiples):
             kernel = kernel.values * kernel.scale.astype(np.float64)
         weights = np.abs(kernel.astype(np.float64))
         # All places of a window count, for the largest magnitudes and errors of each channel.
@@ -143,7 +143,7 @@ class Bounds:
         batch = operands[0].shape[0]
         x = np.abs(operands[0]).reshape(batch, -1, operands[0].shape[-1]).max(1).astype(np.float64)
         e = np.broadcast_to(errors[0], operands[0].shape).reshape(batch, -1, x.shape[-1]).max(1)
-        groups = geometry["groups"]
+        groups = sizes["groups"]
         inputs, outputs = heaviest.shape[0], heaviest.shape[1] // groups
         parts = []
         for g in range(groups):
