@@ -3,6 +3,7 @@
 import pytest
 
 from ftbnn_jax import config, nearest
+from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn import architectures
 
 _STAGES = {"binary": {"learning_rate": 0.1, "num_epochs": 1}}
@@ -42,14 +43,14 @@ _STAGES = {"binary": {"learning_rate": 0.1, "num_epochs": 1}}
 )
 def test_the_key_that_was_meant(written, meant):
     fields = config.TrainConfig(architectures.small((1,), 8), stages=_STAGES).to_dict()
-    with pytest.raises(config.UserError, match=f"the nearest is config.{meant}$"):
+    with pytest.raises(UserError, match=f"the nearest is config.{meant}$"):
         config.check_key(fields, written)
 
 
 def test_every_meaning_is_a_field():
-    known = config._dotted(config.TrainConfig(architectures.small((1,), 8)).to_dict())
-    assert set(config._MEANINGS.values()) <= set(known)
-    assert not set(config._MEANINGS) & set(known)
+    known = config.overrides._dotted(config.TrainConfig(architectures.small((1,), 8)).to_dict())
+    assert set(config.overrides._MEANINGS.values()) <= set(known)
+    assert not set(config.overrides._MEANINGS) & set(known)
 
 
 @pytest.mark.parametrize("written", ["", ".", "=", "é", "x" * 5000])

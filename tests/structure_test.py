@@ -74,7 +74,7 @@ _NEEDS_AT_MOST = {
     # absl tells how a command ends, etils opens buckets: both are imported late.
     "predict": {"PIL", "absl", "etils", "jax", "numpy", "rich", "safetensors"},
 }
-_MAY_MENTION_CONFIG_DICT = {"main", "config", "train.loop"}
+_MAY_MENTION_CONFIG_DICT = {"main", "config", "config.experiment", "train.loop"}
 
 
 def _is_in(module: str, name: str) -> bool:

@@ -15,7 +15,7 @@ from ftbnn_jax.train import loggers, metrics
 
 
 def test_a_config_can_name_all_of_them():
-    assert config._ALLOWED["loggers"] == tuple(loggers.LOGGERS)
+    assert config.experiment._ALLOWED["loggers"] == tuple(loggers.LOGGERS)
 
 
 def test_tensorboard_reads_the_events(tmp_path):

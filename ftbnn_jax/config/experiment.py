@@ -1,39 +1,23 @@
-"""The fields of an experiment, with the paper's ImageNet recipe as defaults.
+"""The fields of an experiment, with the paper's ImageNet recipe as defaults."""
 
-Config files return `make(model, ...)`, a ConfigDict whose keys are the fields of `TrainConfig`; every
-one can be overridden on the command line. Below `main` the code sees the frozen
-`TrainConfig` alone.
-"""
-
-import ast
-import contextlib
 import dataclasses
-import functools
-import glob
 import itertools
 import os
 import re
-import runpy
-import traceback
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ftbnn_jax import extras, fields
-from ftbnn_jax.errors import UserError, summary
+from ftbnn_jax.config import overrides
+from ftbnn_jax.errors import UserError
 from ftbnn_jax.fields import Range
 from ftbnn_jax.host import paths
-from ftbnn_jax.nearest import nearest
 from ftbnn_jax.nn.own import OwnModel
 from ftbnn_jax.nn.spec import ResNetSpec
 from ftbnn_jax.ops.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     import ml_collections
-
-# The configs that come with the package, which lie in `configs/` in a clone.
-_SHIPPED = os.path.join(os.path.dirname(__file__), "configs")
-_FOLDER = "configs"
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -54,39 +38,6 @@ CIFAR10 = {
     "crop_padding": 2,
     "pixel_mean": (125.3, 123.0, 113.9),
     "pixel_std": (63.0, 62.1, 66.7),
-}
-
-
-# What fields are called elsewhere, where no word of their own name says it.
-_MEANINGS = {
-    "accum": "accumulation_steps",
-    "arch": "model",
-    "augmentation": "augment",
-    "batch": "batch_size",
-    "bn": "batch_norm",
-    "bs": "batch_size",
-    "checkpoint": "start_from",
-    "checkpointing": "remat",
-    "data_path": "data_dir",
-    "dtype": "compute_dtype",
-    "gamma": "schedule_factor",
-    "grad_accum": "accumulation_steps",
-    "hflip": "flip",
-    "init_from": "start_from",
-    "layers": "model.blocks",
-    "lr": "learning_rate",
-    "max_steps": "num_steps",
-    "milestones": "schedule_boundaries",
-    "precision": "compute_dtype",
-    "pretrained": "start_from",
-    "res": "image_size",
-    "resolution": "image_size",
-    "save_every": "checkpoint_every",
-    "scheduler": "schedule",
-    "size": "image_size",
-    "steps": "num_steps",
-    "total_steps": "num_steps",
-    "wd": "weight_decay",
 }
 
 # Steps and images are counted in int32 on the device.
@@ -250,7 +201,7 @@ class TrainConfig:
 
     def __post_init__(self):
         if isinstance(self.model, Mapping):
-            object.__setattr__(self, "model", OwnModel(_plain(self.model)))
+            object.__setattr__(self, "model", OwnModel(plain(self.model)))
         if not isinstance(self.model, ResNetSpec | OwnModel):
             raise UserError(
                 "must be a ResNetSpec, or the fields that get_network reads, by name",
@@ -334,18 +285,22 @@ class TrainConfig:
         Raises:
           UserError: a field is unknown or has an impossible value, or there is no model.
         """
-        values = _plain(values)
+        values = plain(values)
         if not isinstance(values, Mapping):
             raise UserError(
                 "must be the fields of an experiment, by name", f"config={fields.shown(values)}"
             )
         known = {field.name: None for field in dataclasses.fields(cls)}
         for name in values:
-            check_key(known, name)
+            overrides.check_key(known, name)
         if "model" not in values:
             raise UserError("must be given", "config.model")
         network = values.get("network", "")
         return cls(**{**values, "model": _model(values["model"], str(network))})
+
+
+# Fields whose values are lists of names.
+LISTS_OF_NAMES = frozenset(f.name for f in dataclasses.fields(TrainConfig) if f.type == tuple[str, ...])
 
 
 def _model(values: Any, network: str) -> ResNetSpec | OwnModel:
@@ -372,12 +327,12 @@ def _model(values: Any, network: str) -> ResNetSpec | OwnModel:
     return OwnModel(values)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Returns JSON's lists as tuples and ConfigDicts as dictionaries."""
     if isinstance(value, (list, tuple)):
-        return tuple(map(_plain, value))
+        return tuple(map(plain, value))
     if hasattr(value, "items"):
-        return {name: _plain(inner) for name, inner in value.items()}
+        return {name: plain(inner) for name, inner in value.items()}
     return value
 
 
@@ -395,184 +350,3 @@ def make(model: ResNetSpec | Mapping[str, Any], **values: Any) -> "ml_collection
         import ml_collections
 
     return ml_collections.ConfigDict(TrainConfig(model, **values).to_dict())
-
-
-def run_file(file: str) -> dict[str, Any]:
-    """Returns what a config file defines, by name. The same text is run once in a process.
-
-    Raises:
-      OSError: it cannot be read.
-    """
-    with open(file, "rb") as stream:
-        return _run(file, stream.read())
-
-
-@functools.lru_cache(maxsize=64)
-def _run(file: str, content: bytes) -> dict[str, Any]:
-    return runpy.run_path(file)
-
-
-@contextlib.contextmanager
-def told(path: str, file: str = "") -> Iterator[None]:
-    """Makes one line of whatever a config file raises, SystemExit included, with the line in the file.
-
-    Args:
-      path: what the message begins with.
-      file: where `path` leads to; "" for `path` itself.
-    """
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise
-    except UserError as error:
-        raise error.within(f"{path}: ") from error
-    except BaseException as error:
-        if isinstance(error, ImportError) and (missing := extras.missing(error.name or "")):
-            raise missing.within(f"{path}: ") from error
-        file = os.path.abspath(file or path)
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [f"line {f.lineno}: " for f in frames if os.path.abspath(f.filename) == file]
-        where = f"{path}: {lines[-1] if lines else ''}{type(error).__name__}"
-        hint = "; x.shape[0] would do, len(x) does not" if "_DimExpr" in str(error) else ""
-        raise UserError(f"{where}: {summary(error)}{hint}") from error
-
-
-def load(path: str, overrides: Sequence[str] = ()) -> TrainConfig:
-    """Runs a config file and returns its experiment.
-
-    Args:
-      path: path of a Python file with a function `get_config`, or what `find` takes; what follows a
-        colon is its argument, as in "derived44_g5:90".
-      overrides: values for some of its fields, "model.width=32".
-
-    Raises:
-      UserError: there is no such file, it does not hold a config, or an override does not fit it.
-    """
-    file, _, argument = paths.expand(path).partition(":")
-    file = find(file)
-    with told(path, file):
-        defined = run_file(file)
-        get_config = defined.get("get_config")
-        if get_config is None:
-            raise UserError("has no function get_config, which returns what config.make does")
-        values = _plain(get_config(argument) if argument else get_config())
-        if "get_network" in defined and isinstance(values, Mapping) and not values.get("network"):
-            values = {**values, "network": file}
-        config = TrainConfig.from_dict(values).to_dict()
-    for override in overrides:
-        _override(config, override)
-    return TrainConfig.from_dict(config)
-
-
-def find(file: str) -> str:
-    """Returns the path of a config file.
-
-    Args:
-      file: its path; or one that comes with the package, by its name, "derived44_g5", or as it lies in a
-        clone, "configs/derived44_g5.py". A file of that very path goes before one of the package's.
-
-    Raises:
-      UserError: there is neither; it names the nearest.
-    """
-    if os.path.isfile(file):
-        return file
-    folder, name = os.path.split(file)
-    stem, ending = os.path.splitext(name)
-    shipped = {os.path.splitext(n)[0] for n in os.listdir(_SHIPPED) if re.fullmatch("[a-z].*[.]py", n)}
-    known = sorted(glob.glob(os.path.join(glob.escape(folder), "*.py")))
-    if folder in ("", _FOLDER) and ending in ("", ".py"):
-        if stem in shipped:
-            return os.path.join(_SHIPPED, f"{stem}.py")
-        known += [os.path.join(folder, one) + ending for one in sorted(shipped)]
-    raise UserError(
-        f"{file}: no such config file" + (f"; the nearest is {nearest(file, known)}" if known else "")
-    )
-
-
-def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Returns the overrides among the arguments of a command, "model.width=32", and the other arguments.
-
-    They are written `--config.KEY=VALUE` or `--config.KEY VALUE`.
-
-    Raises:
-      UserError: an override has no value, or there are two for one field.
-    """
-    prefix = "--config."
-    overrides, keys, others = [], [], []
-    remaining = iter(arguments)
-    for argument in remaining:
-        if not argument.startswith(prefix):
-            others.append(argument)
-            continue
-        key, equals, value = argument.removeprefix(prefix).partition("=")
-        if not equals:
-            value = next(remaining, "--")
-            # No value begins so: this is the next option.
-            if value.startswith("--"):
-                raise UserError(f"{prefix}{key}: is written {prefix}{key}=VALUE or {prefix}{key} VALUE")
-        overrides.append(f"{key}={value}")
-        keys.append(key)
-    for key in keys:
-        if keys.count(key) > 1:
-            raise UserError(f"{prefix}{key}: given {keys.count(key)} times; once would do")
-    return overrides, others
-
-
-def _override(config: dict[str, Any], override: str) -> None:
-    """Puts the value of "model.width=32" in its place."""
-    key, _, text = override.partition("=")
-    check_key(config, key)
-    *parents, name = key.split(".")
-    place = functools.reduce(dict.__getitem__, parents, config)
-    if isinstance(place[name], dict):
-        inner = ", ".join(place[name]) or "none here"
-        raise UserError(
-            f"has fields of its own, which can be overridden: {inner}", f"config.{key}={text}"
-        )
-    value = text if isinstance(place[name], str) else _literal(text)
-    names = {field.name for field in dataclasses.fields(TrainConfig) if field.type == tuple[str, ...]}
-    if key in names and isinstance(value, str):
-        # Names need no quotes: "csv", "tensorboard,csv", or "" for none of them.
-        value = tuple(part.strip() for part in text.split(",") if part.strip())
-    # Nobody else knows what a user's own fields can be.
-    if config["network"] and parents[:1] == ["model"] and not _alike(value, place[name]):
-        raise UserError(
-            f"must be of the kind of {fields.shown(place[name])}, {type(place[name]).__name__}",
-            f"config.{key}={text}",
-        )
-    place[name] = value
-
-
-def _alike(value: Any, default: Any) -> bool:
-    """Whether a value can take the place of a default: a whole number that of a real one as well."""
-    kinds = {float: (float, int), type(None): (object,)}.get(type(default), (type(default),))
-    return isinstance(value, kinds) and isinstance(value, bool) <= isinstance(default, bool | None)
-
-
-def _literal(text: str) -> Any:
-    """Returns a number, truth value or tuple as Python writes it; text where it is none."""
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    try:
-        with warnings.catch_warnings(action="ignore"):  # Text that is no literal can warn.
-            return ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return text
-
-
-def check_key(config: Mapping[str, Any], key: str) -> None:
-    """Raises a UserError naming the nearest known key where `config` has no `key` ("model.width")."""
-    if key not in (known := _dotted(config)):
-        meant = nearest(str(key), known, _MEANINGS)
-        raise UserError(f"no such key; the nearest is config.{meant}", f"config.{key}")
-
-
-def _dotted(config: Mapping[str, Any]) -> list[str]:
-    keys = []
-    for name, value in config.items():
-        if not isinstance(name, str) or "." in name:
-            continue  # This is no key of ours, and could not be told from a nested one.
-        keys.append(name)
-        if isinstance(value, Mapping):
-            keys += [f"{name}.{inner}" for inner in _dotted(value)]
-    return keys
