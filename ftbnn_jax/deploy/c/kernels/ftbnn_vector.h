@@ -2,9 +2,9 @@
  *
  * One lane stands for one output channel. Bits are counted in two steps: `ftbnn_count` gives partial
  * counts, of which FTBNN_RUN may be added with `ftbnn_add_partial`; `ftbnn_total` turns such a sum into
- * one 32-bit count a lane. Compiled for a processor with AVX-512 VPOPCNTDQ, AVX2 or NEON, these are its
- * instructions; otherwise, or with FTBNN_PORTABLE defined, plain C on 64-bit or (FTBNN_PORTABLE=32)
- * 32-bit numbers. All give the same integers.
+ * one 32-bit count a lane. Compiled for a processor with AVX-512 VPOPCNTDQ, AVX2 or NEON, or for WebAssembly
+ * with SIMD128, these are its instructions; otherwise, or with FTBNN_PORTABLE defined, plain C on 64-bit or
+ * (FTBNN_PORTABLE=32) 32-bit numbers. All give the same integers.
  */
 #ifndef FTBNN_VECTOR_H
 #define FTBNN_VECTOR_H
@@ -89,6 +89,26 @@ static inline ftbnn_vector ftbnn_add_partial(ftbnn_vector a, ftbnn_vector b) {
 }
 static inline ftbnn_vector ftbnn_total(ftbnn_vector v) {
   return vpaddlq_u16(vpaddlq_u8(vreinterpretq_u8_u32(v)));
+}
+
+#elif !defined(FTBNN_PORTABLE) && defined(__wasm_simd128__)
+
+#include <wasm_simd128.h>
+#define FTBNN_KERNELS "WebAssembly SIMD128"
+enum { FTBNN_LANES = 4, FTBNN_RUN = 31 };
+typedef v128_t ftbnn_vector;
+
+static inline ftbnn_vector ftbnn_zero(void) { return wasm_i32x4_splat(0); }
+static inline ftbnn_vector ftbnn_spread(uint32_t word) { return wasm_i32x4_splat((int)word); }
+static inline ftbnn_vector ftbnn_load(const uint32_t *words) { return wasm_v128_load(words); }
+static inline void ftbnn_store(int32_t *out, ftbnn_vector v) { wasm_v128_store(out, v); }
+static inline ftbnn_vector ftbnn_xor(ftbnn_vector a, ftbnn_vector b) { return wasm_v128_xor(a, b); }
+static inline ftbnn_vector ftbnn_and(ftbnn_vector a, ftbnn_vector b) { return wasm_v128_and(a, b); }
+static inline ftbnn_vector ftbnn_add(ftbnn_vector a, ftbnn_vector b) { return wasm_i32x4_add(a, b); }
+static inline ftbnn_vector ftbnn_count(ftbnn_vector v) { return wasm_i8x16_popcnt(v); }
+static inline ftbnn_vector ftbnn_add_partial(ftbnn_vector a, ftbnn_vector b) { return wasm_i8x16_add(a, b); }
+static inline ftbnn_vector ftbnn_total(ftbnn_vector v) {
+  return wasm_u32x4_extadd_pairwise_u16x8(wasm_u16x8_extadd_pairwise_u8x16(v));
 }
 
 #else
