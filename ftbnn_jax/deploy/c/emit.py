@@ -84,7 +84,7 @@ class Text:
 
     def functions(self) -> str:
         """Returns a function a loop, and the one that calls them all."""
-        calls = [f"  run_{i}(m);\n" for i in range(len(self._network.loops))]
+        calls = [f"  TIMED({i}, run_{i}(m));\n" for i in range(len(self._network.loops))]
         found = [self._function(i, loop) for i, loop in enumerate(self._network.loops)]
         return "\n".join(found) + f"\nstatic void run(const memory *m) {{\n{''.join(calls)}}}\n"
 

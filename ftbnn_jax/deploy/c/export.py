@@ -21,7 +21,7 @@ from ftbnn_jax.report import print_json, print_table
 # Looked for before a folder is replaced; so is whatever else is there, beside what its builds leave and
 # the kernels of other versions.
 _MARK = "model.h"
-_BUILT = ("*.o", "*.a", "ftbnn_*.[ch]", "test_model", "classify")
+_BUILT = ("*.o", "*.a", "ftbnn_*.[ch]", "test_model", "test_profile", "classify")
 _CMAKE_BUILD = "build"
 _CALIBRATION_IMAGES = 64
 _GOLDEN_IMAGES = 8

@@ -20,6 +20,7 @@ from ftbnn_jax.deploy.c import (
     lowering,
     operations,
     prefixes,
+    profile,
     schedule,
     tables,
 )
@@ -27,7 +28,7 @@ from ftbnn_jax.errors import UserError
 
 _PROGRAMS = {"test_model": (), "classify": ("ftbnn_image",)}
 _PARTS = ("ftbnn_binary", "ftbnn_layers")
-_HEADERS = ("ftbnn_functions.h", "ftbnn_vector.h")
+_HEADERS = ("ftbnn_functions.h", "ftbnn_vector.h", "test_benchmark.h")
 _PIXELS = {"uint8": "uint8_t", "int8": "int8_t", "int16": "int16_t", "int32": "int32_t"}
 
 
@@ -82,6 +83,7 @@ def files(
     found["model.c"] = (
         found["model.c"]
         .replace("@BLOCK_NAMES@", blocks)
+        .replace("@PROFILE@", profile.table(network))
         .replace("@LONG_NAMES@", long_names)
         .replace("@CLASS_NAMES@", class_names)
     )
@@ -184,6 +186,7 @@ def _header(network: schedule.Network, fraction_bits: int | None, numbers) -> st
         "INPUT": _IMAGES if rule else "It takes what\n * the function that it was packed from took.",
         "PIXELS": "".join(f"[{n}]" for n in graph.shape[1:]),
         "PIXEL_TYPE": _PIXELS.get(graph.dtype, "float" if graph.dtype in operations.REAL else ""),
+        "LOOP_COUNT": str(len(network.loops)),
         "VALUE_TYPE": numbers.value_type,
         "SUM_TYPE": numbers.sum_type,
         **{name.upper(): str(count) for name, count in sizes.items()},

@@ -1,17 +1,25 @@
 /* Checks this build against golden vectors: test_model [golden.bin]
+ * or times it on the first of their images: test_model --profile|--benchmark [--json] [golden.bin]
  *
  * Every binary product runs on the very signs that reached it in the reference, and every integer is
  * compared. Then the whole network runs on the images, and every integer and every bit of every logit
  * is compared: numbers are added in one order, and each is rounded by itself, so that all builds give the
  * same ones, and one `checksum` over them. Prints one JSON object, `classes` being the most likely one of
  * each image; the exit status is 1 if anything differs, and 2 where there is nothing to compare with.
+ *
+ * --profile, in a build with FTBNN_PROFILE, is a table of what every loop takes; --benchmark is that, in such
+ * a build, and the time of a prediction and of every binary product by itself. --json is for programs.
  */
+/* For the clock of test_benchmark.h. */
+#define _POSIX_C_SOURCE 199309L
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "ftbnn_layers.h"
 #include "model.h"
+#include "test_benchmark.h"
 
 #ifdef FTBNN_FRACTION_BITS
 #define FIXED_POINT 1
@@ -158,12 +166,47 @@ static int largest(const ftbnn_value *logits) {
   return best;
 }
 
+/* What the command line asks for. */
+typedef struct {
+  int profile, benchmark, json;
+} request;
+
+static request parse(int argc, char **argv) {
+  request asked = {0, 0, 0};
+  int paths = 0;
+  for (int i = 1; i < argc; i++) {
+    if (!strcmp(argv[i], "--profile")) {
+      asked.profile = 1;
+    } else if (!strcmp(argv[i], "--benchmark")) {
+      asked.benchmark = 1;
+    } else if (!strcmp(argv[i], "--json")) {
+      asked.json = 1;
+    } else if (strncmp(argv[i], "--", 2) && !paths++) {
+      path = argv[i];
+    } else {
+      path = argv[i];
+      fail("test_model [--profile|--benchmark [--json]] [golden.bin] expected");
+    }
+  }
+#ifndef FTBNN_PROFILE
+  if (asked.profile) {
+    path = "--profile";
+    fail("this build counts no time; `make profile` makes one that does, or -DFTBNN_PROFILE");
+  }
+#endif
+  if (asked.json && !asked.profile && !asked.benchmark) {
+    path = "--json";
+    fail("goes with --profile or --benchmark");
+  }
+  return asked;
+}
+
 int main(int argc, char **argv) {
   static state s;
   static ftbnn_pixel pixels[FTBNN_PIXEL_BYTES / sizeof(ftbnn_pixel)];
   static ftbnn_value logits[FTBNN_CLASSES];
   static uint32_t expected[FTBNN_CLASSES];
-  if (argc > 1) path = argv[1];
+  const request asked = parse(argc, argv);
   FILE *file = fopen(path, "rb");
   if (!file) fail("cannot be read");
   const uint32_t header[HEADER_NUMBERS - 1] = {0x47425446u, FTBNN_PIXEL_BYTES, FTBNN_BLOCKS, FTBNN_CLASSES, FIXED_POINT};
@@ -176,6 +219,15 @@ int main(int argc, char **argv) {
   prepare(&s);
   check_length(file, &s, images);
   if (ftbnn_init(&memory, sizeof memory, &net) || ftbnn_observe(net, observe, &s)) fail("init");
+
+  if (asked.profile || asked.benchmark) {
+    if (ftbnn_observe(net, 0, 0)) fail("init");
+    read_pixels(file, pixels);
+    fclose(file);
+    release(&s);
+    if (!report_times(net, pixels, logits, asked.benchmark, asked.json)) fail("predict");
+    return 0;
+  }
 
   unsigned long saturated = 0, logits_differing = 0;
   for (uint32_t image = 0; image < images; image++) {
@@ -209,8 +261,9 @@ int main(int argc, char **argv) {
   for (int i = 0; i < FTBNN_BLOCKS; i++) {
     block_state *b = &s.blocks[i];
     wrong += b->differing + b->end_to_end;
-    printf("%s\n  {\"name\": \"%s\", \"compared\": %lu, \"differing\": %lu, \"end_to_end\": %lu}", i ? "," : "",
-           ftbnn_block_names[i], b->compared, b->differing, b->end_to_end);
+    printf("%s\n  {\"name\": ", i ? "," : "");
+    print_string(ftbnn_block_names[i]);
+    printf(", \"compared\": %lu, \"differing\": %lu, \"end_to_end\": %lu}", b->compared, b->differing, b->end_to_end);
   }
   printf("]}\n");
   release(&s);
