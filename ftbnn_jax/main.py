@@ -30,7 +30,7 @@ _DEFAULTS = {
 _GOES_WITH = {
     "against": ("audit",),
     "format": ("export",),
-    "fixed_point": ("export --format=c",),
+    "fixed_point": ("export --format=c", "export --format=web"),
     "prefix": ("export --format=c",),
     "verify": ("export",),
     "runtime": ("verify",),
@@ -67,7 +67,7 @@ def _parser() -> command.ArgumentParser:
         "--num_images",
         type=command.whole(0),
         metavar="N",
-        help="for verify, audit and export --format=c: test images to run; 0 for all",
+        help="for verify, audit and export --format=c or web: test images to run; 0 for all",
     )
     parser.add_argument(
         "--against",
@@ -99,12 +99,12 @@ def _parser() -> command.ArgumentParser:
         "--format",
         choices=_kinds("export"),
         help="for export: c also writes the network as a program in portable C99, WORKDIR/c; onnx as "
-        "WORKDIR/model.onnx",
+        "WORKDIR/model.onnx; web as a page for browsers, WORKDIR/web",
     )
     _add_switch(
         parser,
         "fixed_point",
-        "for export --format=c: integers between the convolutions, no floating point",
+        "for export --format=c or web: integers between the convolutions, no floating point",
     )
     parser.add_argument(
         "--prefix",
@@ -260,6 +260,18 @@ def _export_onnx(options, config, workdir, saved) -> int:
     return onnx.run(_onnx_file(workdir), _artifact(workdir), options.json)
 
 
+def _export_web(options, config, workdir, saved, images) -> int:
+    from ftbnn_jax.deploy.web import build, export
+
+    # Told before anything is packed.
+    build.compiler()
+    if status := _export(options, config, workdir, saved):
+        return status
+    files = _artifact(workdir), _web_folder(workdir)
+    title = os.path.basename(options.config).replace(".py", "", 1)
+    return export.run(*files, title, images(), options.fixed_point, options.json)
+
+
 def _verify(options, config, workdir, saved, images) -> int:
     from ftbnn_jax.deploy import verify
 
@@ -328,6 +340,10 @@ def _c_folder(workdir: str) -> str:
     return os.path.join(workdir, "c")
 
 
+def _web_folder(workdir: str) -> str:
+    return os.path.join(workdir, "web")
+
+
 # What a mode needs: all processes of the run, a checkpoint, or a checkpoint and the test images. The
 # latter two are given to its function behind the options, the config and the work directory.
 _PROCESSES, _CHECKPOINT, _IMAGES = "processes", "checkpoint", "images"
@@ -339,6 +355,7 @@ _MODES: dict[tuple[str, str | None], tuple[Callable[..., int], str]] = {
     ("export", "safetensors"): (_export, _CHECKPOINT),
     ("export", "c"): (_export_c, _IMAGES),
     ("export", "onnx"): (_export_onnx, _CHECKPOINT),
+    ("export", "web"): (_export_web, _IMAGES),
     ("verify", "jax"): (_verify, _IMAGES),
     ("verify", "c"): (_verify_c, _IMAGES),
     ("verify", "onnx"): (_verify_onnx, _IMAGES),
@@ -348,7 +365,7 @@ _MODES: dict[tuple[str, str | None], tuple[Callable[..., int], str]] = {
 
 
 # What verifies each format.
-_RUNTIMES = {"safetensors": "jax", "c": "c", "onnx": "onnx"}
+_RUNTIMES = {"safetensors": "jax", "c": "c", "onnx": "onnx", "web": "jax"}
 
 
 def _kinds(mode: str) -> list[str | None]:

@@ -1,5 +1,6 @@
 """`--mode=export --format=c`: an artifact as a folder of C, with golden vectors of real images."""
 
+import dataclasses
 import fnmatch
 import itertools
 import os
@@ -7,7 +8,7 @@ import pathlib
 import re
 import shlex
 import tempfile
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Sequence
 
 import numpy as np
 
@@ -59,21 +60,8 @@ def run(
         earlier export.
     """
     artifact = artifact_lib.load(path)
-    count = _GOLDEN_BYTES // golden.image_bytes(lowering.lower(artifact))
-    count = min(max(count, 1), _GOLDEN_IMAGES)
-    images = _take(real_images(batches), _CALIBRATION_IMAGES)
-    # One size of batch, so that each convolution is compiled once.
-    parts = [images[i : i + count] for i in range(0, len(images), count)]
-    parts = [part for part in parts if len(part) == len(parts[0])]
-    fraction_bits = reference_lib.calibrate(artifact, parts) if with_fixed_point else None
-    files: dict[str, bytes] = {
-        name: text.encode() for name, text in generate.files(artifact, fraction_bits, prefix).items()
-    }
-    reference = reference_lib.Reference(artifact, fraction_bits)
-    files["golden.bin"] = reference.golden(parts[0])
-    # What fixed point loses is asked of every image; single precision has nothing to lose.
-    for part in parts[1:] if with_fixed_point else ():
-        reference.traces(part)
+    made = program(artifact, batches, with_fixed_point, prefix)
+    files, fraction_bits, reference = made.files, made.fraction_bits, made.reference
     write(pathlib.Path(folder), files)
     arena, vectors = reference.network.arena_bytes, len(files["golden.bin"])
     if as_json:
@@ -95,22 +83,83 @@ def run(
     return 0
 
 
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A program in C.
+
+    Attributes:
+      files: of its folder, by name, with its golden vectors, `golden.bin`.
+      fraction_bits: of fixed point; None for single precision.
+      reference: what gave the golden vectors; it has seen the images and knows what fixed point loses.
+    """
+
+    files: dict[str, bytes]
+    fraction_bits: int | None
+    reference: reference_lib.Reference
+
+
+def program(
+    artifact: artifact_lib.Artifact,
+    batches: Iterable[dict[str, np.ndarray]],
+    with_fixed_point: bool = False,
+    prefix: str = prefixes.DEFAULT,
+) -> Program:
+    """Returns an artifact as a program, with golden vectors of real images.
+
+    Args:
+      artifact: the packed network.
+      batches: as for `run`, and so are the next two.
+      with_fixed_point: likewise.
+      prefix: likewise.
+
+    Raises:
+      UserError: the artifact cannot be turned into C, or there is no image.
+    """
+    count = _GOLDEN_BYTES // golden.image_bytes(lowering.lower(artifact))
+    count = min(max(count, 1), _GOLDEN_IMAGES)
+    images = _take(real_images(batches), _CALIBRATION_IMAGES)
+    # One size of batch, so that each convolution is compiled once.
+    parts = [images[i : i + count] for i in range(0, len(images), count)]
+    parts = [part for part in parts if len(part) == len(parts[0])]
+    fraction_bits = reference_lib.calibrate(artifact, parts) if with_fixed_point else None
+    files = {
+        name: text.encode() for name, text in generate.files(artifact, fraction_bits, prefix).items()
+    }
+    reference = reference_lib.Reference(artifact, fraction_bits)
+    files["golden.bin"] = reference.golden(parts[0])
+    # What fixed point loses is asked of every image; single precision has nothing to lose.
+    for part in parts[1:] if with_fixed_point else ():
+        reference.traces(part)
+    return Program(files, fraction_bits, reference)
+
+
 def arithmetic_name(fraction_bits: int | None) -> str:
     """Returns how a report calls an arithmetic."""
     return "single precision" if fraction_bits is None else f"fixed point, {fraction_bits} fraction bits"
 
 
-def write(folder: pathlib.Path, files: dict[str, bytes]) -> None:
+def write(
+    folder: pathlib.Path,
+    files: dict[str, bytes],
+    mark: str = _MARK,
+    built: Sequence[str] = _BUILT,
+) -> None:
     """Writes a folder so that it is there as a whole or not at all; an earlier export is replaced.
 
     Nothing else is touched: a folder with files that neither an export wrote nor its Makefile built is
     refused.
 
+    Args:
+      folder: where.
+      files: by name.
+      mark: name of a file that only an earlier export has.
+      built: patterns of names that are made from an export's files.
+
     Raises:
       UserError: it cannot be written, or something else is there.
     """
     folder = pathlib.Path(os.path.realpath(folder))
-    _check_replaceable(folder, files)
+    _check_replaceable(folder, files, mark, built)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(
@@ -137,7 +186,9 @@ def _replace(folder: pathlib.Path, new: pathlib.Path, old: pathlib.Path) -> None
         raise
 
 
-def _check_replaceable(folder: pathlib.Path, files: Container[str]) -> None:
+def _check_replaceable(
+    folder: pathlib.Path, files: Container[str], mark: str, built: Sequence[str]
+) -> None:
     """Raises a UserError if there is anything at `folder` that is not from an export."""
     if not os.path.lexists(folder):
         return
@@ -145,13 +196,13 @@ def _check_replaceable(folder: pathlib.Path, files: Container[str]) -> None:
         names = sorted(os.listdir(folder))
     except OSError as error:
         raise UserError(f"{folder}: cannot be replaced: {error.strerror}") from error
-    if _MARK not in names:
+    if mark not in names:
         raise UserError(f"{folder}: is there already and is no earlier export; move it away")
     for name in names:
-        built = any(fnmatch.fnmatchcase(name, pattern) for pattern in _BUILT)
+        own = name in files or any(fnmatch.fnmatchcase(name, pattern) for pattern in built)
         if name == _CMAKE_BUILD:
-            built = (folder / name / "CMakeCache.txt").is_file()
-        if name not in files and not built:
+            own = (folder / name / "CMakeCache.txt").is_file()
+        if not own:
             raise UserError(f"{folder / name}: is from no export and would be lost; move it away")
 
 

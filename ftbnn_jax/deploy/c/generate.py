@@ -26,7 +26,7 @@ from ftbnn_jax.deploy.c import (
 )
 from ftbnn_jax.errors import UserError
 
-_PROGRAMS = {"test_model": (), "classify": ("ftbnn_image",)}
+PROGRAMS = {"test_model": (), "classify": ("ftbnn_image",)}
 _PARTS = ("ftbnn_binary", "ftbnn_layers")
 _HEADERS = ("ftbnn_functions.h", "ftbnn_vector.h", "test_benchmark.h")
 _PIXELS = {"uint8": "uint8_t", "int8": "int8_t", "int16": "int16_t", "int32": "int32_t"}
@@ -50,8 +50,8 @@ def files(
     prefixes.check(prefix)
     _check_numbers(artifact)
     network = lowering.lower(artifact)
-    programs = [name for name in _PROGRAMS if name == "test_model" or artifact.preprocessing]
-    parts = [*_PARTS, *dict.fromkeys(part for name in programs for part in _PROGRAMS[name])]
+    programs = [name for name in PROGRAMS if name == "test_model" or artifact.preprocessing]
+    parts = [*_PARTS, *dict.fromkeys(part for name in programs for part in PROGRAMS[name])]
     sources = sorted([*parts, "model", "weights"])
     found = {f"{name}.{end}": _kernel_file(f"{name}.{end}") for name in parts for end in "ch"}
     found |= {name: _kernel_file(name) for name in _HEADERS}

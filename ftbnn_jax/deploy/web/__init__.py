@@ -1,0 +1,1 @@
+"""Exported networks as a page for a browser."""

@@ -1,0 +1,8 @@
+/* What the program needs of the C library: WebAssembly comes without one. */
+#ifndef FTBNN_MATH_H
+#define FTBNN_MATH_H
+
+#define HUGE_VAL __builtin_huge_val()
+#define HUGE_VALF __builtin_huge_valf()
+
+#endif
