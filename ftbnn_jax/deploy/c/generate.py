@@ -28,7 +28,7 @@ from ftbnn_jax.errors import UserError
 
 PROGRAMS = {"test_model": (), "classify": ("ftbnn_image",)}
 _PARTS = ("ftbnn_binary", "ftbnn_layers")
-_HEADERS = ("ftbnn_functions.h", "ftbnn_vector.h", "test_benchmark.h")
+_HEADERS = ("ftbnn_functions.h", "ftbnn_vector.h", "ftbnn_words.h", "test_benchmark.h")
 _PIXELS = {"uint8": "uint8_t", "int8": "int8_t", "int16": "int16_t", "int32": "int32_t"}
 
 

@@ -59,11 +59,25 @@ static int bits_set(const uint32_t *window, int words) {
   return set;
 }
 
-/* Counts bits for all output channels of a group at FTBNN_BLOCK positions. `form` is a constant wherever
- * this is called, so that every form gets a loop of its own. */
-static inline void count_bits(int form, const uint32_t *weights, int words, int outputs,
+#ifdef FTBNN_WORDS
+
+#include "ftbnn_words.h"
+
+static inline void count_bits(int form, const uint32_t *weights, int words, int bits, int outputs,
                               const uint32_t *positive, const uint32_t *nonzero, int32_t *counts,
                               size_t stride) {
+  for (int p = 0; p < FTBNN_BLOCK; p++)
+    ftbnn_count_words(form, weights, words, bits, outputs, positive + p, nonzero + p, counts + (size_t)p * stride);
+}
+
+#else
+
+/* Counts bits for all output channels of a group at FTBNN_BLOCK positions. `form` is a constant wherever
+ * this is called, so that every form gets a loop of its own. */
+static inline void count_bits(int form, const uint32_t *weights, int words, int bits, int outputs,
+                              const uint32_t *positive, const uint32_t *nonzero, int32_t *counts,
+                              size_t stride) {
+  (void)bits;
   for (int o = 0; o < outputs; o += FTBNN_LANES) {
     ftbnn_vector total[FTBNN_BLOCK], partial[FTBNN_BLOCK];
     for (int p = 0; p < FTBNN_BLOCK; p++) total[p] = ftbnn_zero();
@@ -84,6 +98,8 @@ static inline void count_bits(int form, const uint32_t *weights, int words, int 
     for (int p = 0; p < FTBNN_BLOCK; p++) ftbnn_store(counts + (size_t)p * stride + o, total[p]);
   }
 }
+
+#endif
 
 /* Finds where the words of an output position's taps begin, and in `masks` which of two positions they are:
  * one inside, the other outside. Returns how many lie inside. */
@@ -150,11 +166,11 @@ void ftbnn_convolve(const ftbnn_conv *conv, ftbnn_signs signs, int first, int co
     int factor = -2;
     if (conv->form == FTBNN_AND) {
       factor = 2;
-      count_bits(FTBNN_AND, weights, layout.words, outputs, positive, nonzero, sums, stride);
+      count_bits(FTBNN_AND, weights, layout.words, kernel * channels, outputs, positive, nonzero, sums, stride);
     } else if (zeros) {
-      count_bits(FTBNN_TERNARY, weights, layout.words, outputs, positive, nonzero, sums, stride);
+      count_bits(FTBNN_TERNARY, weights, layout.words, kernel * channels, outputs, positive, nonzero, sums, stride);
     } else {
-      count_bits(FTBNN_XNOR, weights, layout.words, outputs, positive, nonzero, sums, stride);
+      count_bits(FTBNN_XNOR, weights, layout.words, kernel * channels, outputs, positive, nonzero, sums, stride);
     }
     for (int p = 0; p < FTBNN_BLOCK; p++) {
       int32_t *sum = sums + (size_t)p * stride;

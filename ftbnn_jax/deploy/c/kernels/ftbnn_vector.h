@@ -115,6 +115,7 @@ static inline ftbnn_vector ftbnn_total(ftbnn_vector v) {
 
 #if FTBNN_PORTABLE + 0 == 32 || (FTBNN_PORTABLE + 0 != 64 && UINTPTR_MAX <= 0xffffffffu)
 #define FTBNN_KERNELS "portable, 32 bits"
+#define FTBNN_WORDS /* ftbnn_words.h counts better */
 typedef uint32_t ftbnn_vector;
 #else
 #define FTBNN_KERNELS "portable, 64 bits"
