@@ -26,6 +26,7 @@ import contract_networks  # noqa: E402
 import ftbnn_jax  # noqa: E402
 from ftbnn_jax.deploy import runtime as runtime_lib  # noqa: E402
 from ftbnn_jax.deploy.c import build, export, generate, reference  # noqa: E402
+from ftbnn_jax.deploy.c.options import Options  # noqa: E402
 
 _M32 = "-m32 -msse2 -mfpmath=sse"
 _AARCH64 = ("aarch64-linux-gnu-gcc -static", "qemu-aarch64")
@@ -77,11 +78,11 @@ def _build_and_check(
 
 def _try(name: str, runtime: runtime_lib.Runtime, images: np.ndarray, builds: list, fixed: bool) -> None:
     """Exits with a message unless every build passes and all have one checksum."""
-    fraction_bits = reference.calibrate(runtime.artifact, [images]) if fixed else None
-    golden = reference.Reference(runtime.artifact, fraction_bits).golden(images)
+    options = Options(fraction_bits=reference.calibrate(runtime.artifact, [images]) if fixed else None)
+    golden = reference.Reference(runtime.artifact, options).golden(images)
     with tempfile.TemporaryDirectory() as directory:
         folder = pathlib.Path(directory) / "c"
-        files = generate.files(runtime.artifact, fraction_bits)
+        files = generate.files(runtime.artifact, options)
         export.write(folder, {key: text.encode() for key, text in files.items()})
         with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             found = list(pool.map(lambda b: _build_and_check(folder, golden, *b), builds))

@@ -9,7 +9,7 @@ from typing import Any
 
 from ftbnn_jax import command
 from ftbnn_jax import config as config_lib
-from ftbnn_jax.deploy.c import prefixes
+from ftbnn_jax.deploy.c import options as c_options
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.host import machine, paths
 
@@ -21,7 +21,9 @@ _DEFAULTS = {
     "distributed": "auto",
     "format": "safetensors",
     "fixed_point": False,
-    "prefix": prefixes.DEFAULT,
+    "real_bits": c_options.DEFAULT.real_bits,
+    "target": c_options.DEFAULT.target,
+    "prefix": c_options.DEFAULT.prefix,
     "runtime": "jax",
     "json": False,
 }
@@ -31,6 +33,8 @@ _GOES_WITH = {
     "against": ("audit",),
     "format": ("export",),
     "fixed_point": ("export --format=c", "export --format=web"),
+    "real_bits": ("export --format=c",),
+    "target": ("export --format=c",),
     "prefix": ("export --format=c",),
     "verify": ("export",),
     "runtime": ("verify",),
@@ -107,6 +111,18 @@ def _parser() -> command.ArgumentParser:
         "for export --format=c or web: integers between the convolutions, no floating point",
     )
     parser.add_argument(
+        "--real_bits",
+        type=int,
+        choices=c_options.REAL_BITS,
+        help="for export --format=c: of the weights of real convolutions and matrix products; 32 for "
+        "single precision",
+    )
+    parser.add_argument(
+        "--target",
+        choices=c_options.TARGETS,
+        help="for export --format=c: what the program is for, any computer or microcontrollers",
+    )
+    parser.add_argument(
         "--prefix",
         metavar="NAME",
         help="for export --format=c: what all names in C begin with, so that two networks fit into one "
@@ -149,7 +165,8 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, config_lib.Tra
     for name, value in _DEFAULTS.items():
         if getattr(options, name) is None:
             setattr(options, name, value)
-    prefixes.check(options.prefix)
+    # Checks them before anything is read.
+    _c_options(options)
     return options, config_lib.load(options.config, overrides)
 
 
@@ -249,7 +266,11 @@ def _export_c(options, config, workdir, saved, images) -> int:
     if status := _export(options, config, workdir, saved):
         return status
     files = _artifact(workdir), _c_folder(workdir)
-    return export.run(*files, images(), options.fixed_point, options.prefix, options.json)
+    return export.run(*files, images(), options.fixed_point, _c_options(options), options.json)
+
+
+def _c_options(options: argparse.Namespace) -> c_options.Options:
+    return c_options.Options(real_bits=options.real_bits, prefix=options.prefix, target=options.target)
 
 
 def _export_onnx(options, config, workdir, saved) -> int:

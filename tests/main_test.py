@@ -81,6 +81,12 @@ def run(repository, tmp_path):
             ["--mode=export", "--format=c", "--prefix=1a"],
             ["--prefix='1a'", "C identifier"],
         ),
+        (
+            "quickstart.py",
+            ["--mode=export", "--format=c", "--target=cortexm"],
+            ["--target=cortexm", "host, cortex-m"],
+        ),
+        ("quickstart.py", ["--mode=export", "--real_bits=8"], ["--real_bits", "--format=c"]),
         ("quickstart.py", ["train"], ["train", "--name=value"]),
         ("quickstrat.py", [], ["quickstrat.py", "quickstart.py"]),
         ("derived44_g5.py:90", [], ["derived44_g5.py:90", "44 layers at 135"]),

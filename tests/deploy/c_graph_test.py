@@ -12,6 +12,7 @@ from ftbnn_jax.configs import own_network
 from ftbnn_jax.deploy import export as network_export
 from ftbnn_jax.deploy import runtime as runtime_lib
 from ftbnn_jax.deploy.c import export, fixed_point, functions, generate, lowering, reference, verify
+from ftbnn_jax.deploy.c.options import DEFAULT, Options
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.ops.preprocessing import Preprocessing
 
@@ -135,8 +136,8 @@ def _images(count=3):
     return _RNG.standard_normal((count, 6, 6, 4)).astype(np.float32)
 
 
-def _compare(artifact, images, folder, fraction_bits=None, flags=c_programs.STRICT):
-    files = generate.files(artifact, fraction_bits)
+def _compare(artifact, images, folder, options=DEFAULT, flags=c_programs.STRICT):
+    files = generate.files(artifact, options)
     export.write(folder, {name: text.encode() for name, text in files.items()})
     batch = {"image": images, "weight": np.ones(len(images))}
     return verify.compare(folder, runtime_lib.Runtime(artifact), [batch], flags)
@@ -156,8 +157,8 @@ def test_operations_of_any_network_give_the_same_numbers(tmp_path, operation):
 def test_operations_of_any_network_give_the_same_integers_in_fixed_point(tmp_path, operation):
     images = _RNG.integers(0, 256, (3, 6, 6, 4), np.uint8)
     artifact = _pack(lambda x: operation(_bytes(x) - 2), images)
-    bits = reference.calibrate(artifact, [images])
-    result = _compare(artifact, images, tmp_path / "c", bits, c_programs.SANITIZED)
+    options = Options(reference.calibrate(artifact, [images]))
+    result = _compare(artifact, images, tmp_path / "c", options, c_programs.SANITIZED)
     assert list(result.failures()) == []
     assert result.losses.saturated == {}
     assert result.agreeing == 3
@@ -177,8 +178,8 @@ def test_the_template_of_an_own_network_becomes_c(tmp_path, fixed):
         images,
         preprocessing=Preprocessing(16, 3, 0, False, (120.0,), (60.0,)),
     )
-    bits = reference.calibrate(artifact, [images]) if fixed else None
-    result = _compare(artifact, images, tmp_path / "c", bits)
+    options = Options(reference.calibrate(artifact, [images]) if fixed else None)
+    result = _compare(artifact, images, tmp_path / "c", options)
     assert list(result.failures()) == []
     # 16x16, then 8x8 twice with twice the channels.
     assert [layer.compared for layer in result.layers] == [4 * 256 * 8, 4 * 64 * 16, 4 * 64 * 16]
@@ -262,7 +263,7 @@ def test_what_fixed_point_has_not_is_named(operation, words):
     artifact = _pack(operation, images)
     generate.files(artifact)
     with pytest.raises(UserError, match=words) as caught:
-        generate.files(artifact, 20)
+        generate.files(artifact, Options(20))
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=words):
         fixed_point.choose_fraction_bits(lowering.lower(artifact), {})
@@ -272,7 +273,7 @@ def test_fixed_point_takes_whole_numbers_alone():
     with pytest.raises(
         UserError, match=r"images: fixed point takes none of float32; uint8 pixels would"
     ):
-        generate.files(_pack(_axes, _images()), 20)
+        generate.files(_pack(_axes, _images()), Options(20))
 
 
 def test_without_preprocessing_there_is_no_program_for_images():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ftbnn_jax.deploy.c import build, export, reference
+from ftbnn_jax.deploy.c.options import Options
 
 c_programs.need_compiler()
 
@@ -148,11 +149,11 @@ def test_fused_additions_that_no_macro_shows_are_found(tmp_path):
 def test_saturation_is_the_same_in_c_and_reported(tmp_path):
     net = c_programs.runtime("none")
     images = networks.images(net.artifact.image_size)
-    bits = 28  # Leaves room to 8: less than the activations take.
-    expected = reference.Reference(net.artifact, bits)
+    options = Options(28)  # Leaves room to 8: less than the activations take.
+    expected = reference.Reference(net.artifact, options)
     golden = expected.golden(images)
     assert expected.losses.saturated
-    files = c_programs.generate.files(net.artifact, bits)
+    files = c_programs.generate.files(net.artifact, options)
     folder = tmp_path / "c"
     export.write(folder, {name: text.encode() for name, text in files.items()})
     found = c_programs.check(folder, golden, c_programs.SANITIZED)
@@ -189,10 +190,10 @@ def test_two_networks_are_one_program_of_cpp(tmp_path, repository):
     expected, objects = [], []
     for prefix, name, fixed in (("one", "derived", False), ("Two", "baseline", True)):
         folder = c_programs.write(tmp_path / prefix.lower(), name, fixed, prefix)
-        net, bits = c_programs.runtime(name), c_programs.exported(name, fixed)[0]
+        net, options = c_programs.runtime(name), c_programs.exported(name, fixed)[0]
         images = networks.images(net.artifact.image_size)
         (tmp_path / f"{prefix.lower()}.images").write_bytes(images.tobytes())
-        expected.append(reference.Reference(net.artifact, bits).traces(images)[1].logits)
+        expected.append(reference.Reference(net.artifact, options).traces(images)[1].logits)
         sources = [path for path in build.sources(folder) if not path.endswith("test_model.c")]
         command = [*build.compiler(), *build.STANDARD, *c_programs.STRICT, "-c", *sources]
         subprocess.run(command, cwd=folder, check=True)

@@ -1,5 +1,6 @@
 """Networks exported to C for the tests, and a compiler to build them with."""
 
+import dataclasses
 import functools
 import pathlib
 
@@ -8,6 +9,7 @@ import pytest
 
 from ftbnn_jax.deploy import runtime as runtime_lib
 from ftbnn_jax.deploy.c import build, export, generate, reference
+from ftbnn_jax.deploy.c.options import Options
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn import architectures
 
@@ -44,21 +46,21 @@ def runtime(name: str) -> runtime_lib.Runtime:
 
 @functools.cache
 def exported(name: str, fixed: bool):
-    """Returns fraction bits, files and golden vectors of a network."""
+    """Returns options, files and golden vectors of a network."""
     artifact = runtime(name).artifact
     images = networks.images(artifact.image_size)
-    fraction_bits = reference.calibrate(artifact, [images]) if fixed else None
-    golden = reference.Reference(artifact, fraction_bits).golden(images)
-    return fraction_bits, generate.files(artifact, fraction_bits), golden
+    options = Options(fraction_bits=reference.calibrate(artifact, [images]) if fixed else None)
+    golden = reference.Reference(artifact, options).golden(images)
+    return options, generate.files(artifact, options), golden
 
 
 def write(
     folder: pathlib.Path, name: str, fixed: bool = False, prefix: str = "ftbnn", **changed: str
 ) -> pathlib.Path:
     """Writes a network's program, `changed` text in the place of a file's (`model_c` for model.c)."""
-    fraction_bits, files, golden = exported(name, fixed)
+    options, files, golden = exported(name, fixed)
     if prefix != "ftbnn":
-        files = generate.files(runtime(name).artifact, fraction_bits, prefix)
+        files = generate.files(runtime(name).artifact, dataclasses.replace(options, prefix=prefix))
     files = {**files, **{key.replace("_c", ".c"): text for key, text in changed.items()}}
     contents = {key: text.encode() for key, text in files.items()} | {"golden.bin": golden}
     export.write(folder, contents)

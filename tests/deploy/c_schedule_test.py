@@ -30,6 +30,7 @@ from ftbnn_jax.deploy.c import (
     reference,
     tables,
 )
+from ftbnn_jax.deploy.c.options import Options
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.nn import architectures
 
@@ -102,25 +103,27 @@ def test_the_same_artifact_gives_the_same_bytes_and_another_gives_others():
     spec, size = c_programs.NETWORKS["two-valued"]
     first, again = (networks.build(spec, size)[2] for _ in range(2))
     other = networks.build(spec, size, seed=5)[2]
-    for bits in (None, 20):
-        assert generate.files(first, bits) == generate.files(again, bits)
-        assert generate.files(first, bits) != generate.files(other, bits)
+    for options in (Options(), Options(20)):
+        assert generate.files(first, options) == generate.files(again, options)
+        assert generate.files(first, options) != generate.files(other, options)
 
 
 def test_the_same_artifact_gives_the_same_bytes_under_every_hash_seed(tmp_path):
     path, fixed = str(tmp_path / "model.safetensors"), c_programs.exported("derived", True)[0]
+    bits = str(fixed.fraction_bits)
     c_programs.runtime("derived").artifact.save(path)
     program = (
         "import hashlib, sys\n"
         "from ftbnn_jax.deploy import artifact\n"
         "from ftbnn_jax.deploy.c import generate\n"
+        "from ftbnn_jax.deploy.c.options import Options\n"
         "loaded = artifact.load(sys.argv[1])\n"
         "loaded.save(sys.argv[2])\n"
-        "files = [generate.files(loaded, bits) for bits in (None, int(sys.argv[3]))]\n"
+        "files = [generate.files(loaded, Options(bits)) for bits in (None, int(sys.argv[3]))]\n"
         "print(hashlib.sha256(repr(files).encode()).hexdigest())\n"
     )
     again = str(tmp_path / "again.safetensors")
-    command = [sys.executable, "-c", program, path, again, str(fixed)]
+    command = [sys.executable, "-c", program, path, again, bits]
     environment = {**os.environ, "PYTHONHASHSEED": str(int.from_bytes(os.urandom(3)))}
     found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
     files = [c_programs.exported("derived", fixed)[1] for fixed in (False, True)]
@@ -155,7 +158,7 @@ def test_class_names_of_any_kind_become_c_strings():
         "\udcff": r'"\377"',
     }
     for names in (tuple(literals)[:5], tuple(literals)[1:]):
-        program = generate.files(_named(*names), prefix="other")["model.c"]
+        program = generate.files(_named(*names), Options(prefix="other"))["model.c"]
         assert ",\n".join(f"    {literals[name]}" for name in names) + "};" in program
     assert '    "one",\n    "class 1",\n    "class 2",' in generate.files(_named("one"))["model.c"]
 
@@ -203,11 +206,11 @@ def test_metadata_that_is_no_c_is_refused(field, value, words):
 )
 def test_a_prefix_that_makes_no_names_is_refused(prefix, words):
     with pytest.raises(UserError, match=f"--prefix={prefix!r}: {words}"):
-        generate.files(c_programs.runtime("derived").artifact, prefix=prefix)
+        generate.files(c_programs.runtime("derived").artifact, Options(prefix=prefix))
 
 
 def test_a_prefix_takes_the_place_of_another_in_every_name():
-    files = generate.files(c_programs.runtime("derived").artifact, 20, "My_net")
+    files = generate.files(c_programs.runtime("derived").artifact, Options(20, prefix="My_net"))
     words = set(re.findall(r"\w*ftbnn\w*", "".join(files.values()), re.IGNORECASE))
     assert words == {"ftbnn", "ftbnn_jax", *(n[:-2] for n in files if n.startswith("ftbnn_"))}
     assert "#define MY_NET_FRACTION_BITS 20" in files["model.h"]
@@ -218,7 +221,7 @@ def test_a_prefix_takes_the_place_of_another_in_every_name():
 def test_a_number_that_is_not_finite_is_refused(bits):
     artifact = _changed("derived", "head/bias", _first_is(np.nan))
     with pytest.raises(UserError, match="'head/bias': holds a number that is not finite"):
-        generate.files(artifact, bits)
+        generate.files(artifact, Options(bits))
 
 
 def _changed(name, tensor, change):
@@ -260,7 +263,7 @@ def _first_is(value):
 def test_fixed_point_refuses_what_does_not_fit(tensor, value, message):
     artifact = _changed("derived", tensor, _first_is(value))
     with pytest.raises(UserError, match=f"^tensor '{tensor}': {message}"):
-        generate.files(artifact, 20)
+        generate.files(artifact, Options(20))
 
 
 @pytest.mark.parametrize(
@@ -284,13 +287,13 @@ def test_calibration_looks_at_the_last_blocks_output_too():
     images = networks.images(7)
     before = reference.calibrate(c_programs.runtime("none").artifact, [images])
     scaled = _changed("none", "block2_1/bn/mul_constant", lambda t: t * 2**8)
-    saturating = reference.Reference(scaled, before)
+    saturating = reference.Reference(scaled, Options(before))
     saturating.traces(images)
     assert saturating.losses.saturated["block2_1/bn/mul"] == 3
     (kind, where), *_ = saturating.losses.lines()
     assert kind == "saturated"
     assert "block2_1/bn/mul on 3 of 3 images" in where
-    enough = reference.Reference(scaled, reference.calibrate(scaled, [images]))
+    enough = reference.Reference(scaled, Options(reference.calibrate(scaled, [images])))
     enough.traces(images)
     assert enough.losses.saturated == {}
 
@@ -307,7 +310,7 @@ def _before_sign(network, product):
 def test_signs_that_fixed_point_loses_are_counted(name, capsys):
     net = c_programs.runtime(name)
     images = networks.images(net.artifact.image_size)
-    coarse = reference.Reference(net.artifact, 4)
+    coarse = reference.Reference(net.artifact, Options(4))
     products = coarse.network.products
     logits, arrays = net.arrays(images, [_before_sign(coarse.network, p) for p in products])
     coarse.traces(images)
@@ -336,12 +339,14 @@ def test_parameters_that_fixed_point_loses_are_counted():
 def test_fixed_point_is_near_single_precision(name):
     net = c_programs.runtime(name)
     images = networks.images(net.artifact.image_size)
-    bits = c_programs.exported(name, True)[0]
-    both = reference.Reference(net.artifact, bits)
+    options = c_programs.exported(name, True)[0]
+    both = reference.Reference(net.artifact, options)
     single, fixed = both.traces(images)
     assert both.losses.saturated == {}
     largest = np.abs(single.logits).max()
-    np.testing.assert_allclose(fixed.logits * 2.0**-bits, single.logits, atol=1e-2 * largest)
+    np.testing.assert_allclose(
+        fixed.logits * 2.0**-options.fraction_bits, single.logits, atol=1e-2 * largest
+    )
 
 
 @pytest.mark.parametrize("shift", [0, 1, 5])
@@ -365,7 +370,7 @@ def test_values_that_are_not_finite_are_refused():
             if fixed:
                 reference.calibrate(net, [networks.images(7)])
             else:
-                reference.Reference(net, None).golden(networks.images(7))
+                reference.Reference(net).golden(networks.images(7))
 
 
 def test_images_that_only_fill_up_are_left_out():

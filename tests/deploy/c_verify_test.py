@@ -12,6 +12,7 @@ import pytest
 
 from ftbnn_jax.deploy import runtime
 from ftbnn_jax.deploy.c import build, export, golden, verify
+from ftbnn_jax.deploy.c.options import DEFAULT, Options
 from ftbnn_jax.errors import UserError
 
 c_programs.need_compiler()
@@ -24,7 +25,8 @@ def exported(tmp_path_factory, request):
     path, folder = str(directory / "model.safetensors"), directory / "c"
     c_programs.runtime("two-valued").artifact.save(path)
     # The prefix is read back from the folder.
-    assert export.run(path, str(folder), [_batch()], request.param, *(["my_net"] * request.param)) == 0
+    options = Options(prefix="my_net") if request.param else DEFAULT
+    assert export.run(path, str(folder), [_batch()], request.param, options) == 0
     return path, folder
 
 

@@ -5,7 +5,6 @@ import fnmatch
 import itertools
 import os
 import pathlib
-import re
 import shlex
 import tempfile
 from collections.abc import Container, Iterable, Sequence
@@ -14,8 +13,10 @@ import numpy as np
 
 from ftbnn_jax import command
 from ftbnn_jax.deploy import artifact as artifact_lib
-from ftbnn_jax.deploy.c import generate, golden, lowering, prefixes
+from ftbnn_jax.deploy.c import generate, golden, lowering
+from ftbnn_jax.deploy.c import options as options_lib
 from ftbnn_jax.deploy.c import reference as reference_lib
+from ftbnn_jax.deploy.c.options import Options
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.report import print_json, print_table
 
@@ -42,7 +43,7 @@ def run(
     folder: str,
     batches: Iterable[dict[str, np.ndarray]],
     with_fixed_point: bool = False,
-    prefix: str = prefixes.DEFAULT,
+    options: Options = options_lib.DEFAULT,
     as_json: bool = False,
 ) -> int:
     """Writes the artifact at `path` as C to `folder`, prints its sizes, returns the exit status.
@@ -52,7 +53,7 @@ def run(
       folder: replaced at once where it holds an earlier export.
       batches: uint8 `image` and `weight`, for golden vectors and the range of fixed point.
       with_fixed_point: integers instead of single precision between the convolutions.
-      prefix: of every name in the program.
+      options: what shapes the program; fraction bits are chosen here.
       as_json: prints a line of JSON instead of a table; what fixed point loses is a warning in both.
 
     Raises:
@@ -60,19 +61,19 @@ def run(
         earlier export.
     """
     artifact = artifact_lib.load(path)
-    made = program(artifact, batches, with_fixed_point, prefix)
-    files, fraction_bits, reference = made.files, made.fraction_bits, made.reference
+    made = program(artifact, batches, with_fixed_point, options)
+    files, options, reference = made.files, made.options, made.reference
     write(pathlib.Path(folder), files)
     arena, vectors = reference.network.arena_bytes, len(files["golden.bin"])
     if as_json:
         sizes = {"arena_bytes": arena, "golden_bytes": vectors}
-        print_json({"folder": folder, "fraction_bits": fraction_bits, **sizes})
+        print_json({"folder": folder, "fraction_bits": options.fraction_bits, **sizes})
     else:
         print_table(
             "Exported as C",
             [
                 ("folder", folder),
-                ("between the convolutions", arithmetic_name(fraction_bits)),
+                ("between the convolutions", options.arithmetic),
                 ("memory beside the weights", f"{arena:,} bytes"),
                 ("golden vectors", f"{vectors:,} bytes"),
                 *reference.losses.lines(),
@@ -89,12 +90,12 @@ class Program:
 
     Attributes:
       files: of its folder, by name, with its golden vectors, `golden.bin`.
-      fraction_bits: of fixed point; None for single precision.
+      options: what shapes it, with the fraction bits that were chosen.
       reference: what gave the golden vectors; it has seen the images and knows what fixed point loses.
     """
 
     files: dict[str, bytes]
-    fraction_bits: int | None
+    options: Options
     reference: reference_lib.Reference
 
 
@@ -102,7 +103,7 @@ def program(
     artifact: artifact_lib.Artifact,
     batches: Iterable[dict[str, np.ndarray]],
     with_fixed_point: bool = False,
-    prefix: str = prefixes.DEFAULT,
+    options: Options = options_lib.DEFAULT,
 ) -> Program:
     """Returns an artifact as a program, with golden vectors of real images.
 
@@ -110,7 +111,7 @@ def program(
       artifact: the packed network.
       batches: as for `run`, and so are the next two.
       with_fixed_point: likewise.
-      prefix: likewise.
+      options: likewise.
 
     Raises:
       UserError: the artifact cannot be turned into C, or there is no image.
@@ -121,21 +122,16 @@ def program(
     # One size of batch, so that each convolution is compiled once.
     parts = [images[i : i + count] for i in range(0, len(images), count)]
     parts = [part for part in parts if len(part) == len(parts[0])]
-    fraction_bits = reference_lib.calibrate(artifact, parts) if with_fixed_point else None
-    files = {
-        name: text.encode() for name, text in generate.files(artifact, fraction_bits, prefix).items()
-    }
-    reference = reference_lib.Reference(artifact, fraction_bits)
+    if with_fixed_point:
+        fraction_bits = reference_lib.calibrate(artifact, parts)
+        options = dataclasses.replace(options, fraction_bits=fraction_bits)
+    files = {name: text.encode() for name, text in generate.files(artifact, options).items()}
+    reference = reference_lib.Reference(artifact, options)
     files["golden.bin"] = reference.golden(parts[0])
     # What fixed point loses is asked of every image; single precision has nothing to lose.
     for part in parts[1:] if with_fixed_point else ():
         reference.traces(part)
-    return Program(files, fraction_bits, reference)
-
-
-def arithmetic_name(fraction_bits: int | None) -> str:
-    """Returns how a report calls an arithmetic."""
-    return "single precision" if fraction_bits is None else f"fixed point, {fraction_bits} fraction bits"
+    return Program(files, options, reference)
 
 
 def write(
@@ -206,8 +202,8 @@ def _check_replaceable(
             raise UserError(f"{folder / name}: is from no export and would be lost; move it away")
 
 
-def read_options(folder: pathlib.Path) -> tuple[int | None, str]:
-    """Returns the fraction bits of an exported folder, None for single precision, and its prefix.
+def read_options(folder: pathlib.Path) -> Options:
+    """Returns what shaped an exported folder.
 
     Raises:
       UserError: there is no such folder.
@@ -218,20 +214,15 @@ def read_options(folder: pathlib.Path) -> tuple[int | None, str]:
         raise UserError(
             f"{folder}: no exported C program; {command.mode('export --format=c')} writes it"
         ) from error
-    prefix = re.search(r"^int (\w+)_init\(", header, re.MULTILINE)
-    if not prefix:
-        raise UserError(f"{folder / _MARK}: no header of an exported C program")
-    bits = re.search(rf"^#define {prefix[1].upper()}_FRACTION_BITS (.*)$", header, re.MULTILINE)
-    if bits and not bits[1].isdecimal():
-        raise UserError(f"{folder / _MARK}: FRACTION_BITS {bits[1]}: a number expected")
-    return int(bits[1]) if bits else None, prefix[1]
+    try:
+        return options_lib.read(header)
+    except UserError as error:
+        raise error.within(f"{folder / _MARK}: ") from None
 
 
-def check_is_from(
-    folder: pathlib.Path, artifact: artifact_lib.Artifact, fraction_bits: int | None, prefix: str
-) -> None:
+def check_is_from(folder: pathlib.Path, artifact: artifact_lib.Artifact, options: Options) -> None:
     """Raises a UserError unless every file in the folder is what the artifact gives."""
-    for name, text in generate.files(artifact, fraction_bits, prefix).items():
+    for name, text in generate.files(artifact, options).items():
         path = folder / name
         if not path.is_file() or path.read_bytes() != text.encode():
             raise UserError(

@@ -19,6 +19,7 @@ import numpy as np
 from ftbnn_jax.deploy.c import operations
 from ftbnn_jax.deploy.c.arithmetic import Names, SinglePrecision, pixel_table
 from ftbnn_jax.deploy.c.geometry import Multiples
+from ftbnn_jax.deploy.c.options import FRACTION_BITS
 from ftbnn_jax.deploy.c.schedule import COPY, Network
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.graph import ir
@@ -30,7 +31,6 @@ _PARAMETER_BITS = 30
 _LARGEST_SHIFT = 60
 # The largest activation seen while calibrating is given this factor of room.
 _HEADROOM_BITS = 3
-_FRACTION_BITS = (4, 30)
 # What a comparison may take for 0.
 _TINY = np.finfo(np.float32).tiny
 _SUMS = ("window_sum", "reduce_sum")
@@ -54,7 +54,7 @@ def choose_fraction_bits(network: Network, largest: Mapping[str, float]) -> int:
     Raises:
       UserError: fixed point has none of an operation.
     """
-    low, high = _FRACTION_BITS
+    low, high = FRACTION_BITS
     # Which values have the program's bits does not depend on how many these are.
     bits = _fitting(network, high)
     counted = bits[1].scaled() if bits else set()
@@ -87,7 +87,7 @@ def quantize(network: Network, fraction_bits: int, names: Names) -> "FixedPoint"
 
 def _fitting(network: Network, fraction_bits: int) -> "tuple[int, FixedPoint] | None":
     """Returns how many fraction bits all parameters fit into, at most `fraction_bits`, if any do."""
-    for bits in range(fraction_bits, _FRACTION_BITS[0] - 1, -1):
+    for bits in range(fraction_bits, FRACTION_BITS[0] - 1, -1):
         with contextlib.suppress(_DoesNotFit):
             return bits, FixedPoint(network, bits, Names(set()))
     return None

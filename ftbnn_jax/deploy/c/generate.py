@@ -24,6 +24,7 @@ from ftbnn_jax.deploy.c import (
     schedule,
     tables,
 )
+from ftbnn_jax.deploy.c.options import DEFAULT, Options
 from ftbnn_jax.errors import UserError
 
 PROGRAMS = {"test_model": (), "classify": ("ftbnn_image",)}
@@ -32,22 +33,18 @@ _HEADERS = ("ftbnn_functions.h", "ftbnn_vector.h", "ftbnn_words.h", "test_benchm
 _PIXELS = {"uint8": "uint8_t", "int8": "int8_t", "int16": "int16_t", "int32": "int32_t"}
 
 
-def files(
-    artifact: artifact_lib.Artifact, fraction_bits: int | None = None, prefix: str = prefixes.DEFAULT
-) -> dict[str, str]:
+def files(artifact: artifact_lib.Artifact, options: Options = DEFAULT) -> dict[str, str]:
     """Returns every file of the program by name, but for the golden vectors.
 
     Args:
       artifact: the network.
-      fraction_bits: of the real numbers in fixed point; None for single precision.
-      prefix: of all names that other files of a program see, in capitals for macros.
+      options: what shapes the program.
 
     Raises:
       UserError: there is no such operation in C; a tensor is not finite, or too large for fixed point;
-        metadata is no number where one is needed; a class name is no C string; the prefix is no
-        identifier, or makes two names one.
+        metadata is no number where one is needed; a class name is no C string; the prefix makes two
+        names one.
     """
-    prefixes.check(prefix)
     _check_numbers(artifact)
     network = lowering.lower(artifact)
     programs = [name for name in PROGRAMS if name == "test_model" or artifact.preprocessing]
@@ -56,11 +53,11 @@ def files(
     found = {f"{name}.{end}": _kernel_file(f"{name}.{end}") for name in parts for end in "ch"}
     found |= {name: _kernel_file(name) for name in _HEADERS}
     found |= {f"{name}.c": _kernel_file(f"{name}.c") for name in programs}
-    kind = "float" if fraction_bits is None else "fixed"
+    kind = "float" if options.fraction_bits is None else "fixed"
     found["ftbnn_arithmetic.h"] = _kernel_file(f"ftbnn_{kind}.h")
     names = arithmetic.Names(_words(found))
-    numbers = _numbers(network, fraction_bits, names)
-    found["model.h"] = _header(network, fraction_bits, numbers)
+    numbers = _numbers(network, options, names)
+    found["model.h"] = _header(network, options, numbers)
     words = [
         tables.binary_weights(names.of(p.node.inputs[1], p.node.inputs[1]), p.kernels, geometry.SLACK)
         for p in network.products
@@ -76,8 +73,8 @@ def files(
     )
     found["weights.c"] = '#include "weights.h"\n\n' + "\n".join(t.definition() for t in constants)
     found |= _builds(programs, sources, sorted(name for name in found if name.endswith(".h")))
-    found = prefixes.apply(found, prefix)
-    found["model.h"] = found["model.h"].replace("@WHAT@", _what(network, fraction_bits))
+    found = prefixes.apply(found, options.prefix)
+    found["model.h"] = found["model.h"].replace("@WHAT@", _what(network, options))
     long_names, class_names = tables.class_names(artifact.class_names, network.results)
     blocks = ",\n".join(f"    {tables.string(product.name)}" for product in network.products)
     found["model.c"] = (
@@ -91,11 +88,11 @@ def files(
 
 
 def _numbers(
-    network: schedule.Network, fraction_bits: int | None, names: arithmetic.Names
+    network: schedule.Network, options: Options, names: arithmetic.Names
 ) -> arithmetic.SinglePrecision:
-    if fraction_bits is None:
+    if options.fraction_bits is None:
         return arithmetic.SinglePrecision(network, names)
-    return fixed_point.quantize(network, fraction_bits, names)
+    return fixed_point.quantize(network, options.fraction_bits, names)
 
 
 def _words(files: Mapping[str, str]) -> set[str]:
@@ -139,11 +136,11 @@ def _guarded(name: str, text: str) -> str:
     return f"#ifndef FTBNN_{name}_H\n#define FTBNN_{name}_H\n\n{text}\n#endif\n"
 
 
-def _what(network: schedule.Network, fraction_bits: int | None) -> str:
+def _what(network: schedule.Network, options: Options) -> str:
     """Returns the comment that begins the header."""
     multiply_adds = sum(product.multiply_adds for product in network.products)
     words = sum(network.graph.tensors[p.node.inputs[1]].size for p in network.products)
-    kind = "single precision" if fraction_bits is None else "integers (fixed point)"
+    kind = "single precision" if options.fraction_bits is None else "integers (fixed point)"
     size = "x".join(str(n) for n in network.graph.shape[1:])
     pixels = "pixels" if network.graph.dtype == "uint8" else f"numbers ({network.graph.dtype})"
     what = (
@@ -161,7 +158,7 @@ _IMAGES = """An image of
  *     ftbnn_preprocessing how = {FTBNN_IMAGE_SIZE, FTBNN_CHANNELS, FTBNN_CROP, FTBNN_ANTIALIAS};"""
 
 
-def _header(network: schedule.Network, fraction_bits: int | None, numbers) -> str:
+def _header(network: schedule.Network, options: Options, numbers) -> str:
     artifact, graph = network.artifact, network.graph
     rule = artifact.preprocessing
     definitions: dict[str, object] = {"VERSION": f'"{ftbnn_jax.__version__}"'}
@@ -177,9 +174,8 @@ def _header(network: schedule.Network, fraction_bits: int | None, numbers) -> st
         "CLASSES": network.results,
         "BLOCKS": len(network.products),
         "ARENA_BYTES": f"{network.arena_bytes}u",
+        **options.definitions(),
     }
-    if fraction_bits is not None:
-        definitions["FRACTION_BITS"] = fraction_bits
     sizes = {name: max(1, count) for name, count in network.sizes.items()}
     fields = {
         "DEFINITIONS": "\n".join(f"#define FTBNN_{k} {v}" for k, v in definitions.items()),

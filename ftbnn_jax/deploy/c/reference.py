@@ -10,6 +10,7 @@ from ftbnn_jax import report
 from ftbnn_jax.deploy import artifact as artifact_lib
 from ftbnn_jax.deploy.c import arithmetic, fixed_point, golden, lowering, operations, schedule
 from ftbnn_jax.deploy.c.emulator import Emulator, Note, Trace
+from ftbnn_jax.deploy.c.options import DEFAULT, Options
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.graph import ir
 
@@ -97,7 +98,7 @@ class Reference:
 
     Args:
       artifact: the packed network.
-      fraction_bits: None for single precision.
+      options: what shapes the program.
 
     Attributes:
       network: its layers.
@@ -107,15 +108,15 @@ class Reference:
       UserError: the C program has no such layer, or a parameter does not fit into fixed point.
     """
 
-    def __init__(self, artifact: artifact_lib.Artifact, fraction_bits: int | None):
+    def __init__(self, artifact: artifact_lib.Artifact, options: Options = DEFAULT):
         self.network = lowering.lower(artifact)
         self.losses = Losses()
         names = arithmetic.Names(set())
         self._single = Emulator(self.network, arithmetic.SinglePrecision(self.network, names))
-        self._fraction_bits = fraction_bits
+        self._fraction_bits = options.fraction_bits
         self._compared = _comparisons(self.network)
-        if fraction_bits is not None:
-            quantized = fixed_point.quantize(self.network, fraction_bits, names)
+        if options.fraction_bits is not None:
+            quantized = fixed_point.quantize(self.network, options.fraction_bits, names)
             self._fixed = Emulator(self.network, quantized)
             self.losses.zeroed_parameters = quantized.zeroed
 
@@ -189,7 +190,7 @@ def calibrate(artifact: artifact_lib.Artifact, batches: Iterable[np.ndarray]) ->
     Raises:
       UserError: a value is not finite.
     """
-    reference = Reference(artifact, None)
+    reference = Reference(artifact)
     largest: dict[str, float] = {}
     for images in batches:
         trace, _ = reference.traces(images)

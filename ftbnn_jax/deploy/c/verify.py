@@ -136,12 +136,12 @@ def compare(
     Raises:
       UserError: there is no compiler, it failed, or the folder is of another artifact.
     """
-    fraction_bits, prefix = export.read_options(folder)
-    export.check_is_from(folder, runtime.artifact, fraction_bits, prefix)
-    reference = reference_lib.Reference(runtime.artifact, fraction_bits)
+    options = export.read_options(folder)
+    export.check_is_from(folder, runtime.artifact, options)
+    reference = reference_lib.Reference(runtime.artifact, options)
     result = Result(
         [LayerResult(product.name) for product in reference.network.products],
-        export.arithmetic_name(fraction_bits),
+        options.arithmetic,
         reference.losses,
     )
     with build.scratch() as scratch:

@@ -57,13 +57,13 @@ def run(
     sizes = {name: len(found[name]) for name in _READ}
     quoted = shlex.quote(folder)
     if as_json:
-        print_json({"folder": folder, "fraction_bits": program.fraction_bits, "bytes": sizes})
+        print_json({"folder": folder, "fraction_bits": program.options.fraction_bits, "bytes": sizes})
     else:
         print_table(
             "Exported as a page",
             [
                 ("folder", folder),
-                ("between the convolutions", c_export.arithmetic_name(program.fraction_bits)),
+                ("between the convolutions", program.options.arithmetic),
                 ("program and weights", f"{sizes[_MARK]:,} bytes"),
                 ("golden vectors, on demand", f"{sizes['golden.bin']:,} bytes"),
                 *program.reference.losses.lines(),
@@ -133,12 +133,12 @@ def describe(artifact: artifact_lib.Artifact, program: c_export.Program) -> dict
         for product, offset in zip(network.products, network.signs, strict=True)
     ]
     return {
-        "arithmetic": c_export.arithmetic_name(program.fraction_bits),
+        "arithmetic": program.options.arithmetic,
         "binary_bytes": sum(graph.tensors[name].nbytes for name in bits),
         "binary_float_bytes": 4 * sum(bits.values()),
         "classes": [*names, *(f"class {i}" for i in range(len(names), network.results))],
         "float_bytes": 4 * sum(bits.get(name, x.size) for name, x in graph.tensors.items()),
-        "fraction_bits": program.fraction_bits,
+        "fraction_bits": program.options.fraction_bits,
         "layers": layers,
         "multiply_adds": sum(product.multiply_adds for product in network.products),
         "record_bytes": golden.image_bytes(network),
