@@ -21,9 +21,10 @@ from ftbnn_jax.ops import batch_norm, binary, image, quantizers
 from ftbnn_jax.ops.conv import convolution
 from ftbnn_jax.train import checkpoint, identity
 
-# Name, and what is averaged over images, positions and channels. `b` and `r` are the outputs of the
-# binary and of the real convolution, `c` that of the binary one with the sign of Eq. 2, which makes 0 to
-# -1; `m` is the mean |weight| of a channel, `s` is `m` times the mean |activation| (XNOR-Net's factors).
+# Name, and what is averaged over images, positions and channels; a "root" is that of the average. `b`
+# and `r` are the outputs of the binary and of the real convolution, `c` that of the binary one with the
+# sign of Eq. 2, which makes 0 to -1; `m` is the mean |weight| of a channel, `s` is `m` times the mean
+# |activation| (XNOR-Net's factors).
 DEFINITIONS = {
     "plain": "|b - r|",
     "relative": "|b - r| over the mean of |r|",
@@ -32,9 +33,13 @@ DEFINITIONS = {
     "scaled, relative": "|s b - r| over the mean of |r|",
     "one batch norm": "|BN(b) - BN(r)| with the trained batch norm of the binary convolution",
     "one batch norm, Eq. 2": "|BN(c) - BN(r)|",
-    "two batch norms": "|BN(b) - BN'(r)|, BN' the same with the statistics of r",
+    "two batch norms": "|BN'(b) - BN'(r)|, BN' the same with the statistics of what it is given",
     "standardised": "|(b - mean b) / sd b - (r - mean r) / sd r|, by channel",
     "clipped": "|b - r|, activations and weights clipped to [-1, 1] for r",
+    "one batch norm, root mean square": "(BN(b) - BN(r))^2, then the root",
+    "two batch norms, root mean square": "(BN'(b) - BN'(r))^2, then the root",
+    "one batch norm, Eq. 2, mean square": "(BN(c) - BN(r))^2",
+    "two batch norms, Eq. 2, mean square": "(BN'(c) - BN'(r))^2",
 }
 
 
@@ -146,19 +151,31 @@ def _discrepancies(
     def standardised(x):
         return (x - x.mean((0, 1, 2))) / (x.std((0, 1, 2)) + 1e-12)
 
+    def mean_square(x):
+        return float(np.square(x).mean())
+
     b, c, r = outputs["b"], outputs["c"], outputs["r"]
-    standard = np.abs(standardised(b) - standardised(r))
+    standard = standardised(b) - standardised(r)
     scale = weight_scale * np.abs(outputs["inputs"]).mean()
-    found = {
-        "plain": np.abs(b - r),
-        "relative": np.abs(b - r) / np.abs(r).mean(),
-        "Eq. 2": np.abs(c - r),
-        "scaled": np.abs(weight_scale * b - r),
-        "scaled, relative": np.abs(scale * b - r) / np.abs(r).mean(),
-        "one batch norm": np.abs(multiplier * (b - r)),
-        "one batch norm, Eq. 2": np.abs(multiplier * (c - r)),
-        "two batch norms": np.abs(bn_scale) * standard,
+    averaged = {
+        "plain": b - r,
+        "relative": (b - r) / np.abs(r).mean(),
+        "Eq. 2": c - r,
+        "scaled": weight_scale * b - r,
+        "scaled, relative": (scale * b - r) / np.abs(r).mean(),
+        "one batch norm": multiplier * (b - r),
+        "one batch norm, Eq. 2": multiplier * (c - r),
+        "two batch norms": bn_scale * standard,
         "standardised": standard,
-        "clipped": np.abs(b - outputs["clipped"]),
+        "clipped": b - outputs["clipped"],
     }
-    return {name: float(values.mean()) for name, values in found.items()}
+    squares = {
+        "one batch norm, Eq. 2, mean square": averaged["one batch norm, Eq. 2"],
+        "two batch norms, Eq. 2, mean square": bn_scale * (standardised(c) - standardised(r)),
+    }
+    roots = ("one batch norm", "two batch norms")
+    return {
+        **{name: float(np.abs(values).mean()) for name, values in averaged.items()},
+        **{f"{name}, root mean square": mean_square(averaged[name]) ** 0.5 for name in roots},
+        **{name: mean_square(values) for name, values in squares.items()},
+    }

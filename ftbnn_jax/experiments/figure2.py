@@ -34,8 +34,17 @@ _DISCREPANCY = "discrepancy.json"
 _FEATURES = "features.npz"
 
 
-def measure(member: members.Member, workdir: str) -> dict[str, float]:
-    """Returns the discrepancies of a finished run, and leaves them and its features with the run."""
+def measure(
+    member: members.Member, workdir: str, num_images: int = _NUM_IMAGES, keep_features: bool = True
+) -> dict[str, float]:
+    """Returns the discrepancies of a finished run, and leaves them with the run.
+
+    Args:
+      member: the run.
+      workdir: of all runs.
+      num_images: test images to take.
+      keep_features: leave the features before the classifier with the run, too.
+    """
     directory = member.directory(workdir)
     path = os.path.join(directory, _DISCREPANCY)
     try:
@@ -47,10 +56,11 @@ def measure(member: members.Member, workdir: str) -> dict[str, float]:
             return found
     except (FileNotFoundError, ValueError, TypeError, AttributeError):
         pass
-    found, features, labels = discrepancy.measure(directory, _NUM_IMAGES)
-    content = io.BytesIO()
-    np.savez_compressed(content, features=features, labels=labels)
-    paths.write_whole(os.path.join(directory, _FEATURES), content.getvalue())
+    found, features, labels = discrepancy.measure(directory, num_images)
+    if keep_features:
+        content = io.BytesIO()
+        np.savez_compressed(content, features=features, labels=labels)
+        paths.write_whole(os.path.join(directory, _FEATURES), content.getvalue())
     paths.write_whole(path, report.to_json(found, indent=2))
     return found
 

@@ -10,12 +10,11 @@ lengths with its own schedule. Of each row and length it prints
 - the bend of its slopes, `|r - l| / (|r| + |l|)`, mean over all channels: 0 is a straight line, 0.6 is
   PReLU at its usual start (r = 1, l = 0.25), 1 is ReLU.
 
-All rows are trained with all seeds; lengths from 10,000 steps on with the first seed alone, and only
-rows of the paper. Finished runs are kept, so it may be stopped and started again. NAME.json and NAME.png
-are what the runs gave.
+Lengths from 10,000 steps on are those of the paper's rows alone. What follows `--` is handed to every
+run. Finished runs are kept, so it may be stopped and started again. NAME.json and NAME.png are what the
+runs gave.
 """
 
-import json
 import statistics
 import sys
 from collections.abc import Sequence
@@ -26,8 +25,7 @@ import rich.table
 
 from ftbnn_jax import command, plots, report
 from ftbnn_jax.errors import UserError
-from ftbnn_jax.experiments import members, results, sweep
-from ftbnn_jax.host import paths
+from ftbnn_jax.experiments import members, outputs, results, sweep
 from ftbnn_jax.nn import variables as nn_variables
 from ftbnn_jax.train import checkpoint
 
@@ -52,14 +50,22 @@ def bend(slopes: dict[str, np.ndarray]) -> float | None:
     return float(np.concatenate(found).mean()) if found else None
 
 
-def _members(steps: Sequence[int], seeds: Sequence[int]) -> dict[tuple[str, int], list[members.Member]]:
-    """Returns the runs by row and number of steps, the shortest first."""
+def plan(
+    steps: Sequence[int], seeds: Sequence[int], overrides: Sequence[str] = ()
+) -> dict[tuple[str, int], list[members.Member]]:
+    """Returns the runs by row and number of steps, the shortest first.
+
+    Args:
+      steps: lengths of the training.
+      seeds: of each row and length.
+      overrides: arguments for each run.
+    """
     found = {}
     for count in sorted(steps):
-        rows, used = (_PAPER_ROWS, seeds[:1]) if count >= _LONG else (_ROWS, seeds)
-        for row in rows:
+        for row in _PAPER_ROWS if count >= _LONG else _ROWS:
             entry = {f"{row}-{count}": f"ablation:{row},cifar10"}
-            found[row, count] = members.make(entry, used, [f"--config.num_steps={count}"])
+            length = f"--config.num_steps={count}"
+            found[row, count] = members.make(entry, seeds, [length, *overrides])
     return found
 
 
@@ -142,19 +148,18 @@ def main(arguments: Sequence[str]) -> int:
     parser = command.ArgumentParser(
         prog="python -m ftbnn_jax.experiments.fprelu",
         description="Train rows of Table 3 in small for several lengths, and compare what FPReLU gains.",
+        epilog="What follows -- is handed to every run: -- --config.compute_dtype=float32",
     )
     sweep.add_arguments(parser, seeds="0,1")
     parser.add_argument("--steps", type=sweep.numbers, default=_STEPS, metavar="N,N")
-    parser.add_argument(
-        "--output", type=paths.local_argument, metavar="NAME", help="write NAME.json and NAME.png"
-    )
-    options = parser.parse_args(list(arguments))
+    outputs.add_argument(parser)
+    own, overrides = sweep.split_arguments(arguments)
+    options = parser.parse_args(own)
     if 0 in options.steps:
         raise UserError("--steps=0: a training has at least one step")
-    if options.output:
-        plots.check_path(f"{options.output}.png")
-    plan = _members(options.steps, options.seeds)
-    wanted = [member for group in plan.values() for member in group]
+    outputs.check(options.output)
+    runs = plan(options.steps, options.seeds, overrides)
+    wanted = [member for group in runs.values() for member in group]
     status = 0 if options.report else sweep.run(wanted, options.workdir, options.shard, options.jobs)
     if status == command.UNFINISHED:
         return status
@@ -164,13 +169,12 @@ def main(arguments: Sequence[str]) -> int:
             for member in group
             if member.is_finished(options.workdir)
         ]
-        for place, group in plan.items()
+        for place, group in runs.items()
     }
     _print(found)
     if options.output:
-        rows = [{"row": r, "steps": n, "runs": runs} for (r, n), runs in found.items()]
-        paths.write_whole(f"{options.output}.json", json.dumps(rows, indent=1) + "\n")
-        plots.save(_figure(found), f"{options.output}.png")
+        rows = [{"row": r, "steps": n, "runs": measured} for (r, n), measured in found.items()]
+        outputs.write(options.output, rows, _figure(found))
     return status
 
 

@@ -1,14 +1,14 @@
 """Runs several configs with several seeds, each in a directory of its own, and compares the results.
 
     python -m ftbnn_jax.experiments.sweep --workdir=DIR CONFIG... [--seeds=0,1,2] [--grid=K=V,V...]
-        [-- --config.K=V...]
+        [--output=NAME] [-- --config.K=V...]
 
 A run is an ordinary one, of `python -m ftbnn_jax.main`, in `DIR/CONFIG/seedN`; with
 `--grid=learning_rate=0.003,0.01 --grid=model.groups=1,3` every config is run four times, in
 `DIR/CONFIG-learning_rate=0.003-model.groups=1/seedN` and so on. Finished runs are kept,
 interrupted ones go on where they were, so the same command may be given again and again; with
 `--shard=1/3` and so on it is split over machines that share the directory, or whose directories are put
-together afterwards. The table is made of the runs that have finished.
+together afterwards. The table is made of the runs that have finished; NAME.json and NAME.png hold it.
 """
 
 import argparse
@@ -26,7 +26,7 @@ import rich.table
 
 from ftbnn_jax import command, report
 from ftbnn_jax.errors import UserError
-from ftbnn_jax.experiments import members, results
+from ftbnn_jax.experiments import members, outputs, results
 from ftbnn_jax.host import lock, paths
 
 
@@ -267,8 +267,10 @@ def main(arguments: Sequence[str]) -> int:
     )
     add_arguments(parser, seeds="0,1,2")
     add_grid(parser)
+    outputs.add_argument(parser)
     own, overrides = split_arguments(arguments)
     options = parser.parse_args(own)
+    outputs.check(options.output)
     configs: dict[str, str] = {}
     for config in options.configs:
         name = members.name_of(config)
@@ -278,7 +280,10 @@ def main(arguments: Sequence[str]) -> int:
     wanted = members.make(configs, options.seeds, overrides, grid(options.grid))
     status = 0 if options.report else run(wanted, options.workdir, options.shard, options.jobs)
     if status != command.UNFINISHED:
-        print_table("Sweep", accuracies(wanted, options.workdir), {})
+        found = accuracies(wanted, options.workdir)
+        print_table("Sweep", found, {})
+        if options.output:
+            outputs.write(options.output, outputs.accuracy_rows(wanted, found), outputs.dots(found))
     return status
 
 

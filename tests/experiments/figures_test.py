@@ -109,6 +109,10 @@ def test_discrepancies_follow_their_formulas():
         "two batch norms": 0,
         "standardised": 0,
         "clipped": 2,
+        "one batch norm, root mean square": np.square(multiplier * (2 * b + 1)).mean() ** 0.5,
+        "two batch norms, root mean square": 0,
+        "one batch norm, Eq. 2, mean square": np.square(multiplier * (2 * b + 6)).mean(),
+        "two batch norms, Eq. 2, mean square": 0,
     }
     assert found == pytest.approx(expected, rel=1e-5, abs=1e-5)
     assert found.keys() == discrepancy.DEFINITIONS.keys()
@@ -118,6 +122,9 @@ def test_discrepancies_follow_their_formulas():
     opposite = measured(-b, b)
     assert opposite["standardised"] == pytest.approx(apart.mean(), rel=1e-4)
     assert opposite["two batch norms"] == pytest.approx((np.abs(gamma) * apart).mean(), rel=1e-4)
+    squares = np.square(gamma * apart).mean()
+    assert opposite["two batch norms, root mean square"] == pytest.approx(squares**0.5, rel=1e-4)
+    assert opposite["two batch norms, Eq. 2, mean square"] == pytest.approx(squares, rel=1e-4)
 
 
 @pytest.mark.parametrize("activation", ["none", "relu"])

@@ -56,14 +56,19 @@ def test_what_has_finished_is_printed_and_drawn(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "found.png").exists()
 
 
-def test_long_trainings_are_of_the_papers_rows_with_one_seed(tmp_path, monkeypatch):
+def test_long_trainings_are_of_the_papers_rows(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(fprelu.sweep, "run", lambda wanted, *_: asked.extend(wanted) or 0)
-    assert fprelu.main([f"--workdir={tmp_path}", "--steps=16000,1000"]) == 0
+    assert fprelu.main([f"--workdir={tmp_path}", "--steps=16000,1000", "--", "--config.flip=False"]) == 0
     assert [(m.name, m.seed) for m in asked if m.name.startswith("prelu_1-")] == [
         ("prelu_1-1000", 0),
         ("prelu_1-1000", 1),
     ]
-    assert [m.label for m in asked[-3:]] == [f"{r}-16000 seed 0" for r in ("none", "prelu", "fprelu")]
+    assert [m.label for m in asked if m.name.endswith("-16000")] == [
+        f"{row}-16000 seed {seed}" for row in ("none", "prelu", "fprelu") for seed in (0, 1)
+    ]
+    assert {m.overrides for m in asked if m.name == "none-1000"} == {
+        ("--config.num_steps=1000", "--config.flip=False")
+    }
     with pytest.raises(UserError, match="--steps=0"):
         fprelu.main([f"--workdir={tmp_path}", "--steps=0"])
