@@ -33,7 +33,7 @@ _GOES_WITH = {
     "against": ("audit",),
     "format": ("export",),
     "fixed_point": ("export --format=c", "export --format=web"),
-    "real_bits": ("export --format=c",),
+    "real_bits": ("export --format=c", "export --format=web"),
     "target": ("export --format=c",),
     "prefix": ("export --format=c",),
     "verify": ("export",),
@@ -114,8 +114,8 @@ def _parser() -> command.ArgumentParser:
         "--real_bits",
         type=int,
         choices=c_options.REAL_BITS,
-        help="for export --format=c: of the weights of real convolutions and matrix products; 32 for "
-        "single precision",
+        help="for export --format=c or web: of the weights of real convolutions and matrix products; 32 "
+        "for single precision",
     )
     parser.add_argument(
         "--target",
@@ -290,7 +290,8 @@ def _export_web(options, config, workdir, saved, images) -> int:
         return status
     files = _artifact(workdir), _web_folder(workdir)
     title = os.path.basename(options.config).replace(".py", "", 1)
-    return export.run(*files, title, images(), options.fixed_point, options.json)
+    shaped = options.fixed_point, _c_options(options)
+    return export.run(*files, title, images(), *shaped, options.json)
 
 
 def _verify(options, config, workdir, saved, images) -> int:

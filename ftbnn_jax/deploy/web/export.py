@@ -16,6 +16,8 @@ import ftbnn_jax
 from ftbnn_jax.deploy import artifact as artifact_lib
 from ftbnn_jax.deploy.c import export as c_export
 from ftbnn_jax.deploy.c import golden
+from ftbnn_jax.deploy.c import options as options_lib
+from ftbnn_jax.deploy.c.options import Options
 from ftbnn_jax.deploy.web import build
 from ftbnn_jax.graph import ir
 from ftbnn_jax.report import print_json, print_table
@@ -33,6 +35,7 @@ def run(
     title: str,
     batches: Iterable[dict[str, np.ndarray]],
     with_fixed_point: bool = False,
+    options: Options = options_lib.DEFAULT,
     as_json: bool = False,
 ) -> int:
     """Writes a page that runs the artifact at `path`, prints its sizes, returns the exit status.
@@ -43,6 +46,7 @@ def run(
       title: of the page.
       batches: uint8 `image` and `weight`, for golden vectors and the range of fixed point.
       with_fixed_point: integers instead of single precision between the convolutions.
+      options: what else shapes the program.
       as_json: prints a line of JSON instead of a table; what fixed point loses is a warning in both.
 
     Raises:
@@ -50,7 +54,7 @@ def run(
     """
     command = build.compiler()
     artifact = artifact_lib.load(path)
-    program = c_export.program(artifact, batches, with_fixed_point)
+    program = c_export.program(artifact, batches, with_fixed_point, options)
     packed_bytes = pathlib.Path(path).stat().st_size
     found = files(artifact, program, build.modules(program.files, command), title, packed_bytes)
     c_export.write(pathlib.Path(folder), found, _MARK, ())

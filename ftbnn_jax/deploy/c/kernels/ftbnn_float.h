@@ -16,6 +16,8 @@
 
 #if defined(__AVX2__) && !defined(FTBNN_PORTABLE)
 #include <immintrin.h>
+#elif defined(__wasm_simd128__) && !defined(FTBNN_PORTABLE)
+#include <wasm_simd128.h>
 #endif
 #if defined(__clang__)
 #pragma STDC FP_CONTRACT OFF
@@ -90,6 +92,10 @@ FTBNN_ACCUMULATE(ftbnn_accumulate_32, __m512, 16, _mm512_loadu_ps, _mm512_storeu
 FTBNN_ACCUMULATE(ftbnn_accumulate_16, __m256, 8, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_set1_ps,
                  _mm256_add_ps, _mm256_mul_ps)
 #endif
+#if defined(__wasm_simd128__) && !defined(FTBNN_PORTABLE)
+FTBNN_ACCUMULATE(ftbnn_accumulate_8, v128_t, 4, wasm_v128_load, wasm_v128_store, wasm_f32x4_splat,
+                 wasm_f32x4_add, wasm_f32x4_mul)
+#endif
 
 /* sums[p][o] += sum over i of x[p][i] * weights[i][o], for a chunk of outputs at FTBNN_BLOCK positions. */
 static inline void ftbnn_accumulate(const float *const x[FTBNN_BLOCK], int inputs,
@@ -106,6 +112,12 @@ static inline void ftbnn_accumulate(const float *const x[FTBNN_BLOCK], int input
   for (; done + 16 <= chunk; done += 16) {
     float *const at[FTBNN_BLOCK] = {sums[0] + done, sums[1] + done, sums[2] + done, sums[3] + done};
     ftbnn_accumulate_16(x, inputs, weights + done, features, at);
+  }
+#endif
+#if defined(__wasm_simd128__) && !defined(FTBNN_PORTABLE)
+  for (; done + 8 <= chunk; done += 8) {
+    float *const at[FTBNN_BLOCK] = {sums[0] + done, sums[1] + done, sums[2] + done, sums[3] + done};
+    ftbnn_accumulate_8(x, inputs, weights + done, features, at);
   }
 #endif
   for (int i = 0; i < inputs && done < chunk; i++, weights += features) {
