@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ftbnn_jax.deploy.c import cortex_m
 from ftbnn_jax.errors import UserError
 
 STANDARD = ("-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-ffp-contract=off", "-fno-trapping-math")
@@ -39,10 +40,14 @@ def compiler() -> list[str]:
 
 def sources(folder: pathlib.Path, program: str = "test_model") -> list[str]:
     """Returns the C files of `test_model` or `classify`: those of an export, whatever else is there."""
-    names = [name for name in _COMMON[:-1]]
-    if (folder / _COMMON[-1]).is_file():
-        names.append(_COMMON[-1])
-    return [str(folder / name) for name in (*names, f"{program}.c")]
+    own = own_folder(folder)
+    names = [name for name in _COMMON if name != _COMMON[-1] or (own / name).is_file()]
+    return [*(str(own / name) for name in names), str(folder / f"{program}.c")]
+
+
+def own_folder(folder: pathlib.Path) -> pathlib.Path:
+    """Returns where in an export's folder the network's own files lie."""
+    return folder / cortex_m.SOURCE if (folder / cortex_m.SOURCE).is_dir() else folder
 
 
 @contextlib.contextmanager
@@ -83,7 +88,8 @@ def build(
     """
     command = [*(command or compiler()), *STANDARD, *flags]
     output.unlink(missing_ok=True)
-    result = _run([*command, *sources(folder, program), "-o", str(output), "-lm"])
+    include = f"-I{own_folder(folder)}"
+    result = _run([*command, include, *sources(folder, program), "-o", str(output), "-lm"])
     if result.returncode or not output.is_file():
         lines = result.stderr.strip().splitlines() or [_ending(result.returncode)]
         first = next((line for line in lines if "error" in line), lines[0])

@@ -1,33 +1,38 @@
 """`--mode=export --format=c`: an artifact as a folder of C, with golden vectors of real images."""
 
 import dataclasses
-import fnmatch
 import itertools
-import os
 import pathlib
 import shlex
-import tempfile
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from ftbnn_jax import command
 from ftbnn_jax.deploy import artifact as artifact_lib
-from ftbnn_jax.deploy.c import generate, golden, lowering
+from ftbnn_jax.deploy.c import cortex_m, generate, golden, lowering
+from ftbnn_jax.deploy.c import folder as folder_lib
 from ftbnn_jax.deploy.c import options as options_lib
 from ftbnn_jax.deploy.c import reference as reference_lib
 from ftbnn_jax.deploy.c.options import Options
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.report import print_json, print_table
 
-# Looked for before a folder is replaced; so is whatever else is there, beside what its builds leave and
-# the kernels of other versions.
-_MARK = "model.h"
-_BUILT = ("*.o", "*.a", "ftbnn_*.[ch]", "test_model", "test_profile", "classify")
-_CMAKE_BUILD = "build"
+# One of them is looked for before a folder is replaced; so is whatever else is there, beside what builds
+# leave, what other targets have, and the kernels of other versions.
+_MARKS = ("model.h", f"{cortex_m.SOURCE}/model.h")
+_BUILT = ("*.o", "*.a", "*.elf", "test_model", "test_profile", "classify")
+_NETWORK = ("ftbnn_*.[ch]", "model.[ch]", "weights.[ch]")
+_KNOWN = (
+    *_BUILT,
+    *_NETWORK,
+    *(f"{cortex_m.SOURCE}/{pattern}" for pattern in _NETWORK),
+    *cortex_m.patterns(),
+)
 _CALIBRATION_IMAGES = 64
 _GOLDEN_IMAGES = 8
-_GOLDEN_BYTES = 16 * 2**20
+# They lie in flash beside the program on a microcontroller.
+_GOLDEN_BYTES = {"host": 16 * 2**20, "cortex-m": 2**20}
 
 
 def real_images(batches: Iterable[dict[str, np.ndarray]]) -> Iterable[np.ndarray]:
@@ -116,7 +121,8 @@ def program(
     Raises:
       UserError: the artifact cannot be turned into C, or there is no image.
     """
-    count = _GOLDEN_BYTES // golden.image_bytes(lowering.lower(artifact))
+    most = _GOLDEN_BYTES[options.target]
+    count = most // golden.image_bytes(lowering.lower(artifact))
     count = min(max(count, 1), _GOLDEN_IMAGES)
     images = _take(real_images(batches), _CALIBRATION_IMAGES)
     # One size of batch, so that each convolution is compiled once.
@@ -128,6 +134,9 @@ def program(
     files = {name: text.encode() for name, text in generate.files(artifact, options).items()}
     reference = reference_lib.Reference(artifact, options)
     files["golden.bin"] = reference.golden(parts[0])
+    if options.target == "cortex-m":
+        example = generate.example(reference.network, files["golden.bin"], options)
+        files |= {name: text.encode() for name, text in example.items()}
     # What fixed point loses is asked of every image; single precision has nothing to lose.
     for part in parts[1:] if with_fixed_point else ():
         reference.traces(part)
@@ -137,69 +146,11 @@ def program(
 def write(
     folder: pathlib.Path,
     files: dict[str, bytes],
-    mark: str = _MARK,
-    built: Sequence[str] = _BUILT,
+    marks: Sequence[str] = _MARKS,
+    known: Sequence[str] = _KNOWN,
 ) -> None:
-    """Writes a folder so that it is there as a whole or not at all; an earlier export is replaced.
-
-    Nothing else is touched: a folder with files that neither an export wrote nor its Makefile built is
-    refused.
-
-    Args:
-      folder: where.
-      files: by name.
-      mark: name of a file that only an earlier export has.
-      built: patterns of names that are made from an export's files.
-
-    Raises:
-      UserError: it cannot be written, or something else is there.
-    """
-    folder = pathlib.Path(os.path.realpath(folder))
-    _check_replaceable(folder, files, mark, built)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(
-            dir=folder.parent, prefix=".export-", ignore_cleanup_errors=True
-        ) as scratch:
-            new, old = pathlib.Path(scratch, "new"), pathlib.Path(scratch, "old")
-            new.mkdir()
-            for name, content in files.items():
-                (new / name).write_bytes(content)
-            _replace(folder, new, old)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error.strerror}") from error
-
-
-def _replace(folder: pathlib.Path, new: pathlib.Path, old: pathlib.Path) -> None:
-    """Puts `new` in the place of `folder`, which is moved to `old`; on any failure it is moved back."""
-    try:
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(new, folder)
-    except BaseException:
-        if old.exists() and not folder.exists():
-            os.replace(old, folder)
-        raise
-
-
-def _check_replaceable(
-    folder: pathlib.Path, files: Container[str], mark: str, built: Sequence[str]
-) -> None:
-    """Raises a UserError if there is anything at `folder` that is not from an export."""
-    if not os.path.lexists(folder):
-        return
-    try:
-        names = sorted(os.listdir(folder))
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be replaced: {error.strerror}") from error
-    if mark not in names:
-        raise UserError(f"{folder}: is there already and is no earlier export; move it away")
-    for name in names:
-        own = name in files or any(fnmatch.fnmatchcase(name, pattern) for pattern in built)
-        if name == _CMAKE_BUILD:
-            own = (folder / name / "CMakeCache.txt").is_file()
-        if not own:
-            raise UserError(f"{folder / name}: is from no export and would be lost; move it away")
+    """Writes a program's folder, or another one that exports make: see `folder.write`."""
+    folder_lib.write(folder, files, marks, known)
 
 
 def read_options(folder: pathlib.Path) -> Options:
@@ -208,8 +159,9 @@ def read_options(folder: pathlib.Path) -> Options:
     Raises:
       UserError: there is no such folder.
     """
+    path = next((folder / mark for mark in _MARKS if (folder / mark).is_file()), folder / _MARKS[0])
     try:
-        header = (folder / _MARK).read_text()
+        header = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{folder}: no exported C program; {command.mode('export --format=c')} writes it"
@@ -217,7 +169,7 @@ def read_options(folder: pathlib.Path) -> Options:
     try:
         return options_lib.read(header)
     except UserError as error:
-        raise error.within(f"{folder / _MARK}: ") from None
+        raise error.within(f"{path}: ") from None
 
 
 def check_is_from(folder: pathlib.Path, artifact: artifact_lib.Artifact, options: Options) -> None:

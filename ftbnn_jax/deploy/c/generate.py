@@ -13,6 +13,7 @@ import ftbnn_jax
 from ftbnn_jax.deploy import artifact as artifact_lib
 from ftbnn_jax.deploy.c import (
     arithmetic,
+    cortex_m,
     emit,
     fixed_point,
     geometry,
@@ -72,9 +73,19 @@ def files(artifact: artifact_lib.Artifact, options: Options = DEFAULT) -> dict[s
         "WEIGHTS", "#include <stdint.h>\n\n" + "".join(f"extern {t.declaration};\n" for t in constants)
     )
     found["weights.c"] = '#include "weights.h"\n\n' + "\n".join(t.definition() for t in constants)
-    found |= _builds(programs, sources, sorted(name for name in found if name.endswith(".h")))
+    on_device = options.target == "cortex-m"
+    found |= _builds(
+        programs,
+        sources,
+        sorted(name for name in found if name.endswith(".h")),
+        cortex_m.SOURCE if on_device else ".",
+    )
+    if on_device:
+        found |= cortex_m.templates()
     found = prefixes.apply(found, options.prefix)
-    found["model.h"] = found["model.h"].replace("@WHAT@", _what(network, options))
+    what = _what(network, options)
+    comment = "\n * ".join(textwrap.wrap(f"{what}; do not edit.", 96))
+    found["model.h"] = found["model.h"].replace("@WHAT@", comment)
     long_names, class_names = tables.class_names(artifact.class_names, network.results)
     blocks = ",\n".join(f"    {tables.string(product.name)}" for product in network.products)
     found["model.c"] = (
@@ -84,7 +95,26 @@ def files(artifact: artifact_lib.Artifact, options: Options = DEFAULT) -> dict[s
         .replace("@LONG_NAMES@", long_names)
         .replace("@CLASS_NAMES@", class_names)
     )
+    if on_device:
+        found = cortex_m.arrange(found, sources, options.prefix, what)
     return dict(sorted(found.items()))
+
+
+def example(network: schedule.Network, content: bytes, options: Options) -> dict[str, str]:
+    """Returns the header, by name, with the first image of golden vectors and its result.
+
+    Args:
+      network: the program's.
+      content: the golden vectors.
+      options: of the program.
+    """
+    pixels, logits = golden.first(network, content)
+    text = _kernel_file("golden.h.in")
+    for field, values in (("PIXELS", pixels), ("LOGITS", logits)):
+        listed = tables.wrapped(", ".join(map(tables.literal, values)), 4)
+        text = text.replace(f"@{field}@", listed)
+    name = cortex_m.GOLDEN.replace("@PREFIX@", options.prefix)
+    return prefixes.apply({name: text}, options.prefix)
 
 
 def _numbers(
@@ -100,13 +130,15 @@ def _words(files: Mapping[str, str]) -> set[str]:
     return {word for text in files.values() for word in re.findall(r"\w+", text)}
 
 
-def _builds(programs, sources, headers) -> dict[str, str]:
-    """Returns what builds the programs."""
+def _builds(programs, sources, headers, folder: str) -> dict[str, str]:
+    """Returns what builds the programs; `folder`: of the network's own files."""
+    own = "" if folder == "." else f"{folder}/"
     fields = {
+        "FOLDER": folder,
         "PROGRAMS": " ".join(programs),
-        "OBJECTS": " ".join(f"{name}.o" for name in sources),
-        "SOURCES": " ".join(f"{name}.c" for name in sources),
-        "HEADERS": " ".join(headers),
+        "OBJECTS": " ".join(f"{own}{name}.o" for name in sources),
+        "SOURCES": " ".join(f"{own}{name}.c" for name in sources),
+        "HEADERS": " ".join(name if name.startswith("test_") else f"{own}{name}" for name in headers),
     }
     found = {}
     for name in ("CMakeLists.txt", "Makefile"):
@@ -137,19 +169,18 @@ def _guarded(name: str, text: str) -> str:
 
 
 def _what(network: schedule.Network, options: Options) -> str:
-    """Returns the comment that begins the header."""
+    """Returns what a program is, in a sentence or two."""
     multiply_adds = sum(product.multiply_adds for product in network.products)
     words = sum(network.graph.tensors[p.node.inputs[1]].size for p in network.products)
     kind = "single precision" if options.fraction_bits is None else "integers (fixed point)"
     size = "x".join(str(n) for n in network.graph.shape[1:])
     pixels = "pixels" if network.graph.dtype == "uint8" else f"numbers ({network.graph.dtype})"
-    what = (
+    return (
         f"A 1-bit network: {size} {pixels} to {network.results} classes, {len(network.products)} binary "
         f"products ({multiply_adds:,} binary multiply-adds, {4 * words:,} bytes of bits), {kind} "
         f"between them. Written by ftbnn_jax {ftbnn_jax.__version__} from training step "
-        f"{network.artifact.step}; do not edit."
+        f"{network.artifact.step}"
     )
-    return "\n * ".join(textwrap.wrap(what, 96))
 
 
 _IMAGES = """An image of

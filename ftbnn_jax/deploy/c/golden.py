@@ -19,7 +19,7 @@ from ftbnn_jax.graph import ir
 from ftbnn_jax.ops import quantizers
 from ftbnn_jax.ops.packed import bits
 
-_MAGIC = 0x47425446
+_MAGIC, _HEAD_NUMBERS = 0x47425446, 6
 
 
 def image_bytes(network: Network) -> int:
@@ -36,6 +36,17 @@ def pixel_bytes(network: Network) -> int:
     graph = network.graph
     size = 4 if graph.dtype in operations.REAL else np.dtype(graph.dtype).itemsize
     return size * math.prod(ir.sized(graph.shape, 1))
+
+
+def first(network: Network, content: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the first image, and the bits of its results, uint32, of golden vectors."""
+    head = 4 * _HEAD_NUMBERS
+    pixels, end = pixel_bytes(network), head + image_bytes(network)
+    dtype = np.dtype("float32" if network.graph.dtype in operations.REAL else network.graph.dtype)
+    return (
+        np.frombuffer(content[head : head + pixels], dtype.newbyteorder("<")).astype(dtype),
+        np.frombuffer(content[end - 4 * network.results : end], "<u4").astype(np.uint32),
+    )
 
 
 def _outside(product: Product) -> int:

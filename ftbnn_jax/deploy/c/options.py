@@ -12,7 +12,7 @@ REAL_BITS = (8, 16, 32)
 TARGETS = ("host", "cortex-m")
 # Fewer leave no precision, and more no room above 1.
 FRACTION_BITS = (4, 30)
-_BUILT = {"real_bits": (32,), "target": ("host",)}
+_BUILT = {"real_bits": (32,), "target": TARGETS}
 
 
 @dataclasses.dataclass(frozen=True)
