@@ -88,6 +88,14 @@ def whole(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
 positive = whole(1)
 
 
+def size(text: str) -> int:
+    """Returns how many bytes "65536", "64K" or "1M" are, a `type` for argparse."""
+    match = re.fullmatch("([1-9][0-9]{0,11})([KMG]?)B?", text.upper())
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size in bytes: 65536, 64K or 1M, say")
+    return int(match[1]) * 2 ** (10 * " KMG".index(match[2] or " "))
+
+
 def truth(text: str) -> bool:
     """Returns what a switch is set to, a `type` for argparse."""
     if text.lower() not in ("true", "false"):

@@ -36,6 +36,8 @@ _GOES_WITH = {
     "real_bits": ("export --format=c", "export --format=web"),
     "target": ("export --format=c",),
     "prefix": ("export --format=c",),
+    "flash": ("export --format=c --target=cortex-m",),
+    "ram": ("export --format=c --target=cortex-m",),
     "verify": ("export",),
     "runtime": ("verify",),
 }
@@ -120,8 +122,17 @@ def _parser() -> command.ArgumentParser:
     parser.add_argument(
         "--target",
         choices=c_options.TARGETS,
-        help="for export --format=c: what the program is for, any computer or microcontrollers",
+        help="for export --format=c: what the program is for: any computer, or microcontrollers, as an "
+        "Arduino library, a Zephyr module and a test for QEMU in one folder",
     )
+    for name in ("flash", "ram"):
+        parser.add_argument(
+            f"--{name}",
+            type=command.size,
+            metavar="SIZE",
+            help=f"for export --format=c --target=cortex-m: bytes of {name} there are, 64K or 1M, say; "
+            "nothing is written where the program takes more",
+        )
     parser.add_argument(
         "--prefix",
         metavar="NAME",
@@ -158,7 +169,8 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, config_lib.Tra
     """
     overrides, others = config_lib.split_overrides(arguments)
     options = _parser().parse_args(others)
-    mode = {options.mode, f"{options.mode} --format={options.format}"}
+    kind = f"{options.mode} --format={options.format}"
+    mode = {options.mode, kind, f"{kind} --target={options.target}"}
     for name, modes in _GOES_WITH.items():
         if getattr(options, name) is not None and not mode.intersection(modes):
             raise UserError(f"--{name}: goes with {' or '.join(map(command.mode, modes))}")
@@ -261,12 +273,14 @@ def _export(options, config, workdir, saved) -> int:
 
 
 def _export_c(options, config, workdir, saved, images) -> int:
-    from ftbnn_jax.deploy.c import export
+    from ftbnn_jax.deploy.c import export, memory_map
 
     if status := _export(options, config, workdir, saved):
         return status
     files = _artifact(workdir), _c_folder(workdir)
-    return export.run(*files, images(), options.fixed_point, _c_options(options), options.json)
+    limits = memory_map.Limits(options.flash, options.ram)
+    how = options.fixed_point, _c_options(options), limits
+    return export.run(*files, images(), *how, options.json)
 
 
 def _c_options(options: argparse.Namespace) -> c_options.Options:

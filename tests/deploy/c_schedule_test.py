@@ -401,8 +401,8 @@ def _tree(folder):
         ({"c/notes": b"mine"}, r"c: is there already and is no earlier export"),
         ({"c": b"mine"}, r"c: cannot be replaced: Not a directory"),
         ({"c/model.h": b"", "c/main.c": b"mine"}, r"c/main\.c: is from no export and would be lost"),
-        ({"c/model.h": b"", "c/build/notes": b"mine"}, r"c/build: is from no export"),
-        ({"c/model.h": b"", "c/sub/test.o": b"mine"}, r"c/sub: is from no export"),
+        ({"c/model.h": b"", "c/build/notes": b"mine"}, r"c/build/notes: is from no export"),
+        ({"c/model.h": b"", "c/sub/test.o": b"mine"}, r"c/sub/test\.o: is from no export"),
     ],
 )
 def test_what_is_no_export_is_not_overwritten(tmp_path, there, words):

@@ -89,7 +89,7 @@ def build(
     command = [*(command or compiler()), *STANDARD, *flags]
     output.unlink(missing_ok=True)
     include = f"-I{own_folder(folder)}"
-    result = _run([*command, include, *sources(folder, program), "-o", str(output), "-lm"])
+    result = run([*command, include, *sources(folder, program), "-o", str(output), "-lm"])
     if result.returncode or not output.is_file():
         lines = result.stderr.strip().splitlines() or [_ending(result.returncode)]
         first = next((line for line in lines if "error" in line), lines[0])
@@ -114,7 +114,7 @@ def preprocess(program: pathlib.Path, image: np.ndarray, scratch: pathlib.Path) 
     source.write_bytes(np.ascontiguousarray(image).tobytes())
     height, width, _ = image.shape
     size = ["--raw", str(width), str(height)]
-    result = _run([str(program), str(source), *size, "--pixels", str(output)])
+    result = run([str(program), str(source), *size, "--pixels", str(output)])
     if result.returncode:
         message = result.stderr.strip().splitlines() or [_ending(result.returncode)]
         raise UserError(f"{program}: {message[0].removeprefix('error: ')}")
@@ -122,11 +122,16 @@ def preprocess(program: pathlib.Path, image: np.ndarray, scratch: pathlib.Path) 
     return np.frombuffer(output.read_bytes().split(b"255\n", 1)[1], np.uint8)
 
 
-def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """Runs a program; its messages are in English."""
+def run(command: Sequence[str], folder: pathlib.Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs a program, in a folder if one is given; its messages are in English.
+
+    Raises:
+      UserError: it cannot be run.
+    """
     try:
         return subprocess.run(
             command,
+            cwd=folder,
             capture_output=True,
             text=True,
             errors="backslashreplace",
@@ -164,7 +169,7 @@ def check(
         path.write_bytes(golden)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from error
-    result = _run([*emulator, str(program), str(path)])
+    result = run([*emulator, str(program), str(path)])
     if result.returncode not in (0, 1):
         message = result.stderr.strip().splitlines() or [_ending(result.returncode)]
         raise UserError(f"{program}: {message[0].removeprefix('error: ')}")

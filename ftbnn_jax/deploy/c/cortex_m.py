@@ -12,6 +12,7 @@ SOURCE = "src"
 GOLDEN = f"{SOURCE}/@PREFIX@_golden.h"
 # What stays beside the sources: programs of a computer with files, and what builds them.
 _OUTSIDE = ("Makefile", "CMakeLists.txt", "classify.c", "test_model.c", "test_benchmark.h")
+_BUILT = ("bare_metal/build/*/*.o", "bare_metal/build/*/*.elf")
 _URL = "https://github.com/ftbnn-jax/ftbnn_jax"
 
 
@@ -57,9 +58,9 @@ def _texts(folder: Traversable, path: str) -> Iterator[tuple[str, str]]:
 
 
 def patterns() -> list[str]:
-    """Returns patterns of the paths of all files that this target adds."""
-    names = [*templates(), GOLDEN]
-    return [name.replace("@PREFIX@", "*") for name in names]
+    """Returns patterns of the paths of all files that this target adds, and that their builds leave."""
+    names = [name.replace("@PREFIX@", "*") for name in (*templates(), GOLDEN)]
+    return [*names, *_BUILT]
 
 
 def arrange(files: Mapping[str, str], sources: list[str], prefix: str, what: str) -> dict[str, str]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ftbnn_jax import command
 from ftbnn_jax.deploy import artifact as artifact_lib
-from ftbnn_jax.deploy.c import cortex_m, generate, golden, lowering
+from ftbnn_jax.deploy.c import cortex_m, generate, golden, lowering, memory_map
 from ftbnn_jax.deploy.c import folder as folder_lib
 from ftbnn_jax.deploy.c import options as options_lib
 from ftbnn_jax.deploy.c import reference as reference_lib
@@ -21,14 +21,15 @@ from ftbnn_jax.report import print_json, print_table
 # One of them is looked for before a folder is replaced; so is whatever else is there, beside what builds
 # leave, what other targets have, and the kernels of other versions.
 _MARKS = ("model.h", f"{cortex_m.SOURCE}/model.h")
-_BUILT = ("*.o", "*.a", "*.elf", "test_model", "test_profile", "classify")
+_BUILT = ("*.o", "*.a", "test_model", "test_profile", "classify")
 _NETWORK = ("ftbnn_*.[ch]", "model.[ch]", "weights.[ch]")
 _KNOWN = (
     *_BUILT,
     *_NETWORK,
-    *(f"{cortex_m.SOURCE}/{pattern}" for pattern in _NETWORK),
+    *(f"{cortex_m.SOURCE}/{pattern}" for pattern in (*_BUILT, *_NETWORK)),
     *cortex_m.patterns(),
 )
+_NO_LIMITS = memory_map.Limits()
 _CALIBRATION_IMAGES = 64
 _GOLDEN_IMAGES = 8
 # They lie in flash beside the program on a microcontroller.
@@ -49,6 +50,7 @@ def run(
     batches: Iterable[dict[str, np.ndarray]],
     with_fixed_point: bool = False,
     options: Options = options_lib.DEFAULT,
+    limits: memory_map.Limits = _NO_LIMITS,
     as_json: bool = False,
 ) -> int:
     """Writes the artifact at `path` as C to `folder`, prints its sizes, returns the exit status.
@@ -59,20 +61,30 @@ def run(
       batches: uint8 `image` and `weight`, for golden vectors and the range of fixed point.
       with_fixed_point: integers instead of single precision between the convolutions.
       options: what shapes the program; fraction bits are chosen here.
+      limits: of a microcontroller's memory, with `options.target` "cortex-m".
       as_json: prints a line of JSON instead of a table; what fixed point loses is a warning in both.
 
     Raises:
-      UserError: the artifact cannot be read or turned into C, or the folder cannot be written or is no
-        earlier export.
+      UserError: the artifact cannot be read or turned into C, it does not fit into the memory, or the
+        folder cannot be written or is no earlier export.
     """
     artifact = artifact_lib.load(path)
     made = program(artifact, batches, with_fixed_point, options)
     files, options, reference = made.files, made.options, made.reference
+    on_device = None
+    if options.target == "cortex-m":
+        on_device = _memory_map(made)
+        if not as_json:
+            print_table("On a microcontroller", list(on_device.rows()))
+        on_device.check(limits)
     write(pathlib.Path(folder), files)
     arena, vectors = reference.network.arena_bytes, len(files["golden.bin"])
     if as_json:
         sizes = {"arena_bytes": arena, "golden_bytes": vectors}
-        print_json({"folder": folder, "fraction_bits": options.fraction_bits, **sizes})
+        found = {"folder": folder, "fraction_bits": options.fraction_bits, **sizes}
+        if on_device is not None:
+            found["memory_map"] = on_device.as_json()
+        print_json(found)
     else:
         print_table(
             "Exported as C",
@@ -83,10 +95,20 @@ def run(
                 ("golden vectors", f"{vectors:,} bytes"),
                 *reference.losses.lines(),
                 ("to build and check", f"make -C {shlex.quote(folder)} check"),
+                *(
+                    [("on an emulated Cortex-M4", f"make -C {shlex.quote(f'{folder}/bare_metal')}")]
+                    if on_device
+                    else []
+                ),
             ],
         )
     reference.losses.warn(folder)
     return 0
+
+
+def _memory_map(made: "Program") -> memory_map.MemoryMap:
+    text = {name: data.decode() for name, data in made.files.items() if name.endswith((".c", ".h"))}
+    return memory_map.measure(text, made.reference.network, made.options.prefix)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ def write(
       folder: where.
       files: by path within the folder, "/" between its parts.
       marks: paths of files one of which an earlier export has, and nothing else.
-      known: patterns of paths that exports write or that are made from their files; `*` takes "/" too.
+      known: patterns of paths that exports write or that are made from their files; `*` takes no "/".
 
     Raises:
       UserError: it cannot be written, or something else is there.
@@ -70,8 +70,14 @@ def _check_replaceable(
     if not any((folder / mark).is_file() for mark in marks):
         raise UserError(f"{folder}: is there already and is no earlier export; move it away")
     for path in paths:
-        if path not in files and not any(fnmatch.fnmatchcase(path, pattern) for pattern in known):
+        if path not in files and not any(_matches(path, pattern) for pattern in known):
             raise UserError(f"{folder / path}: is from no export and would be lost; move it away")
+
+
+def _matches(path: str, pattern: str) -> bool:
+    """Whether each part of a path matches the one of a pattern."""
+    parts, patterns = path.split("/"), pattern.split("/")
+    return len(parts) == len(patterns) and all(map(fnmatch.fnmatchcase, parts, patterns))
 
 
 def _paths(folder: pathlib.Path) -> Iterator[str]:
