@@ -34,6 +34,7 @@ _COMMANDS = {
     "predict": _Command("ftbnn_jax.predict", "classes of image files, by a packed network"),
     "budget": _Command("ftbnn_jax.budget", "count parameters, FLOPs, BOPs, bytes and memory"),
     "prepare": _Command("ftbnn_jax.data.prepare", "prepare a data set of TFDS"),
+    "mean_image": _Command("ftbnn_jax.data.mean_image", "the mean of a config's training images"),
     "sweep": _Command("ftbnn_jax.experiments.sweep", "run configs with several seeds, compare them"),
 }
 # Commands of which there are several, each a module of the package.

@@ -244,8 +244,8 @@ def test_the_docs_show_the_layers_that_hold():
         ),
         (
             "data.lazy",
-            "def f():\n  from ftbnn_jax.data import decode",
-            "data.decode, data.lazy import each other in a circle",
+            "def f():\n  from ftbnn_jax.data import crops",
+            "data.crops, data.lazy import each other in a circle",
         ),
     ],
 )

@@ -110,7 +110,7 @@ class _TorchNet:
             self.margin = min(self.margin, distances.min().item())
 
     def _batch_norm(self, name, x):
-        # The running statistics are copied: PyTorch updates them in place, with another variance.
+        # The running statistics are copied: PyTorch updates them in place.
         return functional.batch_norm(
             x,
             self.stats[f"{name}/mean"].clone(),

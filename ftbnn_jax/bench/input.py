@@ -25,7 +25,7 @@ from ftbnn_jax import command, report
 from ftbnn_jax import config as config_lib
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.data import batches as batches_lib
-from ftbnn_jax.data import decode, sets, tf_decoder, tfrecords
+from ftbnn_jax.data import crops, decode, sets, tf_decoder, tfrecords
 from ftbnn_jax.data.lazy import tf
 from ftbnn_jax.errors import CorruptRecordError, UserError
 from ftbnn_jax.host import machine, paths
@@ -111,7 +111,7 @@ def measure(config: TrainConfig, seconds: float) -> dict[str, Any]:
     """
     split = sets.open_split(config, train=True)
     if split.shape:
-        raise UserError(f"config.augment={config.augment!r}: no images are decoded; use 'resized_crop'")
+        raise UserError(f"config.augment={config.augment!r}: no images are decoded; use 'resize_crop'")
     split = split.head(_MOST_IMAGES)
     cores = machine.num_cores()
     variants = _variants(split, config, cores)
@@ -138,7 +138,7 @@ def _variants(
     split: tfrecords.RecordSplit, config: TrainConfig, cores: int
 ) -> dict[str, Callable[[float], float]]:
     """Functions that run one variant for about so many seconds and return images per second."""
-    images, windows = _sample(split, config.seed)
+    images, windows = _sample(split, config)
     size, channels = config.image_size, split.channels
 
     def resize(pixels):
@@ -173,7 +173,7 @@ def _variants(
     }
 
 
-def _sample(split: tfrecords.RecordSplit, seed: int) -> tuple[list[bytes], np.ndarray]:
+def _sample(split: tfrecords.RecordSplit, config: TrainConfig) -> tuple[list[bytes], np.ndarray]:
     """Returns the encoded images, and random windows in them, int32 `[_CROPS_PER_IMAGE * n, 4]`."""
     try:
         images = split.fetch(np.arange(split.num_examples))[0].tolist()
@@ -181,7 +181,12 @@ def _sample(split: tfrecords.RecordSplit, seed: int) -> tuple[list[bytes], np.nd
     except CorruptRecordError as error:
         raise UserError(f"{split.files[0].path}: among its first records are corrupt ones") from error
     draws = tf.data.Dataset.from_tensor_slices(np.array(shapes, np.int32)).repeat(_CROPS_PER_IMAGE)
-    draws = draws.enumerate().map(lambda i, shape: tf.stack(decode.random_window(shape, (seed, i))))
+
+    def window(number, shape):
+        seed = tf.stack([tf.cast(config.seed, tf.int64), number])
+        return tf.stack(crops.in_graph(config.augment, shape, seed))
+
+    draws = draws.enumerate().map(window)
     return images, np.stack(list(draws.as_numpy_iterator()))
 
 

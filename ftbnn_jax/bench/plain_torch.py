@@ -148,7 +148,7 @@ def make_step(config: TrainConfig, batch: dict[str, np.ndarray], compiled: bool)
     optimizer = torch.optim.Adam(model.parameters(), config.learning_rate, fused=True)
     images = torch.from_numpy(batch["image"]).to(device)
     labels = torch.from_numpy(batch["label"]).long().to(device)
-    mean = torch.tensor(config.pixel_mean, device=device)
+    mean = torch.tensor(config.mean, device=device)
     std = torch.tensor(config.pixel_std, device=device)
     low = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(config.compute_dtype)
 

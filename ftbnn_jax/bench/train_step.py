@@ -280,7 +280,7 @@ def _plain_flax(config):
         params, batch_stats, opt_state = current
 
         def loss_of(params):
-            x = image.standardize(batch["image"], config.pixel_mean, config.pixel_std)
+            x = image.standardize(batch["image"], config.mean, config.pixel_std)
             variables = {"params": params, "batch_stats": batch_stats}
             logits, updates = model.apply(variables, x, mutable=["batch_stats"])
             targets = optax.smooth_labels(

@@ -6,6 +6,8 @@ one can be overridden on the command line. Below `main` the code sees the frozen
 
 from ftbnn_jax.config.experiment import (
     CIFAR10,
+    CROP_SIDES,
+    CROPPING,
     IMAGENET_MEAN,
     IMAGENET_STD,
     TrainConfig,
@@ -16,6 +18,8 @@ from ftbnn_jax.config.overrides import check_key, split_overrides
 
 __all__ = [
     "CIFAR10",
+    "CROPPING",
+    "CROP_SIDES",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "TrainConfig",

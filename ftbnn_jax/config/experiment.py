@@ -7,8 +7,10 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ftbnn_jax import extras, fields
-from ftbnn_jax.config import overrides
+from ftbnn_jax.config import mean_image, overrides
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.fields import Range
 from ftbnn_jax.host import paths
@@ -22,8 +24,10 @@ if TYPE_CHECKING:
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
-# Evaluation sees so much of an image that is cropped in training, in 256ths of its shorter side.
-_EVAL_CROP = 224
+# Where training crops, evaluation sees a square of so many 256ths of an image's shorter side.
+CROP_SIDES = (224, 256)
+# Values of `augment` by which training takes crops of larger images.
+CROPPING = ("resize_crop", "resized_crop")
 
 # Fields of an experiment on CIFAR-10 that do not depend on the network.
 CIFAR10 = {
@@ -68,6 +72,7 @@ _ALLOWED = {
     "schedule_factor": fields.NOT_NEGATIVE,
     "warmup_steps": _COUNT,
     "weight_decay": fields.NOT_NEGATIVE,
+    "decayed": ("binary", "real", "norms", "slopes", "biases"),
     "label_smoothing": fields.SHARE,
     "label_weight": fields.NOT_NEGATIVE,
     "teacher_weight": fields.NOT_NEGATIVE,
@@ -77,7 +82,7 @@ _ALLOWED = {
     "batch_norm": ("global", "per_device"),
     "accumulation_steps": Range(1, 2**20),
     "remat": ("none", "outputs", "stages"),
-    "augment": ("resized_crop", "pad_crop", "none"),
+    "augment": (*CROPPING, "pad_crop", "none"),
     "crop_padding": Range(0, 2**14),
     "max_corrupt_records": _COUNT,
     "pixel_mean": Range(longest=_MOST_CHANNELS, shortest=0),
@@ -116,8 +121,12 @@ class TrainConfig:
       schedule_boundaries: for "multistep", the shares of the training at which the rate drops.
       schedule_factor: for "multistep", what the rate is multiplied with at each of them.
       warmup_steps: of a linear warm-up from 0.
-      weight_decay: L2 term added to the gradients of the real convolutions' and the classifier's
-        kernels; binary kernels, batch norm, slopes and biases never get any.
+      weight_decay: factor of the L2 term that is added to gradients. The paper gives no number but the
+        0 of binary convolutions (section 3).
+      decayed: which kinds of parameters get it, some of "binary" (latent weights of binary products),
+        "real" (weights of all other products), "norms" (scales and offsets of norms, and other factors),
+        "slopes" (of PReLU and FPReLU) and "biases" (of real products). All but the first, as PyTorch
+        does to whatever is not set apart.
       label_smoothing: share of the target spread evenly over all classes.
       start_from: work directory of a run whose newest checkpoint gives the first weights and batch
         statistics, where this one has none of its own; "" for random ones. The classifier's begin anew
@@ -126,8 +135,9 @@ class TrainConfig:
         ("stem/conv/kernel") stay as they begin. "" for none.
       teacher: work directory of the run whose newest checkpoint the network learns from, beside the
         labels; "" for none. The next four fields are for this.
-      label_weight: of the cross-entropy with the labels.
-      teacher_weight: of the divergence from the teacher's outputs.
+      label_weight: of the cross-entropy with the labels; 0 for soft labels alone (Appendix C).
+      teacher_weight: of the divergence from the teacher's outputs, whose gradient is that of the
+        cross-entropy with them as soft labels.
       teacher_temperature: what both nets' logits are divided by in it.
       attention_weight: of the difference between both nets' attention maps.
       stages: of multi-step training, by name: `start_from`, the name of the stage before ("" in the
@@ -142,14 +152,20 @@ class TrainConfig:
       remat: what the backward pass computes again instead of keeping it. "none": nothing. "outputs": all
         but what the binary convolutions read and give, and batch statistics. "stages": all but what
         enters each stage, for least memory and more time; XLA undoes it on a CPU.
-      augment: "resized_crop" (random scale and aspect; evaluation, and the packed net, take the centre
-        crop), "pad_crop" (random shifts by `crop_padding`) or "none" (both take whole images).
+      augment: "resize_crop" (Appendix C, after He et al., 2016: the shorter side is drawn from 256/224
+        to 480/224 of `image_size`, and a square taken from anywhere) or "resized_crop" (random area and
+        aspect ratio), by which evaluation, and the packed net, take the centre crop; "pad_crop" (random
+        shifts by `crop_padding`) or "none", by which they take whole images.
       crop_padding: for "pad_crop", zero pixels added on each side before the crop.
       flip: whether training images are mirrored at random.
       max_corrupt_records: damaged images passed over in each split, on each host; one more ends the run.
       pixel_mean: subtracted from pixel values 0 to 255; one number, or one per channel. () for what the
         training images give.
-      pixel_std: divided by, likewise.
+        It stands in for the paper's mean image where there is none.
+      pixel_std: divided by, likewise. The paper divides by nothing; behind the stem's batch norm only
+        the ratio of the channels' numbers would be felt.
+      mean_image: path of a mean image, as `ftbnn_jax.data.mean_image` writes it, which is subtracted
+        pixel by pixel in the place of `pixel_mean` (Appendix C); "" for none.
 
     Raises:
       UserError: a field has an impossible value; the message names it.
@@ -179,6 +195,7 @@ class TrainConfig:
     schedule_factor: float = 0.1
     warmup_steps: int = 0
     weight_decay: float = 1e-5
+    decayed: tuple[str, ...] = ("real", "norms", "slopes", "biases")
     label_smoothing: float = 0.0
     start_from: str = ""
     freeze: str = ""
@@ -192,12 +209,13 @@ class TrainConfig:
     batch_norm: str = "global"
     accumulation_steps: int = 1
     remat: str = "none"
-    augment: str = "resized_crop"
+    augment: str = "resize_crop"
     crop_padding: int = 4
     flip: bool = True
     max_corrupt_records: int = 10
     pixel_mean: tuple[float, ...] = IMAGENET_MEAN
-    pixel_std: tuple[float, ...] = IMAGENET_STD
+    pixel_std: tuple[float, ...] = (1.0,)
+    mean_image: str = ""
 
     def __post_init__(self):
         if isinstance(self.model, Mapping):
@@ -210,6 +228,10 @@ class TrainConfig:
         fields.check("config.", self, _ALLOWED)
         if self.network:
             object.__setattr__(self, "network", os.path.abspath(paths.expand(self.network)))
+        if self.mean_image:
+            path = paths.expand(self.mean_image)
+            path = path if paths.is_remote(path) else os.path.abspath(path)
+            object.__setattr__(self, "mean_image", path)
         try:
             re.compile(self.freeze)
         except re.error as error:
@@ -236,6 +258,27 @@ class TrainConfig:
         """Names of the fields whose values are still to be found in the data (`data.automatic`)."""
         return tuple(name for name in _FROM_DATA if not getattr(self, name))
 
+    @property
+    def crops(self) -> bool:
+        """Whether training takes crops of images of any size, and evaluation their centres."""
+        return self.augment in CROPPING
+
+    @property
+    def mean(self) -> tuple[float, ...] | np.ndarray:
+        """What is subtracted from pixels: an image `[S, S, C]`, or one number or one per channel.
+
+        Raises:
+          UserError: there is no such mean image.
+        """
+        if not self.mean_image:
+            return self.pixel_mean
+        return mean_image.load(self.mean_image, self.image_size)
+
+    @property
+    def mean_digest(self) -> str:
+        """Text that stands for the numbers of the mean image, "" where there is none."""
+        return mean_image.digest(self.mean) if self.mean_image else ""
+
     def check_classes(self) -> None:
         """Raises a UserError where a command that reads no data is not told the number of classes."""
         if not self.num_classes:
@@ -250,13 +293,12 @@ class TrainConfig:
         A network that learns from crops of larger images sees their centre, as Appendix C has it; any
         other sees whole images.
         """
-        cropped = self.augment == "resized_crop"
         return Preprocessing(
             size=self.image_size,
             channels=channels,
-            crop=_EVAL_CROP if cropped else 0,
-            antialias=not cropped,
-            mean=self.pixel_mean,
+            crop=CROP_SIDES[0] if self.crops else 0,
+            antialias=not self.crops,
+            mean=self.pixel_mean if not self.mean_image else _by_channel(self.mean),
             std=self.pixel_std,
         )
 
@@ -301,6 +343,10 @@ class TrainConfig:
 
 # Fields whose values are lists of names.
 LISTS_OF_NAMES = frozenset(f.name for f in dataclasses.fields(TrainConfig) if f.type == tuple[str, ...])
+
+
+def _by_channel(image: np.ndarray) -> tuple[float, ...]:
+    return tuple(image.mean((0, 1), dtype=np.float64).tolist())
 
 
 def _model(values: Any, network: str) -> ResNetSpec | OwnModel:

@@ -62,7 +62,12 @@ ROWS = {
     "prelu_1": ({**_activations("prelu", "prelu"), "slope_start": (1.0, 1.0, 1.0)}, {}),
     "fprelu_025": ({**_activations("fprelu", "fprelu"), "slope_start": (0.25, 0.25, 1.0)}, {}),
     "full_precision": (
-        {"block": "real", **_activations("relu", "relu"), "stem_activation": "relu"},
+        {
+            "block": "real",
+            **_activations("relu", "relu"),
+            "stem_activation": "relu",
+            "real_init": "he_normal",
+        },
         {"learning_rate": 0.001},
     ),
 }

@@ -4,10 +4,11 @@
     python -m ftbnn_jax.main --config=configs/baseline_kd.py --workdir=DIR --config.teacher=TEACHER
 
 Appendix C: first real weights with tanh in the place of the activations' sign, then the sign with real
-weights, then both binary; the last two learn from the full-precision net as well. The paper gives 75
-epochs for each of the last two, and neither epochs for the first nor rates: these and the weight decay
-are Real-to-Binary's, as larq-zoo has them. A stage's fields are overridden as
-`--config.stages.binary.num_epochs=10`.
+weights, then both binary. The last two learn from the full-precision net: its outputs are the soft
+labels of the cross-entropy, alone, beside the attention maps. The paper gives 75 epochs for each of the
+last two, and neither epochs for the first nor rates nor the weight of the attention maps: these and the
+weight decay are Real-to-Binary's, as larq-zoo has them. A stage's fields are overridden as
+`--config.stages.binary.num_epochs=10`; with `--config.label_weight=1` they learn from labels as well.
 
 With `:cifar10` after the file's name the net of configs/cifar10.py, six epochs in all, beside the
 teacher of `configs/resnet18_fp.py:cifar10`.
@@ -21,8 +22,10 @@ _TANH = {"binary_activations": False, "binary_weights": False}
 _SIGN = {"binary_activations": True, "binary_weights": False}
 _BINARY = {"binary_activations": True, "binary_weights": True}
 
+_SOFT_LABELS = {"label_weight": 0.0, "teacher_weight": 1.0}
 
-def _stages(epochs, rates, last_weight_decay, last_teacher_weight):
+
+def _stages(epochs, rates, last_weight_decay):
     stages = {
         "tanh": {"start_from": "", "teacher": "", "model": _TANH},
         "sign": {"start_from": "tanh", "model": _SIGN},
@@ -30,7 +33,6 @@ def _stages(epochs, rates, last_weight_decay, last_teacher_weight):
             "start_from": "sign",
             "model": _BINARY,
             "weight_decay": last_weight_decay,
-            "teacher_weight": last_teacher_weight,
         },
     }
     for stage, num_epochs, rate in zip(stages.values(), epochs, rates, strict=True):
@@ -45,7 +47,8 @@ def get_config(dataset="imagenet2012"):
             schedule="multistep",
             schedule_boundaries=(40 / 75, 60 / 75, 70 / 75),
             teacher="runs/resnet18_fp",
-            stages=_stages((75, 75, 75), (1e-3, 1e-3, 2e-4), 0.0, 0.8),
+            **_SOFT_LABELS,
+            stages=_stages((75, 75, 75), (1e-3, 1e-3, 2e-4), 0.0),
         )
     if dataset != "cifar10":
         raise UserError(f"dataset={dataset!r}: there are imagenet2012 and cifar10")
@@ -53,5 +56,6 @@ def get_config(dataset="imagenet2012"):
         architectures.small(blocks=(2, 2, 2), width=32, stem_stride=2),
         **config.CIFAR10,
         teacher="runs/resnet18_fp_cifar10",
-        stages=_stages((1, 2, 3), (0.002, 0.002, 0.005), 1e-5, 3.0),
+        **_SOFT_LABELS,
+        stages=_stages((1, 2, 3), (0.002, 0.002, 0.005), 1e-5),
     )

@@ -8,7 +8,7 @@ pixels are found in the images. For a budget, which reads none, own_images.py:4 
 classes.
 
 All images are kept in memory, and whole. Photographs by the thousand are better read as they are needed,
-in random crops, and evaluated once an epoch: --config.augment=resized_crop --config.eval_every=0.
+in random crops, and evaluated once an epoch: --config.augment=resize_crop --config.eval_every=0.
 """
 
 from ftbnn_jax import config

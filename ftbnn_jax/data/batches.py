@@ -88,7 +88,7 @@ def train_batches(
     share = config.batch_size // process_count
     mine = slice(process_index * share, (process_index + 1) * share)
     order = Order(split.num_examples, config.seed)
-    if config.augment == "resized_crop":
+    if config.crops:
         return _crops(split, config, order, first_step, last_step, mine)
     return _shifts(split, config, order, first_step, last_step, mine)
 
@@ -222,7 +222,7 @@ def _shifts(split, config, order, first_step, last_step, mine) -> Iterator[Batch
 
 
 def _crops(split, config, order, first_step, last_step, mine) -> Iterator[Batch]:
-    """Random scale, aspect ratio, place and mirroring, decoding no more than the crop (Appendix C)."""
+    """Random scale, place and mirroring, decoding no more than the crop."""
 
     def indices_of(step):
         positions = step * config.batch_size + np.arange(config.batch_size)

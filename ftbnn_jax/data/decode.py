@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ftbnn_jax.config import TrainConfig
+from ftbnn_jax.data import crops
 from ftbnn_jax.data.lazy import tf
 from ftbnn_jax.ops import decoding
 
@@ -27,19 +28,13 @@ warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 # Bytes; what TensorFlow asks of memory that it takes over.
 _ALIGNMENT = 64
 
-# Area and aspect ratio of a random training crop, relative to the image.
-_CROP_AREA = (0.08, 1.0)
-_CROP_ASPECT = (3 / 4, 4 / 3)
-
 # How to invert a JPEG's DCT. The accurate way gives the pixels that other libraries do; the fast one
 # saves a tenth of the time and differs by one level on average.
 _EVAL_DCT, _TRAIN_DCT = "INTEGER_ACCURATE", "INTEGER_FAST"
 
-Window = tuple[Any, Any, Any, Any]
-
 
 def random_crop(image: Any, position: Any, config: TrainConfig, channels: int) -> tuple[Any, Any]:
-    """Cuts out a window of random scale, aspect ratio and place (Appendix C).
+    """Cuts out a window of random scale and place, as `config.augment` says.
 
     Args:
       image: encoded, a string; or decoded, uint8 `[H, W, C]`.
@@ -51,7 +46,7 @@ def random_crop(image: Any, position: Any, config: TrainConfig, channels: int) -
       The window, uint8 `[H', W', channels]`, and whether to mirror it, bool.
     """
     seed = tf.stack([tf.cast(config.seed, tf.int64), position])
-    cut = crop(image, lambda shape: random_window(shape, seed), channels)
+    cut = crop(image, lambda shape: crops.in_graph(config.augment, shape, seed), channels)
     # Another seed than the crop's, or the two would depend on each other.
     draw = tf.random.stateless_uniform((), seed=seed + tf.constant([1, 0], tf.int64))
     return cut, draw < (0.5 if config.flip else 0.0)
@@ -60,19 +55,9 @@ def random_crop(image: Any, position: Any, config: TrainConfig, channels: int) -
 def random_crop_of_pixels(
     image: np.ndarray, position: int, config: TrainConfig
 ) -> tuple[np.ndarray, bool]:
-    """Cuts out a window as `random_crop` does, from uint8 `[H, W, C]` and by NumPy's random numbers.
-
-    Areas and aspect ratios are spread as those of TensorFlow's `sample_distorted_bounding_box`: the
-    ratio evenly, then the height evenly among those that give an allowed area and fit into the image.
-    """
+    """Cuts out a window as `random_crop` does, from uint8 `[H, W, C]` and by NumPy's random numbers."""
     rng = np.random.default_rng((config.seed, position))
-    height, width = image.shape[:2]
-    aspect = rng.uniform(*_CROP_ASPECT)
-    least, most = (math.sqrt(share * height * width / aspect) for share in _CROP_AREA)
-    most = min(most, height, width / aspect)
-    rows = max(1, round(rng.uniform(min(least, most), most)))
-    columns = min(width, max(1, round(rows * aspect)))
-    top, left = rng.integers(0, height - rows + 1), rng.integers(0, width - columns + 1)
+    top, left, rows, columns = crops.in_numpy(config.augment, *image.shape[:2], rng)
     mirrored = bool(config.flip and rng.random() < 0.5)
     return image[top : top + rows, left : left + columns], mirrored
 
@@ -90,20 +75,7 @@ def whole(image: Any, channels: int) -> Any:
     return _decoded(image, channels, of_jpeg, lambda pixels: pixels)
 
 
-def random_window(shape: Any, seed: Any) -> Window:
-    """Returns top, left, height and width of a random crop of an image of int32 `shape`."""
-    begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
-        shape,
-        bounding_boxes=tf.zeros((1, 0, 4)),
-        seed=seed,
-        aspect_ratio_range=_CROP_ASPECT,
-        area_range=_CROP_AREA,
-        use_image_if_no_bounding_boxes=True,
-    )
-    return begin[0], begin[1], size[0], size[1]
-
-
-def crop(image: Any, window_of: Callable[[Any], Window], channels: int) -> Any:
+def crop(image: Any, window_of: Callable[[Any], crops.Window], channels: int) -> Any:
     """Decodes the window of an image that `window_of` its shape gives: uint8 `[H, W, channels]`.
 
     Of a JPEG, only the blocks that the window touches are decoded, unless its colours must be changed.

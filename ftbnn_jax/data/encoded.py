@@ -74,7 +74,7 @@ def decode_all(
     if needed > memory / 2:
         raise UserError(
             f"its {count:,} images would be decoded into {needed / 1e9:,.1f} GB of memory, of "
-            f"{memory / 1e9:,.1f}; config.augment='resized_crop' reads them from the disk",
+            f"{memory / 1e9:,.1f}; config.augment='resize_crop' reads them from the disk",
             split.name(0),
         )
     images = np.empty((count, *shape), np.uint8)

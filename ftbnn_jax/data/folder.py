@@ -115,19 +115,19 @@ def open_split(config: TrainConfig, *, train: bool, workdir: str = "") -> Folder
       UserError: there is no such folder, or its classes are of no use.
     """
     where = f"config.dataset={config.dataset!r}"
-    root = _root(config.dataset, where)
-    splits = {name.casefold(): name for name in _folders(root)}
+    path = root(config.dataset, where)
+    splits = {name.casefold(): name for name in _folders(path)}
     train_name = _chosen("train_split", config.train_split, _TRAIN, splits, where)
     eval_name = _chosen("eval_split", config.eval_split, _EVAL, splits, where)
     if eval_name and not train_name:
         raise UserError(f"holds {eval_name} and no train beside it", where)
-    directory = os.path.join(root, train_name)
+    directory = os.path.join(path, train_name)
     index = file_index.open_index(directory, workdir)
     names = _class_names(index, where)
     channels = _channels(index, where)
     if eval_name:
         if not train:
-            index = file_index.open_index(os.path.join(root, eval_name), workdir)
+            index = file_index.open_index(os.path.join(path, eval_name), workdir)
         rows = np.arange(index.num_files)
     else:
         held_out = index.is_within(config.eval_share)
@@ -153,7 +153,7 @@ def in_memory(split: FolderSplit, config: TrainConfig) -> DecodedFolderSplit:
     return DecodedFolderSplit(images, labels.astype(np.int32), split.class_names, split, kept)
 
 
-def _root(dataset: str, where: str) -> str:
+def root(dataset: str, where: str) -> str:
     """Returns the folder that a data set's name means."""
     try:
         root = paths.expand(dataset.removeprefix(PREFIX))

@@ -47,7 +47,7 @@ def open_split(config: TrainConfig, *, train: bool, workdir: str = "") -> Split:
         split = _digits(name) if config.dataset == "digits" else _fake(config, name)
     elif config.dataset.startswith(folder.PREFIX):
         split = folder.open_split(config, train=train, workdir=workdir)
-        if config.augment != "resized_crop":
+        if not config.crops:
             split = folder.in_memory(split, config)
     else:
         split = _tfds_split(config, field)
@@ -62,7 +62,27 @@ def open_split(config: TrainConfig, *, train: bool, workdir: str = "") -> Split:
                 f"config.{field}={values}: {config.dataset} has {split.channels} channel(s), so give "
                 f"one number or {split.channels}"
             )
+    if config.mean_image and config.mean.shape[-1] != split.channels:
+        raise UserError(
+            f"has {config.mean.shape[-1]} channel(s); {config.dataset} has {split.channels}",
+            f"config.mean_image={config.mean_image}",
+        )
     return split
+
+
+def directory(config: TrainConfig) -> str:
+    """Returns where a data set's files lie.
+
+    Raises:
+      UserError: it has none, or is not there.
+    """
+    if config.dataset in catalog.BUILT_IN:
+        raise UserError(
+            "has no files, beside which something could be kept", f"config.dataset={config.dataset!r}"
+        )
+    if config.dataset.startswith(folder.PREFIX):
+        return folder.root(config.dataset, f"config.dataset={config.dataset!r}")
+    return os.fspath(_tfds_builder(config.dataset, config.data_dir).data_path)
 
 
 def _digits(name: str) -> ArraySplit:
@@ -151,13 +171,13 @@ def _tfds_split(config: TrainConfig, field: str) -> Split:
         class_names=features.class_names,
         channels=features.shape[-1] or 3,
     )
-    if config.augment == "resized_crop":
+    if config.crops:
         _look_at(split, f"config.{field}={name!r}")
         return split
     if None in features.shape[:2]:
         raise UserError(
             f"config.augment={config.augment!r}: the images of {config.dataset} differ in size; "
-            "use 'resized_crop'"
+            "use 'resize_crop'"
         )
     limit = config.max_corrupt_records
     return _decoded(split, features.shape[:2], limit, f"config.{field}={name!r}")

@@ -72,7 +72,7 @@ def network(config: TrainConfig, compute_dtype: str = "float32") -> Callable[[An
     made = networks.make(dataclasses.replace(config, compute_dtype=compute_dtype, remat="none"))
 
     def function(variables, pixels):
-        return made(variables, image.standardize(pixels, config.pixel_mean, config.pixel_std))
+        return made(variables, image.standardize(pixels, config.mean, config.pixel_std))
 
     return function
 

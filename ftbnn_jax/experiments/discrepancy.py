@@ -66,7 +66,7 @@ def measure(workdir: str, num_images: int) -> tuple[dict[str, float], np.ndarray
 
     @jax.jit
     def trace(images):
-        x = image.standardize(images, config.pixel_mean, config.pixel_std)
+        x = image.standardize(images, config.mean, config.pixel_std)
         features, _ = recording.calls(model, variables, x, nn.Dense)["head"]
         convolutions = recording.calls(model, variables, x, blocks.BinaryConv)
         kernels = {plan.name: _kernels(variables["params"][plan.name]["conv"]) for plan in plans}

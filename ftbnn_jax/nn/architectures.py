@@ -50,6 +50,7 @@ def resnet18() -> ResNetSpec:
         stem_activation="relu",
         activation="relu",
         stage_end_activation="relu",
+        real_init="he_normal",
     )
 
 

@@ -28,19 +28,48 @@ def stream_dtype(compute_dtype: jnp.dtype) -> jnp.dtype:
     return jnp.bfloat16 if jnp.dtype(compute_dtype) == jnp.bfloat16 else jnp.float32
 
 
+def fan_in_uniform(
+    key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32, *, fan_in: int = 0
+) -> jax.Array:
+    """Draws evenly between -1 / sqrt(fan_in) and 1 / sqrt(fan_in), an initializer of flax's.
+
+    Args:
+      key: for the random numbers.
+      shape: of the result.
+      dtype: likewise.
+      fan_in: how many numbers a result is the sum of; 0 for the product of all axes but the last.
+    """
+    bound = 1 / math.sqrt(fan_in or math.prod(shape[:-1]))
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+# How real kernels begin, by the names of `ResNetSpec.real_init`.
+REAL_INITS = {"fan_in_uniform": fan_in_uniform, "he_normal": nn.initializers.he_normal()}
+
+
 class Conv(nn.Module):
-    """Real convolution without bias; `[N, H, W, I]` to float32 `[N, H', W', features]`."""
+    """Real convolution without bias; `[N, H, W, I]` to float32 `[N, H', W', features]`.
+
+    Attributes:
+      features: channels of the result.
+      kernel_size: height and width.
+      stride: in both directions.
+      padding: zeros on each side.
+      compute_dtype: dtype of the operands.
+      init: how the kernel begins, one of `REAL_INITS`.
+    """
 
     features: int
     kernel_size: int
     stride: int = 1
     padding: int = 0
     compute_dtype: jnp.dtype = jnp.float32
+    init: str = "fan_in_uniform"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.he_normal(), shape)
+        kernel = self.param("kernel", REAL_INITS[self.init], shape)
         return convolution.conv2d(x, kernel, self.stride, self.padding, self.compute_dtype)
 
 
@@ -98,10 +127,16 @@ class BatchNorm(nn.Module):
     In training, the statistics are those of the whole batch, over every device it is spread on.
     Otherwise the running statistics are folded into one multiplication and one addition. An input scale,
     `[C]`, multiplies the input first.
+
+    Attributes:
+      momentum: share of the old running statistics kept in each step.
+      epsilon: added to the variance.
+      unbiased: whether the running variance is that of `n - 1` of a batch's `n` numbers.
     """
 
     momentum: float = 0.9
     epsilon: float = 1e-5
+    unbiased: bool = True
 
     def __call__(self, x: jax.Array, train: bool, input_scale: jax.Array | None = None) -> jax.Array:
         return self.normalizer(x, train, input_scale)(x)
@@ -122,14 +157,17 @@ class BatchNorm(nn.Module):
             return batch_norm.Folded(*folded)
         normalizer = batch_norm.Normalizer.of(x, scale, bias, self.epsilon, input_scale)
         if not self.is_initializing():
-            keep = self.momentum
+            keep, count = self.momentum, x.size // x.shape[-1]
+            # One number has no unbiased variance; its biased one is 0.
+            factor = count / max(count - 1, 1) if self.unbiased else 1.0
             running_mean.value = keep * running_mean.value + (1 - keep) * normalizer.mean
-            running_var.value = keep * running_var.value + (1 - keep) * normalizer.variance
+            running_var.value = keep * running_var.value + (1 - keep) * factor * normalizer.variance
         return normalizer
 
 
 def _batch_norm(spec: ResNetSpec, name: str) -> BatchNorm:
-    return BatchNorm(spec.batch_norm_momentum, spec.batch_norm_epsilon, name=name)
+    unbiased = spec.running_variance == "unbiased"
+    return BatchNorm(spec.batch_norm_momentum, spec.batch_norm_epsilon, unbiased, name=name)
 
 
 def _activation(spec: ResNetSpec, kind: str, name: str) -> nn.Module:
@@ -153,6 +191,7 @@ class Stem(nn.Module):
             s.stem_stride,
             s.stem_kernel // 2,
             self.compute_dtype,
+            s.real_init,
             name="conv",
         )(x)
         x = _batch_norm(s, "bn")(x, train).astype(stream_dtype(self.compute_dtype))
@@ -196,9 +235,8 @@ class BinaryBlock(nn.Module):
             x = jnp.concatenate([x, x], axis=-1)
         elif p.shortcut == "conv":
             shortcut = pooling.avg_pool_2x2(x)
-            shortcut = Conv(p.features, 1, compute_dtype=self.compute_dtype, name="shortcut_conv")(
-                shortcut
-            )
+            conv = Conv(p.features, 1, 1, 0, self.compute_dtype, s.real_init, name="shortcut_conv")
+            shortcut = conv(shortcut)
             shortcut = _batch_norm(s, "shortcut_bn")(shortcut, train)
         else:
             shortcut = x if p.shortcut == "identity" else None
@@ -259,12 +297,16 @@ class RealBlock(nn.Module):
         stream = stream_dtype(self.compute_dtype)
         y, last = x, len(p.convolutions())
         for number, (features, size, stride) in enumerate(p.convolutions(), 1):
-            conv = Conv(features, size, stride, size // 2, self.compute_dtype, name=f"conv{number}")
+            geometry = features, size, stride, size // 2
+            conv = Conv(*geometry, self.compute_dtype, s.real_init, name=f"conv{number}")
             y = _batch_norm(s, f"bn{number}")(conv(y), train)
             if number < last:
                 y = _activation(s, p.inner_activation, f"act{number}")(y.astype(stream))
         if p.shortcut == "conv":
-            x = Conv(p.features, 1, p.stride, 0, self.compute_dtype, name="shortcut_conv")(x)
+            conv = Conv(
+                p.features, 1, p.stride, 0, self.compute_dtype, s.real_init, name="shortcut_conv"
+            )
+            x = conv(x)
             x = _batch_norm(s, "shortcut_bn")(x, train)
         y = (y + x.astype(jnp.float32)).astype(stream)
         return _activation(s, p.activation, f"act{last}")(y)

@@ -1,5 +1,6 @@
 """The residual network that a `ResNetSpec` describes."""
 
+import functools
 import itertools
 from typing import Any
 
@@ -53,7 +54,11 @@ class ResNet(nn.Module):
         for stage in self._stages():
             x = run(self, x, stage, train, progress)
         x = pooling.head(x.astype(jnp.float32), self.spec.head)
-        return nn.Dense(self.num_classes, name="head")(x)
+        init = blocks.REAL_INITS[self.spec.real_init]
+        bias = nn.initializers.zeros
+        if self.spec.real_init == "fan_in_uniform":
+            bias = functools.partial(blocks.fan_in_uniform, fan_in=x.shape[-1])
+        return nn.Dense(self.num_classes, kernel_init=init, bias_init=bias, name="head")(x)
 
     def _stages(self) -> list[tuple[BinaryConvPlan | RealBlockPlan, ...]]:
         """The blocks, cut before each that halves the resolution."""

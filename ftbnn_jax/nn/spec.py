@@ -22,6 +22,8 @@ SIGNS = ("three_valued", "two_valued")
 BLOCKS = ("binary", "real", "bottleneck")
 REAL_ACTIVATIONS = ("tanh", "identity")
 HEADS = ("mean", "flatten")
+RUNNING_VARIANCES = ("unbiased", "biased")
+REAL_INITS = ("fan_in_uniform", "he_normal")
 
 # No machine could hold a network of more channels. Sums of so many signs are exact in float32.
 _MOST_FEATURES = 2**16
@@ -49,6 +51,8 @@ _ALLOWED = {
     "ste_bound": fields.POSITIVE,
     "slope_start": Range(longest=_SLOPES),
     "batch_norm_momentum": fields.SHARE,
+    "running_variance": RUNNING_VARIANCES,
+    "real_init": REAL_INITS,
     "batch_norm_epsilon": fields.POSITIVE,
 }
 
@@ -253,6 +257,11 @@ class ResNetSpec(Architecture):
       slope_start: where slopes begin: PReLU's, and FPReLU's on the negative and the positive side. The
         paper says 1 of FPReLU (Fig. 3); 0.25 is PyTorch's for PReLU.
       batch_norm_momentum: share of the old running statistics kept in each step.
+      running_variance: "unbiased" keeps n / (n - 1) of the variance of a batch's n numbers in the
+        running statistics, as PyTorch does, "biased" the variance that the batch was normalised by.
+      real_init: how the kernels of real convolutions and the classifier begin. "fan_in_uniform" is
+        PyTorch's, even between -1 / sqrt(fan_in) and 1 / sqrt(fan_in), the classifier's bias as well;
+        "he_normal" is that of He et al. (2015), the bias 0. The paper does not say.
 
     Raises:
       UserError: a field, the architecture's among them, has a value that cannot be built.
@@ -263,6 +272,8 @@ class ResNetSpec(Architecture):
     ste_bound: float = 1.2
     slope_start: tuple[float, ...] = (0.25, 1.0, 1.0)
     batch_norm_momentum: float = 0.9
+    running_variance: str = "unbiased"
+    real_init: str = "fan_in_uniform"
 
     def __post_init__(self):
         super().__post_init__()

@@ -4,15 +4,18 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
-def standardize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+def standardize(
+    images: jax.Array, mean: Sequence[float] | np.ndarray, std: Sequence[float]
+) -> jax.Array:
     """Brings pixels, of the network's size already (`ops.preprocessing`), to its scale.
 
     Args:
       images: `[N, H, W, C]`, uint8, pixel values 0 to 255.
-      mean: subtracted, in pixel values; one number, or one per channel.
-      std: divided by, likewise.
+      mean: subtracted, in pixel values; one number, one per channel, or an image `[H, W, C]`.
+      std: divided by; one number, or one per channel.
 
     Returns:
       float32 `[N, H, W, C]`.

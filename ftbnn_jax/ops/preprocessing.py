@@ -31,7 +31,8 @@ class Preprocessing:
         alone samples the same places, up to a pixel where 16 does not divide the side.
       antialias: whether the filter is as wide as an output pixel where the image shrinks, and every
         input pixel counts; otherwise it reaches from one input pixel to the next.
-      mean: subtracted from pixel values 0 to 255; one number, or one per channel.
+      mean: subtracted from pixel values 0 to 255; one number, or one per channel. Where the network
+        subtracts a mean image, that image's means over all positions.
       std: divided by, likewise.
     """
 

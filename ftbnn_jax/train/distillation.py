@@ -1,6 +1,7 @@
 """Learning from a trained net: its outputs as soft labels, and where in the image it is active.
 
-Appendix C of the paper follows Martinez et al. (2020) and gives no numbers; the forms of both losses and
+Appendix C of the paper follows Martinez et al. (2020): a trained net's outputs are the soft labels of
+the cross-entropy, and attention maps are matched. It gives no numbers; the forms of both losses and
 their default weights are those of larq-zoo's Real-to-Binary training.
 """
 
@@ -45,7 +46,7 @@ class Teacher:
           images: uint8 `[N, H, W, C]`, standardised here as the teacher was trained.
         """
         config = self.config
-        x = image.standardize(images, config.pixel_mean, config.pixel_std)
+        x = image.standardize(images, config.mean, config.pixel_std)
         found = self.network.run(variables, x)
         return jax.lax.stop_gradient((found.logits, found.blocks))
 
@@ -99,6 +100,9 @@ def attention_loss(student: Sequence[jax.Array], teacher: Sequence[jax.Array]) -
 
 def output_loss(student: jax.Array, teacher: jax.Array, temperature: float) -> jax.Array:
     """Hinton et al. (2015): `T^2 * KL(softmax(teacher / T) || softmax(student / T))`, mean over images.
+
+    For `T = 1` it is the cross-entropy with the teacher's outputs as soft labels, less their own
+    entropy, which has no gradient.
 
     Args:
       student: logits `[N, K]`.

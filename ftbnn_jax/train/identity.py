@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import ftbnn_jax
+from ftbnn_jax import config as config_lib
 from ftbnn_jax import networks, report
 from ftbnn_jax.config import TrainConfig
 from ftbnn_jax.data import batches, sets
@@ -27,9 +28,12 @@ _FIELDS: tuple[tuple[str, set[Use], set[Use]], ...] = (
     ("image_size", {"teacher", "use"}, {"start_from"}),
     ("pixel_mean", {"use"}, {"start_from"}),
     ("pixel_std", {"use"}, {"start_from"}),
+    ("mean_image", {"resume", "use"}, {"start_from"}),
     ("augment", {"use"}, {"start_from"}),
     ("class_names", {"teacher", "use"}, {"resume"}),
 )
+# Values of `augment` by which evaluation sees whole images.
+_WHOLE = ("pad_crop", "none")
 _ADVICE = {
     "resume": "; use that value or another --workdir",
     "start_from": "",
@@ -47,13 +51,15 @@ def describe(config: TrainConfig, split: sets.Split) -> dict[str, Any]:
 
     Returns:
       `config` (all fields), `channels`, `class_names` (one name a class, in the order of the labels),
-      `num_examples`, the package's `version`, and `network`, as `networks.identity` has it.
+      `num_examples`, `mean_image` (a digest of its numbers), the package's `version`, and `network`,
+      as `networks.identity` has it.
     """
     return {
         "config": config.to_dict(),
         "channels": split.channels,
         "class_names": list(split.class_names),
         "num_examples": split.num_examples,
+        "mean_image": config.mean_digest,
         "version": ftbnn_jax.__version__,
         "network": networks.identity(config, split.channels),
     }
@@ -86,7 +92,7 @@ def check(
     Raises:
       UserError: names the first field that must not differ, both values and what would be right.
     """
-    here = {**saved, "config": config.to_dict()}
+    here = {**saved, "config": config.to_dict(), "mean_image": config.mean_digest}
     if split is not None:
         here |= {"channels": split.channels, "class_names": list(split.class_names)}
     # This classifier reads every position, and another image size has others.
@@ -141,6 +147,9 @@ def _values(name: str, experiment: dict[str, Any]) -> dict[str, Any]:
     """Values of a field, by the names that messages give them; equal ones have the same meaning."""
     if name == "channels":
         return {"channels of the images": experiment["channels"]}
+    if name == "mean_image":
+        # The numbers count, and not where they lie.
+        return {"a mean image of digest": experiment.get("mean_image", "")}
     # A checkpoint may be older than some fields, which then have their defaults.
     config = TrainConfig.from_dict(_known(experiment["config"]))
     if name == "model":
@@ -152,7 +161,7 @@ def _values(name: str, experiment: dict[str, Any]) -> dict[str, Any]:
         value = tuple(value) * (experiment["channels"] if len(value) == 1 else 1)
     if name == "augment":
         # Evaluation sees the centre of an image, or all of it.
-        value = value if value == "resized_crop" else "'pad_crop' or 'none'"
+        value = " or ".join(map(repr, config_lib.CROPPING if config.crops else _WHOLE))
     return {f"config.{name}": value}
 
 
@@ -195,7 +204,7 @@ def warn_of_changes(saved: dict[str, Any], config: TrainConfig, split: sets.Spli
 
 
 # A file that has moved is the same file, and `check_program` looks at what it makes.
-_NOT_CHANGEABLE = ("model", "network", "num_classes", "freeze")
+_NOT_CHANGEABLE = ("model", "network", "num_classes", "freeze", "mean_image")
 
 
 def _known(fields: Mapping[str, Any]) -> dict[str, Any]:

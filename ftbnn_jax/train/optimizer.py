@@ -1,4 +1,4 @@
-"""Adam, its learning rate schedules, and weight decay that leaves binary kernels alone (section 3)."""
+"""Adam, its learning rate schedules, and weight decay by kinds of parameters (section 3)."""
 
 import re
 from typing import Any
@@ -44,9 +44,8 @@ def learning_rate(config: TrainConfig, num_steps: int) -> optax.Schedule:
 def make(config: TrainConfig, num_steps: int, kernels: weights.Weights) -> optax.GradientTransformation:
     """Returns Adam with an L2 term in the gradient, as PyTorch's `Adam(weight_decay=...)` has it.
 
-    The term is on the weights of real convolutions and matrix products, as the traced program shows
-    them: not on those whose signs are multiplied, nor on what is no weight. Parameters that
-    `config.freeze` names get no update, and no state.
+    The term is on the kinds of parameters that `config.decayed` names. Parameters that `config.freeze`
+    names get no update, and no state.
 
     Args:
       config: gives the numbers.
@@ -58,7 +57,8 @@ def make(config: TrainConfig, num_steps: int, kernels: weights.Weights) -> optax
     """
     adam = optax.chain(
         optax.add_decayed_weights(
-            config.weight_decay, lambda params: weights.mask(kernels.real, params)
+            config.weight_decay,
+            lambda params: weights.mask(decayed_names(config, kernels, params), params),
         ),
         optax.scale_by_adam(),
         optax.scale_by_learning_rate(learning_rate(config, num_steps)),
@@ -71,6 +71,29 @@ def make(config: TrainConfig, num_steps: int, kernels: weights.Weights) -> optax
         return jax.tree.map(lambda is_frozen: "frozen" if is_frozen else "trained", frozen)
 
     return optax.multi_transform({"trained": adam, "frozen": optax.set_to_zero()}, labels)
+
+
+def decayed_names(config: TrainConfig, kernels: weights.Weights, params: Any) -> frozenset[str]:
+    """Returns which parameters get weight decay.
+
+    Weights are told apart by the products that read them in the traced program. Whatever stands beside
+    the weights of a product, in the same module, is its bias; slopes are known by their names; all else
+    scales or shifts, as norms do.
+
+    Args:
+      config: names the kinds.
+      kernels: of the network.
+      params: its parameters.
+    """
+    kinds = dict.fromkeys(kernels.binary, "binary") | dict.fromkeys(kernels.real, "real")
+    modules = {name.rpartition("/")[0] for name in kinds}
+
+    def kind(name: str) -> str:
+        module, _, own = name.rpartition("/")
+        beside = "biases" if module in modules else "norms"
+        return kinds.get(name) or ("slopes" if own.endswith("slope") else beside)
+
+    return frozenset(n for n in nn_variables.by_name(params) if kind(n) in config.decayed)
 
 
 def frozen_names(config: TrainConfig, tree: Any) -> frozenset[str]:

@@ -144,7 +144,7 @@ def _make_gradients(
     config: TrainConfig, network: Network, mesh: Mesh, teacher: distillation.Teacher | None
 ) -> _Gradients:
     def loss_fn(params, collections, images, labels, progress, key, teacher_variables):
-        x = image.standardize(images, config.pixel_mean, config.pixel_std)
+        x = image.standardize(images, config.mean, config.pixel_std)
         # What is frozen has no gradient, and XLA leaves out what computes it.
         params = _unless_frozen(config, params, jax.lax.stop_gradient(params))
         variables = {"params": params, **collections}
@@ -233,7 +233,7 @@ def make_eval_step(
     network = networks.make(dataclasses.replace(config, remat="none"))
 
     def eval_step(variables, batch):
-        images = image.standardize(batch["image"], config.pixel_mean, config.pixel_std)
+        images = image.standardize(batch["image"], config.mean, config.pixel_std)
         labels, weight = batch["label"], batch["weight"]
         logits, zeros = recording.with_zeros(network, variables, images)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)

@@ -1,4 +1,4 @@
-"""Images of all encodings in sets of one and of three channels, and the centre crop as it is defined."""
+"""Images of all encodings in sets of one and of three channels, and both crops as they are defined."""
 
 import dataclasses
 import io
@@ -11,6 +11,7 @@ from PIL import Image
 
 from ftbnn_jax import config as config_lib
 from ftbnn_jax.data import batches as batches_lib
+from ftbnn_jax.data import crops, decode, thread_decoder
 from ftbnn_jax.data.lazy import tf
 from ftbnn_jax.errors import CorruptRecordError
 from ftbnn_jax.nn import architectures
@@ -266,3 +267,100 @@ def test_center_crop_is_that_of_the_resized_image(tmp_path, write_split, height,
     # Rounded to whole numbers; at the crop's edge nothing beyond it is known.
     inner = (slice(1, -1), slice(1, -1))
     assert abs(batch["image"][0].astype(float) - expected)[inner].max() <= 0.5 + 1e-3
+
+
+_DRAWS = 2000
+
+
+def _as_described(height, width, rng):
+    """Resizes the shorter side to 256 to 480, then takes 224 x 224 from anywhere (He et al., 2016).
+
+    Returns the shorter side, and where the crop's centre lies, as shares of height and width.
+    """
+    shorter = rng.integers(256, 481)
+    resized = np.array([height, width]) * shorter / min(height, width)
+    corner = [rng.integers(0, int(np.floor(side)) - 224 + 1) for side in resized]
+    return shorter, *((np.array(corner) + 112) / resized)
+
+
+def _windows(by, height, width):
+    if by == "tensorflow":
+        seeds = tf.data.Dataset.range(_DRAWS).map(
+            lambda i: tf.stack(crops.in_graph("resize_crop", (height, width, 3), (7, i)))
+        )
+        return np.stack(list(seeds.as_numpy_iterator()))
+    return np.array(
+        [
+            crops.in_numpy("resize_crop", height, width, np.random.default_rng((7, i)))
+            for i in range(_DRAWS)
+        ]
+    )
+
+
+@pytest.mark.parametrize("by", ["tensorflow", "numpy"])
+@pytest.mark.parametrize(("height", "width"), [(375, 500), (640, 427)])
+def test_scale_and_place_are_spread_as_described(by, height, width):
+    """Mean and standard deviation of 2,000 draws, to four standard errors of their differences."""
+    top, left, rows, columns = _windows(by, height, width).T
+    np.testing.assert_array_equal(rows, columns)
+    assert top.min() >= 0 and (top + rows).max() <= height
+    assert left.min() >= 0 and (left + columns).max() <= width
+    length = min(height, width)
+    assert (rows.min(), rows.max()) == (round(length * 224 / 480), round(length * 224 / 256))
+    shorter, y, x = 224 * length / rows, (top + rows / 2) / height, (left + rows / 2) / width
+    rng = np.random.default_rng(11)
+    expected = np.array([_as_described(height, width, rng) for _ in range(_DRAWS)]).T
+    # The side is a whole number of pixels, and so is the place: a hundredth of the spread at the most.
+    for found, other in zip((shorter, y, x), expected, strict=True):
+        deviation = other.std()
+        error = deviation * np.sqrt(2 / _DRAWS)
+        assert abs(found.mean() - other.mean()) < 4 * error
+        # The deviation of a deviation is at most that of a normal distribution's.
+        assert abs(found.std() - deviation) < 4 * error / np.sqrt(2)
+    # Scale and place are drawn apart from each other, within what the window leaves of the image.
+    share = top / np.maximum(height - rows, 1)
+    assert abs(np.corrcoef(rows, share)[0, 1]) < 4 / np.sqrt(_DRAWS)
+    assert abs(share.mean() - 0.5) < 4 * np.sqrt(1 / 12 / _DRAWS)
+
+
+@pytest.mark.parametrize(("shorter", "length"), [(256, 512), (480, 480)])
+def test_a_crop_is_that_of_the_resized_image(shorter, length):
+    """Equal pixels: at half the size every pixel is the mean of four, at the same size it is itself."""
+    image = np.asarray(smooth_image(length, length + 64))
+    resized = bilinear(image, shorter, (length + 64) * shorter // length)
+    top, left = 17, 21
+    expected = resized[top : top + 224, left : left + 224]
+    step, side = length // shorter, int(crops._side(length, shorter))
+    assert side == 224 * step
+    window = image[top * step : top * step + side, left * step : left * step + side]
+    (found,) = decode.resize([window], [False], 224)
+    assert np.abs(found - expected).max() <= 0.5
+
+
+@pytest.mark.parametrize("threads", [False, True])
+def test_pixels_of_given_draws(tmp_path, write_split, threads):
+    """Both decoders cut out, resize and mirror what their draws say, of a PNG to the level."""
+    image = smooth_image(300, 260)
+    split = write_split(tmp_path, [encode(image, "PNG")] * 8)
+    config = dataclasses.replace(CONFIG, batch_size=8, seed=6)
+    assert config.augment == "resize_crop"
+    if threads:
+        decoder = thread_decoder.Decoder(split, config, lambda step: (np.arange(8),) * 2, 8, True)
+        (batch,) = decoder.batches(0, 1)
+    else:
+        (batch,) = batches_lib.train_batches(split, config, first_step=0, last_step=1)
+    mirrored = 0
+    for position, found in enumerate(batch["image"]):
+        if threads:
+            rng = np.random.default_rng((6, position))
+            top, left, rows, columns = crops.in_numpy("resize_crop", 300, 260, rng)
+            mirror = rng.random() < 0.5
+        else:
+            seed = tf.constant([6, position], tf.int64)
+            top, left, rows, columns = map(int, crops.in_graph("resize_crop", (300, 260, 3), seed))
+            mirror = float(tf.random.stateless_uniform((), seed + tf.constant([1, 0], tf.int64))) < 0.5
+        window = np.asarray(image)[top : top + rows, left : left + columns]
+        expected = bilinear(window, 56, 56)
+        mirrored += mirror
+        np.testing.assert_array_less(np.abs(found - (expected[:, ::-1] if mirror else expected)), 1)
+    assert 0 < mirrored < 8

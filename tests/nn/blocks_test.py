@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ftbnn_jax.nn import architectures, blocks
+from ftbnn_jax.nn.resnet import ResNet
 
 
 def test_latent_weights_start_xavier_normal_with_gain_two():
@@ -75,21 +76,52 @@ def test_what_an_exact_zero_adds_to_a_sum(sign, after_relu, zeros_count):
     np.testing.assert_array_equal(y[0, 0, 0], zeros_count * weights[1:, 1:].sum((0, 1, 2)))
 
 
-@pytest.mark.parametrize("momentum", [0.9, 0.25])
-def test_running_statistics_are_moving_averages_of_the_batchs(momentum):
+@pytest.mark.parametrize(("momentum", "unbiased"), [(0.9, True), (0.25, False)])
+def test_running_statistics_are_moving_averages_of_the_batchs(momentum, unbiased):
+    """Of 54 numbers a channel, the unbiased variance is 54/53 of the biased one."""
     x = jnp.asarray(np.random.default_rng(0).normal(1, 3, (6, 3, 3, 2)), jnp.float32)
-    module = blocks.BatchNorm(momentum)
+    module = blocks.BatchNorm(momentum, unbiased=unbiased)
     variables = module.init(jax.random.key(0), x, True)
     # Initialising must not count as a step.
     for name, start in (("mean", 0), ("var", 1)):
         np.testing.assert_array_equal(variables["batch_stats"][name], np.full(2, start))
     _, state = module.apply(variables, x, True, mutable=["batch_stats"])
     values = np.asarray(x, np.float64)
-    expected = {"mean": values.mean((0, 1, 2)), "var": values.var((0, 1, 2))}
+    expected = {
+        "mean": values.mean((0, 1, 2)),
+        "var": values.var((0, 1, 2)) * (54 / 53 if unbiased else 1),
+    }
     for name, start in (("mean", 0), ("var", 1)):
         np.testing.assert_allclose(
             state["batch_stats"][name], momentum * start + (1 - momentum) * expected[name], rtol=1e-5
         )
+
+
+def test_one_number_has_no_unbiased_variance():
+    module = blocks.BatchNorm()
+    x = jnp.full((1, 1, 1, 2), 3.0)
+    variables = module.init(jax.random.key(0), x, True)
+    _, state = module.apply(variables, x, True, mutable=["batch_stats"])
+    np.testing.assert_allclose(state["batch_stats"]["var"], [0.9, 0.9], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("init", "variance"), [("fan_in_uniform", 1 / 3), ("he_normal", 2.0)])
+def test_real_layers_begin_as_the_field_says(init, variance):
+    """A uniform number between -b and b has the variance b * b / 3."""
+    net = architectures.small((1, 1), 16, real_init=init)
+    params = ResNet(net, 50).init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
+    kernels = {
+        27: params["stem"]["conv"]["kernel"],
+        16: params["block2_1"]["shortcut_conv"]["kernel"],
+        32: params["head"]["kernel"],
+    }
+    for fan_in, kernel in kernels.items():
+        # The variance of 432 numbers or more, to six times its standard error for normal ones.
+        assert abs(np.var(kernel) * fan_in / variance - 1) < 6 * math.sqrt(2 / kernel.size)
+        if init == "fan_in_uniform":
+            assert 0.98 < np.abs(kernel).max() * math.sqrt(fan_in) <= 1
+    bias = np.abs(params["head"]["bias"]) * math.sqrt(32)
+    assert (0.8 < bias.max() <= 1) if init == "fan_in_uniform" else (bias == 0).all()
 
 
 @pytest.mark.parametrize(

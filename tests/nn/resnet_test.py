@@ -253,7 +253,9 @@ def test_latent_weights_outside_the_clip_have_no_gradient_and_those_inside_do(bo
 
 def test_training_and_inference_agree_once_the_running_statistics_are_the_batchs():
     """One training step leaves exactly the batch's, where no share of the old ones is kept."""
-    net = spec.ResNetSpec.from_dict(_DERIVED.to_dict() | {"batch_norm_momentum": 0.0})
+    net = spec.ResNetSpec.from_dict(
+        _DERIVED.to_dict() | {"batch_norm_momentum": 0.0, "running_variance": "biased"}
+    )
     model, variables = _build(net)
     train = jax.jit(lambda v, x: model.apply(v, x, True, mutable=["batch_stats"]))
     logits, state = train(variables, _images())

@@ -54,7 +54,7 @@ SAID = {
     "size": "config.image_size=8, here it is 16",
     "mean": "config.pixel_mean=(70.0, 70.0, 70.0), here it is (70.0, 70.0, 71.0)",
     "std": "config.pixel_std=(90.0, 90.0, 90.0), here it is (91.0, 91.0, 91.0)",
-    "crop": "config.augment=\"'pad_crop' or 'none'\", here it is 'resized_crop'",
+    "crop": "config.augment=\"'pad_crop' or 'none'\", here it is \"'resize_crop' or 'resized_crop'\"",
 }
 
 

@@ -81,11 +81,40 @@ def test_decay_reaches_weights_that_are_multiplied_as_they_are(fields, real, lat
     assert set(found.real) == {"stem/conv/kernel", "head/kernel", *others}
 
 
+_BLOCKS = [f"block{s}_{b}" for s in (1, 2) for b in (1, 2)]
+# Of a net of two stages of two blocks, by the kind of parameter.
+_KINDS = {
+    "binary": {f"{b}/conv/kernel_0" for b in _BLOCKS},
+    "real": {"stem/conv/kernel", "block2_1/shortcut_conv/kernel", "head/kernel"},
+    "norms": {
+        f"{norm}/{name}"
+        for norm in ("stem/bn", "block2_1/shortcut_bn", *(f"{b}/bn" for b in _BLOCKS))
+        for name in ("scale", "bias")
+    }
+    | {f"{b}/channel_scale" for b in _BLOCKS},
+    "slopes": {f"block{s}_1/act/{side}_slope" for s in (1, 2) for side in ("negative", "positive")},
+    "biases": {"head/bias"},
+}
+
+
+@pytest.mark.parametrize(
+    "decayed", [(kind,) for kind in _KINDS] + [(), ("real", "norms", "slopes", "biases"), tuple(_KINDS)]
+)
+def test_each_kind_of_parameter_decays_by_its_name_in_the_config(decayed):
+    model = dataclasses.replace(CONFIG.model, groups=1, scaling="xnor_net++")
+    config = dataclasses.replace(CONFIG, model=model, decayed=decayed)
+    params = networks.shapes(config, 3)["params"]
+    found = optimizer.decayed_names(config, networks.weights(config, 3), params)
+    assert found == set().union(*(_KINDS[kind] for kind in decayed))
+    if decayed == tuple(_KINDS):
+        assert len(found) == len(jax.tree.leaves(params))
+
+
 def test_decay_is_an_l2_term_in_the_gradient():
     """PyTorch's Adam: the decayed weight enters the moments, unlike AdamW's."""
     config = dataclasses.replace(CONFIG, weight_decay=0.5, schedule="constant")
     params = {"conv": {"kernel": jnp.array([2.0]), "kernel_0": jnp.array([2.0])}}
-    tx = optimizer.make(config, 10, weights.Weights((), ("conv/kernel",)))
+    tx = optimizer.make(config, 10, weights.Weights(("conv/kernel_0",), ("conv/kernel",)))
     opt_state = tx.init(params)
     kernel, moments = 2.0, np.zeros(2)
     for step in range(1, 4):
