@@ -125,6 +125,9 @@ _LISTED = (
         "--config.model.blocks='(1,1)'",
     ),
     Listed(_PAPER, "--steps=1000,4000", "an hour", "--steps=1000,4000 --report"),
+    Listed(_PAPER, "--epochs=20", "hours", "--epochs=20 --report"),
+    Listed(_PAPER, "--widths=2,8,32", "an hour", "--widths=2,8,32 --report"),
+    Listed(_PAPER, "--output=schedules", "hours", "--output=schedules --report"),
     Listed(
         _TRAINING,
         "bench exactness",

@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import sys
@@ -178,7 +179,13 @@ def test_table_3_shows_finished_runs_beside_the_published_numbers(tmp_path, caps
     options = ["--dataset=cifar10", "--rows=prelu,none", "--seeds=0,1,2", "--report"]
     assert table3.main([f"--workdir={tmp_path}/other", *options, "--grid=batch_size=50"]) == 0
     assert "prelu-batch_size=50" in (output := capsys.readouterr().out) and "58.9 / 81.1" in output
-    assert table3.main([f"--workdir={tmp_path}", *options]) == 0
+    output = tmp_path / "found"
+    assert table3.main([f"--workdir={tmp_path}", *options, f"--output={output}"]) == 0
+    saved = [
+        (row["name"], row["accuracy"]) for row in json.loads(output.with_suffix(".json").read_text())
+    ]
+    assert saved == [("prelu", [0.61, 0.63]), ("none", [])]
+    assert output.with_suffix(".png").exists()
     (row,) = [line for line in capsys.readouterr().out.splitlines() if "prelu" in line]
     assert [cell.strip() for cell in row.strip("│").split("│")] == [
         "prelu",
@@ -192,6 +199,7 @@ def test_a_grid_is_a_run_for_every_combination(tmp_path, stub, capsys):
     command = [
         *("quickstart", f"--workdir={tmp_path}", "--seeds=1"),
         *("--grid", "learning_rate=0.003,0.01", "--grid=model.blocks=(1,1), (2,2)"),
+        f"--output={tmp_path}/found",
         *("--", "--config.num_steps=2"),
     ]
     for _ in range(2):
@@ -209,6 +217,11 @@ def test_a_grid_is_a_run_for_every_combination(tmp_path, stub, capsys):
         assert rows == [[name, "1", "60.00"] for name in names]
         # The second time finds all of them finished.
         assert _starts(tmp_path) == 4
+    saved = json.loads((tmp_path / "found.json").read_text())
+    assert [(row["name"], row["accuracy"]) for row in saved] == [(name, [0.6]) for name in names]
+    assert saved[0]["overrides"] == [
+        *("--config.num_steps=2", "--config.learning_rate=0.003", "--config.model.blocks=(1,1)")
+    ]
     (member, *_) = members.make({"a": command[0]}, [1], [], {"model.groups": ["1"]})
     assert member.overrides == ("--config.model.groups=1",)
 
