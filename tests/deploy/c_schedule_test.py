@@ -23,7 +23,6 @@ from ftbnn_jax.deploy.c import (
     export,
     fixed_point,
     generate,
-    geometry,
     golden,
     lowering,
     memory,
@@ -94,7 +93,7 @@ def test_weights_are_at_most_1_02_times_the_packed_file():
     packed = sum(tensor.nbytes for tensor in artifact.graph.tensors.values())
     numbers = arithmetic.SinglePrecision(network, arithmetic.Names(set()))
     emit.Text(network, numbers).functions()
-    words = [tables.binary_weights("", product.kernels, geometry.SLACK) for product in network.products]
+    words = [tables.binary_weights("", product.kernels) for product in network.products]
     constants = [*words, *numbers.tables.values()]
     assert sum(table.values.nbytes for table in constants) <= 1.02 * packed
 

@@ -16,7 +16,6 @@ from ftbnn_jax.deploy.c import (
     cortex_m,
     emit,
     fixed_point,
-    geometry,
     golden,
     lowering,
     operations,
@@ -60,7 +59,7 @@ def files(artifact: artifact_lib.Artifact, options: Options = DEFAULT) -> dict[s
     numbers = _numbers(network, options, names)
     found["model.h"] = _header(network, options, numbers)
     words = [
-        tables.binary_weights(names.of(p.node.inputs[1], p.node.inputs[1]), p.kernels, geometry.SLACK)
+        tables.binary_weights(names.of(p.node.inputs[1], p.node.inputs[1]), p.kernels)
         for p in network.products
     ]
     found["model.c"] = _program(

@@ -10,9 +10,11 @@ import numpy as np
 from ftbnn_jax.graph import ir
 from ftbnn_jax.ops.packed import bits
 
-# As in kernels/ftbnn_binary.h: positions convolved at once, and elements touched past the last one.
+# As in kernels/ftbnn_binary.h: positions convolved at once, elements touched past the last one, output
+# channels whose weights lie together.
 BLOCK = 4
 SLACK = 16
+TILE = 32
 
 
 class Multiples(NamedTuple):
@@ -121,7 +123,8 @@ class Product:
         window = max(
             self.taps * (i // 32) + bits.words_for(self.taps * (i % 32)) for i in self.group_inputs
         )
-        return 2 * (sum(map(bits.words_for, self.group_inputs)) + BLOCK * self.taps + BLOCK * window)
+        position = sum(map(bits.words_for, self.group_inputs))
+        return 2 * (position + BLOCK * self.taps + BLOCK * window) + self.plane_shape[0]
 
 
 def dense(node: ir.Node, shapes, constants) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from ftbnn_jax.deploy.c import geometry
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.graph import ir
 from ftbnn_jax.ops.packed import convolution as packed
@@ -78,16 +79,21 @@ def name_of(array: str, taken: Iterable[str] = ()) -> str:
     return ir.unused(f"ftbnn_{words}", set(taken))
 
 
-def binary_weights(name: str, kernels: Iterable[np.ndarray], slack: int) -> Table:
-    """Returns the kernels of a binary product as the words that its windows meet.
+def binary_weights(name: str, kernels: Iterable[np.ndarray]) -> Table:
+    """Returns the kernels of a binary product as the words that its windows meet, tile after tile.
 
     Args:
       name: of the table.
       kernels: booleans `[KH, KW, I_g, O_g]`, one a group.
-      slack: words behind them, since a vector of the last channels may reach beyond.
     """
-    words = [packed.pack_kernels(kernel[None]).reshape(-1) for kernel in kernels]
-    return Table(name, np.concatenate([*words, np.zeros(slack, np.uint32)]).astype(np.uint32))
+    words = []
+    for kernel in kernels:
+        whole = packed.pack_kernels(kernel[None])[:, 0]
+        words += [
+            whole[:, o : o + geometry.TILE].reshape(-1) for o in range(0, whole.shape[1], geometry.TILE)
+        ]
+    # A vector of the last channels may reach beyond them.
+    return Table(name, np.concatenate([*words, np.zeros(geometry.SLACK, np.uint32)]).astype(np.uint32))
 
 
 def check_finite(name: str, tensor: np.ndarray) -> None:

@@ -18,8 +18,9 @@
 
 enum { FTBNN_XNOR, FTBNN_AND, FTBNN_TERNARY };
 
-/* Output positions convolved at once, and elements that may be written or read past the last one. */
-enum { FTBNN_BLOCK = 4, FTBNN_SLACK = 16 };
+/* Output positions convolved at once, elements that may be written or read past the last one, and output
+ * channels whose weights lie together, so that a processor's cache has them one after another. */
+enum { FTBNN_BLOCK = 4, FTBNN_SLACK = 16, FTBNN_TILE = 32 };
 
 /* Channels of one group: those that it reads, and those that it gives. */
 typedef struct {
@@ -36,7 +37,8 @@ typedef struct {
   int form;                  /* FTBNN_XNOR, FTBNN_AND or FTBNN_TERNARY */
   int groups;
   const ftbnn_group *group;
-  const uint32_t *weights;   /* group after group, [words of a window][output channels] */
+  const uint32_t *weights;   /* group after group, and in a group one FTBNN_TILE of its output channels, or
+                                what is left of them, after another: [words of a window][output channels] */
 } ftbnn_conv;
 
 /* The signs of an activation, two bits a value: [height * width + 1][words of a position] each. In every
@@ -53,7 +55,7 @@ int ftbnn_position_words(const ftbnn_conv *conv);
  * for new signs from 0 on).
  *
  * windows: scratch of 2 * (ftbnn_position_words + FTBNN_BLOCK * (positions of the kernel) +
- *          FTBNN_BLOCK * (words of the widest window)) words.
+ *          FTBNN_BLOCK * (words of the widest window)) + (height of the input) words, left alone between calls.
  * sums:    [FTBNN_BLOCK][features + FTBNN_SLACK]; those past `features` are meaningless. */
 void ftbnn_convolve(const ftbnn_conv *conv, ftbnn_signs signs, int first, int count, uint32_t *windows,
                     int32_t *sums);

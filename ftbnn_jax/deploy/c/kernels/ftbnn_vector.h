@@ -2,7 +2,8 @@
  *
  * One lane stands for one output channel. Bits are counted in two steps: `ftbnn_count` gives partial
  * counts, of which FTBNN_RUN may be added with `ftbnn_add_partial`; `ftbnn_total` turns such a sum into
- * one 32-bit count a lane. Compiled for a processor with AVX-512 VPOPCNTDQ, AVX2 or NEON, or for WebAssembly
+ * one 32-bit count a lane. FTBNN_SIDE positions are counted side by side, which divides FTBNN_BLOCK; with
+ * FTBNN_CARRY_SAVE counting takes longer than five additions bit by bit. Compiled for a processor with AVX-512 VPOPCNTDQ, AVX2 or NEON, or for WebAssembly
  * with SIMD128, these are its instructions; otherwise, or with FTBNN_PORTABLE defined, plain C on 64-bit or
  * (FTBNN_PORTABLE=32) 32-bit numbers. All give the same integers.
  */
@@ -16,7 +17,7 @@
 
 #include <immintrin.h>
 #define FTBNN_KERNELS "AVX-512 VPOPCNTDQ"
-enum { FTBNN_LANES = 16, FTBNN_RUN = 1 << 20 };
+enum { FTBNN_LANES = 16, FTBNN_RUN = 1 << 20, FTBNN_SIDE = 4 };
 typedef __m512i ftbnn_vector;
 
 static inline ftbnn_vector ftbnn_zero(void) { return _mm512_setzero_si512(); }
@@ -25,6 +26,7 @@ static inline ftbnn_vector ftbnn_load(const uint32_t *words) { return _mm512_loa
 static inline void ftbnn_store(int32_t *out, ftbnn_vector v) { _mm512_storeu_si512(out, v); }
 static inline ftbnn_vector ftbnn_xor(ftbnn_vector a, ftbnn_vector b) { return _mm512_xor_si512(a, b); }
 static inline ftbnn_vector ftbnn_and(ftbnn_vector a, ftbnn_vector b) { return _mm512_and_si512(a, b); }
+static inline ftbnn_vector ftbnn_or(ftbnn_vector a, ftbnn_vector b) { return _mm512_or_si512(a, b); }
 static inline ftbnn_vector ftbnn_add(ftbnn_vector a, ftbnn_vector b) { return _mm512_add_epi32(a, b); }
 static inline ftbnn_vector ftbnn_count(ftbnn_vector v) { return _mm512_popcnt_epi32(v); }
 static inline ftbnn_vector ftbnn_add_partial(ftbnn_vector a, ftbnn_vector b) {
@@ -37,7 +39,8 @@ static inline ftbnn_vector ftbnn_total(ftbnn_vector v) { return v; }
 #include <immintrin.h>
 #define FTBNN_KERNELS "AVX2"
 /* Partial counts are bytes of at most 8: 31 of them fit. */
-enum { FTBNN_LANES = 8, FTBNN_RUN = 31 };
+#define FTBNN_CARRY_SAVE
+enum { FTBNN_LANES = 8, FTBNN_RUN = 31, FTBNN_SIDE = 2 };
 typedef __m256i ftbnn_vector;
 
 static inline ftbnn_vector ftbnn_zero(void) { return _mm256_setzero_si256(); }
@@ -50,6 +53,7 @@ static inline void ftbnn_store(int32_t *out, ftbnn_vector v) {
 }
 static inline ftbnn_vector ftbnn_xor(ftbnn_vector a, ftbnn_vector b) { return _mm256_xor_si256(a, b); }
 static inline ftbnn_vector ftbnn_and(ftbnn_vector a, ftbnn_vector b) { return _mm256_and_si256(a, b); }
+static inline ftbnn_vector ftbnn_or(ftbnn_vector a, ftbnn_vector b) { return _mm256_or_si256(a, b); }
 static inline ftbnn_vector ftbnn_add(ftbnn_vector a, ftbnn_vector b) { return _mm256_add_epi32(a, b); }
 static inline ftbnn_vector ftbnn_count(ftbnn_vector v) {
   const __m256i counts = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4,
@@ -71,7 +75,7 @@ static inline ftbnn_vector ftbnn_total(ftbnn_vector v) {
 
 #include <arm_neon.h>
 #define FTBNN_KERNELS "NEON"
-enum { FTBNN_LANES = 4, FTBNN_RUN = 31 };
+enum { FTBNN_LANES = 4, FTBNN_RUN = 31, FTBNN_SIDE = 4 };
 typedef uint32x4_t ftbnn_vector;
 
 static inline ftbnn_vector ftbnn_zero(void) { return vdupq_n_u32(0); }
@@ -80,6 +84,7 @@ static inline ftbnn_vector ftbnn_load(const uint32_t *words) { return vld1q_u32(
 static inline void ftbnn_store(int32_t *out, ftbnn_vector v) { vst1q_s32(out, vreinterpretq_s32_u32(v)); }
 static inline ftbnn_vector ftbnn_xor(ftbnn_vector a, ftbnn_vector b) { return veorq_u32(a, b); }
 static inline ftbnn_vector ftbnn_and(ftbnn_vector a, ftbnn_vector b) { return vandq_u32(a, b); }
+static inline ftbnn_vector ftbnn_or(ftbnn_vector a, ftbnn_vector b) { return vorrq_u32(a, b); }
 static inline ftbnn_vector ftbnn_add(ftbnn_vector a, ftbnn_vector b) { return vaddq_u32(a, b); }
 static inline ftbnn_vector ftbnn_count(ftbnn_vector v) {
   return vreinterpretq_u32_u8(vcntq_u8(vreinterpretq_u8_u32(v)));
@@ -95,7 +100,7 @@ static inline ftbnn_vector ftbnn_total(ftbnn_vector v) {
 
 #include <wasm_simd128.h>
 #define FTBNN_KERNELS "WebAssembly SIMD128"
-enum { FTBNN_LANES = 4, FTBNN_RUN = 31 };
+enum { FTBNN_LANES = 4, FTBNN_RUN = 31, FTBNN_SIDE = 4 };
 typedef v128_t ftbnn_vector;
 
 static inline ftbnn_vector ftbnn_zero(void) { return wasm_i32x4_splat(0); }
@@ -104,6 +109,7 @@ static inline ftbnn_vector ftbnn_load(const uint32_t *words) { return wasm_v128_
 static inline void ftbnn_store(int32_t *out, ftbnn_vector v) { wasm_v128_store(out, v); }
 static inline ftbnn_vector ftbnn_xor(ftbnn_vector a, ftbnn_vector b) { return wasm_v128_xor(a, b); }
 static inline ftbnn_vector ftbnn_and(ftbnn_vector a, ftbnn_vector b) { return wasm_v128_and(a, b); }
+static inline ftbnn_vector ftbnn_or(ftbnn_vector a, ftbnn_vector b) { return wasm_v128_or(a, b); }
 static inline ftbnn_vector ftbnn_add(ftbnn_vector a, ftbnn_vector b) { return wasm_i32x4_add(a, b); }
 static inline ftbnn_vector ftbnn_count(ftbnn_vector v) { return wasm_i8x16_popcnt(v); }
 static inline ftbnn_vector ftbnn_add_partial(ftbnn_vector a, ftbnn_vector b) { return wasm_i8x16_add(a, b); }
@@ -121,7 +127,8 @@ typedef uint32_t ftbnn_vector;
 #define FTBNN_KERNELS "portable, 64 bits"
 typedef uint64_t ftbnn_vector;
 #endif
-enum { FTBNN_LANES = sizeof(ftbnn_vector) / 4, FTBNN_RUN = 31 };
+#define FTBNN_CARRY_SAVE
+enum { FTBNN_LANES = sizeof(ftbnn_vector) / 4, FTBNN_RUN = 31, FTBNN_SIDE = 1 };
 
 /* The word `v` in every lane. */
 #define FTBNN_EACH(v) (((ftbnn_vector)-1 / 0xffffffffu) * (v))
@@ -136,6 +143,7 @@ static inline ftbnn_vector ftbnn_load(const uint32_t *words) {
 static inline void ftbnn_store(int32_t *out, ftbnn_vector v) { memcpy(out, &v, sizeof v); }
 static inline ftbnn_vector ftbnn_xor(ftbnn_vector a, ftbnn_vector b) { return a ^ b; }
 static inline ftbnn_vector ftbnn_and(ftbnn_vector a, ftbnn_vector b) { return a & b; }
+static inline ftbnn_vector ftbnn_or(ftbnn_vector a, ftbnn_vector b) { return a | b; }
 /* No lane overflows into the next: counts stay far below 2^31. */
 static inline ftbnn_vector ftbnn_add(ftbnn_vector a, ftbnn_vector b) { return a + b; }
 static inline ftbnn_vector ftbnn_count(ftbnn_vector v) {

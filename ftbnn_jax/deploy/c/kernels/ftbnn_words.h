@@ -9,8 +9,8 @@
 #include "ftbnn_binary.h"
 #include "ftbnn_vector.h"
 
-/* Output channels whose partial counts are held, and words whose counts of at most 8 fit into a byte. */
-enum { FTBNN_TILE = 32, FTBNN_WORDS_RUN = 30 };
+/* Words whose counts of at most 8 fit into a byte. */
+enum { FTBNN_WORDS_RUN = 30 };
 
 /* Bits set in every four bits. */
 static inline uint32_t ftbnn_fours(uint32_t v) {
@@ -51,8 +51,8 @@ static inline int ftbnn_sort_words(int form, const uint32_t *positive, const uin
   uint8_t others[FTBNN_WORDS_RUN];
   for (int k = start; k < end; k++) {
     uint32_t mask = 0xffffffffu;
-    if (form == FTBNN_AND && !positive[k * FTBNN_BLOCK]) mask = 0;
-    if (form == FTBNN_TERNARY) mask = nonzero[k * FTBNN_BLOCK] | (k == end - 1 ? spare : 0);
+    if (form == FTBNN_AND && !positive[k]) mask = 0;
+    if (form == FTBNN_TERNARY) mask = nonzero[k] | (k == end - 1 ? spare : 0);
     if (mask == 0xffffffffu) {
       order[count++] = (uint8_t)(k - start);
     } else if (mask & ~(k == end - 1 ? spare : 0)) {
@@ -76,15 +76,15 @@ static inline void ftbnn_count_words(int form, const uint32_t *weights, int word
     const int count = ftbnn_sort_words(form, positive, nonzero, start, end, spare, order, &whole);
     for (int first = 0; first < outputs; first += FTBNN_TILE) {
       const int tile = ftbnn_smaller(FTBNN_TILE, outputs - first);
-      const uint32_t *const at = weights + (size_t)start * (size_t)outputs + first;
+      const uint32_t *const at = weights + (size_t)first * (size_t)words + (size_t)start * (size_t)tile;
       uint32_t partial[FTBNN_TILE] = {0};
       int i = 0;
       for (; i + 3 <= whole; i += 3) {
         const uint32_t *three[3];
         uint32_t held[3];
         for (int j = 0; j < 3; j++) {
-          three[j] = at + (size_t)order[i + j] * (size_t)outputs;
-          held[j] = positive[(start + order[i + j]) * FTBNN_BLOCK];
+          three[j] = at + (size_t)order[i + j] * (size_t)tile;
+          held[j] = positive[start + order[i + j]];
         }
         if (form == FTBNN_AND) {
           ftbnn_add_three(FTBNN_AND, three, held, partial, tile);
@@ -94,8 +94,8 @@ static inline void ftbnn_count_words(int form, const uint32_t *weights, int word
       }
       for (; i < count; i++) {
         const int k = start + order[i];
-        const uint32_t mask = i < whole ? 0xffffffffu : nonzero[k * FTBNN_BLOCK];
-        ftbnn_add_one(form, at + (size_t)order[i] * (size_t)outputs, positive[k * FTBNN_BLOCK], mask, partial, tile);
+        const uint32_t mask = i < whole ? 0xffffffffu : nonzero[k];
+        ftbnn_add_one(form, at + (size_t)order[i] * (size_t)tile, positive[k], mask, partial, tile);
       }
       for (int o = 0; o < tile; o++) counts[first + o] += (int32_t)ftbnn_total(partial[o]);
     }
