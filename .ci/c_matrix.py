@@ -3,7 +3,8 @@
     python .ci/c_matrix.py [ARTIFACT]
 
 runs the digits of scikit-learn through the artifact's program (by default the quickstart's), and a few
-images through small nets with random weights that have every kind of layer, the paper's and others.
+images through small nets with random weights that have every kind of layer, the paper's and others. In
+WebAssembly, under node, it does so through every network of the graph's contract.
 """
 
 import os
@@ -22,6 +23,7 @@ sys.path[:0] = [str(_ROOT / "tests" / part) for part in ("deploy", "graph")]
 
 import c_programs  # noqa: E402
 import contract_networks  # noqa: E402
+import wasm  # noqa: E402
 
 import ftbnn_jax  # noqa: E402
 from ftbnn_jax.deploy import runtime as runtime_lib  # noqa: E402
@@ -77,15 +79,20 @@ def _build_and_check(
 
 
 def _try(name: str, runtime: runtime_lib.Runtime, images: np.ndarray, builds: list, fixed: bool) -> None:
-    """Exits with a message unless every build passes and all have one checksum."""
+    """Exits with a message unless every build, and node, passes and all have one checksum."""
     options = Options(fraction_bits=reference.calibrate(runtime.artifact, [images]) if fixed else None)
-    golden = reference.Reference(runtime.artifact, options).golden(images)
+    expected = reference.Reference(runtime.artifact, options)
+    golden = expected.golden(images)
+    texts = generate.files(runtime.artifact, options)
+    files = {key: text.encode() for key, text in texts.items()} | {"golden.bin": golden}
     with tempfile.TemporaryDirectory() as directory:
         folder = pathlib.Path(directory) / "c"
-        files = generate.files(runtime.artifact, options)
-        export.write(folder, {key: text.encode() for key, text in files.items()})
+        export.write(folder, files)
         with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             found = list(pool.map(lambda b: _build_and_check(folder, golden, *b), builds))
+    in_node = wasm.check(runtime.artifact, export.Program(files, options, expected))
+    builds = [*builds, *((module, "node", "") for module in in_node)]
+    found += in_node.values()
     for (compiler, _, flags), result in zip(builds, found, strict=True):
         compared = sum(block["compared"] for block in result["blocks"])
         differing = sum(block["differing"] for block in result["blocks"])
@@ -103,7 +110,7 @@ def _try(name: str, runtime: runtime_lib.Runtime, images: np.ndarray, builds: li
 
 def main(path: str) -> None:
     """Builds and runs everything."""
-    for compiler, emulator, _ in _BUILDS:
+    for compiler, emulator, _ in (*_BUILDS, ("clang", "node", "")):
         for program in (compiler.split()[0], *emulator.split()):
             if shutil.which(program) is None:
                 sys.exit(f"error: {program}: not installed")
@@ -115,10 +122,10 @@ def main(path: str) -> None:
             images = c_programs.networks.images(net.artifact.image_size)
             _try(name, net, images, _EVERYWHERE, fixed)
     for network in contract_networks.NETWORKS:
-        if network.name in _OTHERS:
-            images = network.images()
-            artifact = ftbnn_jax.pack(*network.build(), images)
-            _try(network.name, runtime_lib.Runtime(artifact), images, _EVERYWHERE, False)
+        images = network.images()
+        artifact = ftbnn_jax.pack(*network.build(), images, **network.options)
+        builds = _EVERYWHERE if network.name in _OTHERS else []
+        _try(network.name, runtime_lib.Runtime(artifact), images, builds, False)
 
 
 if __name__ == "__main__":

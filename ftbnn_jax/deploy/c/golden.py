@@ -49,6 +49,14 @@ def first(network: Network, content: bytes) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
+def images(network: Network, vectors: bytes) -> np.ndarray:
+    """Returns the images that golden vectors of a network on pixels hold, uint8 `[N, H, W, C]`."""
+    records = np.frombuffer(vectors, np.uint8, offset=4 * _HEAD_NUMBERS).reshape(
+        -1, image_bytes(network)
+    )
+    return records[:, : pixel_bytes(network)].reshape(-1, *network.graph.shape[1:])
+
+
 def _outside(product: Product) -> int:
     return sum(map(bits.words_for, product.group_inputs))
 

@@ -18,6 +18,7 @@ from ftbnn_jax.deploy.c import export as c_export
 from ftbnn_jax.deploy.c import golden
 from ftbnn_jax.deploy.c import options as options_lib
 from ftbnn_jax.deploy.c.options import Options
+from ftbnn_jax.deploy.c.schedule import Network
 from ftbnn_jax.deploy.web import build
 from ftbnn_jax.graph import ir
 from ftbnn_jax.report import print_json, print_table
@@ -141,6 +142,7 @@ def describe(artifact: artifact_lib.Artifact, program: c_export.Program) -> dict
         "binary_bytes": sum(graph.tensors[name].nbytes for name in bits),
         "binary_float_bytes": 4 * sum(bits.values()),
         "classes": [*names, *(f"class {i}" for i in range(len(names), network.results))],
+        "fill": _fill(network, program.files["golden.bin"]) if rule else None,
         "float_bytes": 4 * sum(bits.get(name, x.size) for name, x in graph.tensors.items()),
         "fraction_bits": program.options.fraction_bits,
         "layers": layers,
@@ -152,6 +154,27 @@ def describe(artifact: artifact_lib.Artifact, program: c_export.Program) -> dict
         else {"size": rule.size, "channels": rule.channels, "mean": rule.mean},
         "shape": list(graph.shape[1:]),
     }
+
+
+def _fill(network: Network, vectors: bytes) -> float | None:
+    """Returns which share of an image's side its figure takes, if images are a figure on a gray ground.
+
+    Drawings of any size and place are fitted likewise: a network that never saw another knows none.
+
+    Args:
+      network: the program's.
+      vectors: its golden vectors, which hold test images.
+    """
+    images = golden.images(network, vectors)
+    if images.shape[-1] != 1:
+        return None
+    edges = (images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1])
+    ground = np.median(np.concatenate([edge.ravel() for edge in edges]))
+    figures = np.abs(images[..., 0] - ground) > 64
+    if not figures.any((1, 2)).all() or figures.mean() > 0.5:
+        return None
+    longest = [max(np.ptp(places) + 1 for places in np.nonzero(figure)) for figure in figures]
+    return float(np.median(longest)) / images.shape[1]
 
 
 def _what(about: dict[str, Any]) -> str:

@@ -5,12 +5,12 @@ class FtbnnPaper {
   /* canvas: square; changed: called after every stroke. */
   constructor(canvas, changed) {
     this.canvas = canvas;
-    this.context = canvas.getContext("2d", { willReadFrequently: true });
     this.changed = changed;
     this.width = canvas.width / 11;
     this.colours = ["#000000", "#ffffff"];
+    this.lines = [];
     this.pens = new Map();
-    this.keyboard = { x: canvas.width / 2, y: canvas.height / 2, down: false };
+    this.keyboard = { x: canvas.width / 2, y: canvas.height / 2, line: null };
     canvas.addEventListener("pointerdown", (event) => this._down(event));
     canvas.addEventListener("pointermove", (event) => this._move(event));
     for (const name of ["pointerup", "pointercancel"]) {
@@ -21,24 +21,65 @@ class FtbnnPaper {
 
   setColours(paper, ink) {
     this.colours = [paper, ink];
-    this.clear();
+    this._show();
   }
 
   clear() {
-    this.context.fillStyle = this.colours[0];
-    this.context.fillRect(0, 0, this.canvas.width, this.canvas.height);
-    this.empty = true;
+    this.lines = [];
+    this._show();
+  }
+
+  get empty() {
+    return !this.lines.length;
+  }
+
+  /* Returns a canvas with the drawing; with `fill`, in the middle and as large as that share of a side. */
+  image(fill) {
+    const canvas = document.createElement("canvas"), side = this.canvas.width;
+    canvas.width = canvas.height = side;
+    let scale = 1, move = [0, 0];
+    if (fill) {
+      const points = this.lines.flatMap((line) => line.points), axes = [0, 1].map((i) => points.map((point) => point[i]));
+      const low = axes.map((axis) => Math.min(...axis)), high = axes.map((axis) => Math.max(...axis));
+      const longest = Math.max(high[0] - low[0], high[1] - low[1]);
+      /* A dot stays one, and nothing becomes more than three times as large. */
+      scale = Math.min(3, (fill * side - this.width) / Math.max(longest, 1));
+      move = low.map((from, i) => side / 2 - (scale * (from + high[i])) / 2);
+    }
+    this._paint(canvas, (point) => point.map((x, i) => scale * x + move[i]));
+    return canvas;
+  }
+
+  _show() {
+    this._paint(this.canvas, (point) => point);
     this.changed();
   }
 
-  _line(from, to) {
-    Object.assign(this.context, { strokeStyle: this.colours[1], lineWidth: this.width, lineCap: "round" });
-    this.context.beginPath();
-    this.context.moveTo(...from);
-    this.context.lineTo(...to);
-    this.context.stroke();
-    this.empty = false;
-    this.changed();
+  _paint(canvas, placed) {
+    const context = canvas.getContext("2d", { willReadFrequently: true });
+    context.fillStyle = this.colours[0];
+    context.fillRect(0, 0, canvas.width, canvas.height);
+    Object.assign(context, { lineWidth: this.width, lineCap: "round", lineJoin: "round" });
+    for (const { ink, points } of this.lines) {
+      context.strokeStyle = ink || this.colours[1];
+      context.beginPath();
+      context.moveTo(...placed(points[0]));
+      for (const point of points) context.lineTo(...placed(point));
+      context.stroke();
+    }
+  }
+
+  /* Begins a line and returns it. Of one without a colour of its own, the pen's counts. */
+  _begin(point) {
+    const line = { ink: this.ink, points: [point] };
+    this.lines.push(line);
+    this._show();
+    return line;
+  }
+
+  _go(line, point) {
+    line.points.push(point);
+    this._show();
   }
 
   _place(event) {
@@ -49,31 +90,30 @@ class FtbnnPaper {
   _down(event) {
     if (event.button) return;
     this.canvas.setPointerCapture(event.pointerId);
-    const place = this._place(event);
-    this.pens.set(event.pointerId, place);
-    this._line(place, place);
+    this.pens.set(event.pointerId, this._begin(this._place(event)));
   }
 
   _move(event) {
-    const from = this.pens.get(event.pointerId);
-    if (!from) return;
-    const to = this._place(event);
-    this.pens.set(event.pointerId, to);
-    this._line(from, to);
+    const line = this.pens.get(event.pointerId);
+    if (line) this._go(line, this._place(event));
   }
 
   _key(event) {
     const steps = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
-    const pen = this.keyboard, from = [pen.x, pen.y];
-    if (event.key === "Escape") this.clear();
-    else if (event.key === " ") pen.down = !pen.down;
-    else if (!steps) return;
-    event.preventDefault();
-    if (steps) {
+    const pen = this.keyboard;
+    if (event.key === "Escape") {
+      pen.line = null;
+      this.clear();
+    } else if (event.key === " ") {
+      pen.line = pen.line ? null : this._begin([pen.x, pen.y]);
+    } else if (steps) {
       const inside = (at) => Math.min(this.canvas.width, Math.max(0, at));
       pen.x = inside(pen.x + (steps[0] * this.canvas.width) / 28);
       pen.y = inside(pen.y + (steps[1] * this.canvas.height) / 28);
+      if (pen.line) this._go(pen.line, [pen.x, pen.y]);
+    } else {
+      return;
     }
-    if (pen.down && event.key !== "Escape") this._line(from, [pen.x, pen.y]);
+    event.preventDefault();
   }
 }

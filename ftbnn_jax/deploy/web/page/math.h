@@ -5,4 +5,6 @@
 #define HUGE_VAL __builtin_huge_val()
 #define HUGE_VALF __builtin_huge_valf()
 
+static inline float fabsf(float x) { return __builtin_fabsf(x); }
+
 #endif

@@ -248,17 +248,16 @@ function choose(name) {
 function drawn() {
   if (source() !== "draw") return;
   if (paper.empty) return showNothing();
-  const { width, height } = paper.canvas;
-  classify(() => ftbnnImages.fromDrawable(paper.canvas, width, height, about.rule.channels));
+  const canvas = paper.image(at("fit").checked && about.fill);
+  classify(() => ftbnnImages.fromDrawable(canvas, canvas.width, canvas.height, about.rule.channels));
 }
 
-/* Paper and ink are as dark as the training images' background is likely to be. */
+/* Gray nets have a pen and a paper as dark as training images are, colour nets white paper and any pen. */
 function setColours() {
-  const { mean, channels } = about.rule;
-  const dark = mean.reduce((a, b) => a + b) / mean.length < 128 && channels === 1;
-  const pen = channels === 1 ? (dark ? "#ffffff" : "#000000") : at("ink").value;
-  const back = dark ? "#000000" : "#ffffff";
-  paper.setColours(...(at("swap").checked ? [pen, back] : [back, pen]));
+  const { mean, channels } = about.rule, gray = channels === 1;
+  const dark = gray && mean.reduce((a, b) => a + b) / mean.length < 128 !== at("swap").checked;
+  paper.ink = gray ? null : at("ink").value;
+  paper.setColours(...(dark ? ["#000000", "#ffffff"] : ["#ffffff", "#000000"]));
 }
 
 function takeFile(file) {
@@ -330,7 +329,8 @@ function listen() {
     }));
   at("clear").addEventListener("click", () => paper.clear());
   at("swap").addEventListener("change", setColours);
-  at("ink").addEventListener("input", () => { paper.colours[at("swap").checked ? 0 : 1] = at("ink").value; });
+  at("fit").addEventListener("change", drawn);
+  at("ink").addEventListener("input", setColours);
   at("chosen").addEventListener("change", () => {
     if (at("chosen").files.length) takeFile(at("chosen").files[0]);
     at("chosen").value = "";
@@ -374,6 +374,8 @@ async function begin() {
   for (const id of ["input", "result", "layers"]) at(id).hidden = false;
   at("seen-size").textContent = `${about.rule.size}×${about.rule.size}, ${about.rule.channels === 1 ? "gray" : "colour"}`;
   at("ink-label").hidden = about.rule.channels === 1;
+  at("swap-label").hidden = about.rule.channels !== 1;
+  at("fit-label").hidden = !about.fill;
   prepareSigns();
   paper = new FtbnnPaper(at("paper"), drawn);
   setColours();
