@@ -212,7 +212,7 @@ def test_a_prefix_takes_the_place_of_another_in_every_name():
     files = generate.files(c_programs.runtime("derived").artifact, Options(20, prefix="My_net"))
     words = set(re.findall(r"\w*ftbnn\w*", "".join(files.values()), re.IGNORECASE))
     assert words == {"ftbnn", "ftbnn_jax", *(n[:-2] for n in files if n.startswith("ftbnn_"))}
-    assert "#define MY_NET_FRACTION_BITS 20" in files["model.h"]
+    assert "#define MY_NET_MOST_FRACTION_BITS 20" in files["model.h"]
     assert "int My_net_init(void *arena" in files["model.h"]
 
 
@@ -244,17 +244,26 @@ def _first_is(value):
 
 
 @pytest.mark.parametrize(
-    ("tensor", "value", "message"),
+    ("tensor", "value", "node", "bits"),
     [
         # 1e6 * 2**11 < 2**31 < 1e6 * 2**12
-        (
-            "block1_1/bn/add_constant",
-            1e6,
-            "1e.06 does not fit into fixed point of 20 fraction bits; 11 would",
-        ),
-        ("head/bias", -1e6, "1e.06 does not fit into fixed point of 20 fraction bits; 11 would do"),
-        # 3.2e5 * 2**11 < 2**30 < 3.2e5 * 2**12
-        ("block2_1/bn/mul_constant", 3.2e5, "3.2e.05 does not fit .* 20 fraction bits; 11 would do"),
+        ("block1_1/bn/add_constant", 1e6, "block1_1/bn/add", 11),
+        ("head/bias", -1e6, "head/add", 11),
+        # Sums of 4 * 9 signs: 36 * 3.2e5 * 2**7 < 2**31 < 36 * 3.2e5 * 2**8
+        ("block2_1/bn/mul_constant", 3.2e5, "block2_1/bn/mul", 7),
+    ],
+)
+def test_large_values_have_fewer_fraction_bits(tensor, value, node, bits):
+    artifact = _changed("derived", tensor, _first_is(value))
+    quantized = fixed_point.quantize(lowering.lower(artifact), 20, arithmetic.Names(set()))
+    assert quantized.bits_of(node) == bits
+    assert quantized.bits_of("stem/bn/add") == 20
+    assert quantized.too_large == {}
+
+
+@pytest.mark.parametrize(
+    ("tensor", "value", "message"),
+    [
         ("block2_1/bn/mul_constant", -1e9, "1e.09 .* no fewer would do; without --fixed_point it fits"),
         ("block1_1/act/negative_slope", 2e9, "2e.09 does not .* no fewer would do"),
     ],
@@ -282,19 +291,27 @@ def test_fraction_bits_leave_room_to_values_and_to_parameters(largest, multiplie
     assert found == bits
 
 
-def test_calibration_looks_at_the_last_blocks_output_too():
+def test_a_network_that_may_overflow_is_named_and_has_the_ranges_of_images(capsys):
     images = networks.images(7)
-    before = reference.calibrate(c_programs.runtime("none").artifact, [images])
-    scaled = _changed("none", "block2_1/bn/mul_constant", lambda t: t * 2**8)
-    saturating = reference.Reference(scaled, Options(before))
+    scaled = _changed("none", "block2_1/bn/mul_constant", lambda t: t * 2**20)
+    largest = np.abs(scaled.graph.tensors["block2_1/bn/mul_constant"]).max()
+    saturating = reference.Reference(scaled, Options(10))
     saturating.traces(images)
     assert saturating.losses.saturated["block2_1/bn/mul"] == 3
-    (kind, where), *_ = saturating.losses.lines()
-    assert kind == "saturated"
-    assert "block2_1/bn/mul on 3 of 3 images" in where
+    # Sums of 17 * 9 signs; after them nothing has more room.
+    name, *_ = saturating.losses.too_large
+    assert name == "block2_1/bn/mul"
+    assert saturating.losses.too_large[name] == pytest.approx(153 * largest, rel=1e-6)
+    (kind, where), (observed, which), *_ = saturating.losses.lines()
+    assert (kind, observed) == ("may overflow on some image", "saturated")
+    assert f"block2_1/bn/mul up to {153 * largest:.2g}" in where
+    assert "block2_1/bn/mul on 3 of 3 images" in which
+    saturating.losses.warn("c")
+    assert "c: fixed point: may overflow on some image: block2_1/bn/mul up" in capsys.readouterr().err
     enough = reference.Reference(scaled, Options(reference.calibrate(scaled, [images])))
     enough.traces(images)
     assert enough.losses.saturated == {}
+    assert not enough.losses.to_json()["proven"]
 
 
 def _before_sign(network, product):
@@ -344,7 +361,7 @@ def test_fixed_point_is_near_single_precision(name):
     assert both.losses.saturated == {}
     largest = np.abs(single.logits).max()
     np.testing.assert_allclose(
-        fixed.logits * 2.0**-options.fraction_bits, single.logits, atol=1e-2 * largest
+        fixed.logits * 2.0**-both.fraction_bits, single.logits, atol=1e-2 * largest
     )
 
 

@@ -53,6 +53,10 @@ class SinglePrecision:
         self._names = names
         self.tables: dict[str, tables.Table] = {}
 
+    def definitions(self) -> dict[str, object]:
+        """Returns macros of the header, without their prefix."""
+        return {}
+
     # Numbers.
 
     def constant(self, reader: ir.Node, name: str) -> np.ndarray:
@@ -136,6 +140,10 @@ class SinglePrecision:
         if kernel.op in ir.BINARY:
             return "float", _rounded(dtype, f"(float){text}")
         return "float", _rounded(dtype, text) if kernel.op in _SUMS else text
+
+    def row_type(self, kernel: ir.Node) -> str:
+        del kernel
+        return self.value_type
 
     def value(self, node: ir.Node, operands: Sequence[str]) -> tuple[str, str]:
         dtype = self._network.shapes[node.name].dtype.name

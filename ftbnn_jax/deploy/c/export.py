@@ -81,7 +81,9 @@ def run(
     arena, vectors = reference.network.arena_bytes, len(files["golden.bin"])
     if as_json:
         sizes = {"arena_bytes": arena, "golden_bytes": vectors}
-        found = {"folder": folder, "fraction_bits": options.fraction_bits, **sizes}
+        found = {"folder": folder, "fraction_bits": reference.fraction_bits, **sizes}
+        if with_fixed_point:
+            found |= reference.losses.to_json()
         if on_device is not None:
             found["memory_map"] = on_device.as_json()
         print_json(found)
@@ -93,6 +95,7 @@ def run(
                 ("between the convolutions", options.arithmetic),
                 ("memory beside the weights", f"{arena:,} bytes"),
                 ("golden vectors", f"{vectors:,} bytes"),
+                *([("ranges", _ranges(reference))] if with_fixed_point else ()),
                 *reference.losses.lines(),
                 ("to build and check", f"make -C {shlex.quote(folder)} check"),
                 *(
@@ -109,6 +112,13 @@ def run(
 def _memory_map(made: "Program") -> memory_map.MemoryMap:
     text = {name: data.decode() for name, data in made.files.items() if name.endswith((".c", ".h"))}
     return memory_map.measure(text, made.reference.network, made.options.prefix)
+
+
+def _ranges(reference: reference_lib.Reference) -> str:
+    bits = f"{reference.fraction_bits} fraction bits of a logit"
+    if reference.losses.too_large:
+        return f"those of {reference.losses.images:,} images, and eight times as much; {bits}"
+    return f"no image can overflow; {bits}"
 
 
 @dataclasses.dataclass(frozen=True)

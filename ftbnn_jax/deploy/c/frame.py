@@ -14,9 +14,11 @@ class Arithmetic(Protocol):
 
     Attributes:
       tables: the constants that the text reads, by name in C.
+      value_type: of what flows between the loops.
     """
 
     tables: dict[str, tables.Table]
+    value_type: str
 
     def literal(self, reader: ir.Node, name: str) -> str:
         """Returns the text of a constant that is one number."""
@@ -29,6 +31,9 @@ class Arithmetic(Protocol):
 
     def value(self, node: ir.Node, operands: Sequence[str]) -> tuple[str, str]:
         """Returns type and text of an elementwise operation."""
+
+    def row_type(self, kernel: ir.Node) -> str:
+        """Returns the type of the elements of a kernel's row."""
 
     def joined(self, node: ir.Node, name: str, text: str) -> str:
         """Returns the text of an element that a concatenation reads."""

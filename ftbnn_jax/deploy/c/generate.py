@@ -205,6 +205,7 @@ def _header(network: schedule.Network, options: Options, numbers) -> str:
         "BLOCKS": len(network.products),
         "ARENA_BYTES": f"{network.arena_bytes}u",
         **options.definitions(),
+        **numbers.definitions(),
     }
     sizes = {name: max(1, count) for name, count in network.sizes.items()}
     fields = {

@@ -20,7 +20,7 @@ class Options:
     """All that shapes a program.
 
     Attributes:
-      fraction_bits: of the real numbers in fixed point; None for single precision.
+      fraction_bits: of the real numbers in fixed point, at most; None for single precision.
       real_bits: of the weights of real convolutions and matrix products: 8, 16, or 32 for single
         precision.
       prefix: of all names that other files of a program see, in capitals for macros.
@@ -55,13 +55,13 @@ class Options:
         """How a report calls the arithmetic between the binary products."""
         if self.fraction_bits is None:
             return "single precision"
-        return f"fixed point, {self.fraction_bits} fraction bits"
+        return f"fixed point, at most {self.fraction_bits} fraction bits"
 
     def definitions(self) -> dict[str, object]:
         """Returns the macros of the header that `read` needs, without their prefix."""
         found: dict[str, object] = {"REAL_BITS": self.real_bits, "TARGET": f'"{self.target}"'}
         if self.fraction_bits is not None:
-            found["FRACTION_BITS"] = self.fraction_bits
+            found["MOST_FRACTION_BITS"] = self.fraction_bits
         return found
 
 
@@ -79,13 +79,13 @@ def read(header: str) -> Options:
         raise UserError("no header of an exported C program")
     found: dict[str, Any] = {"prefix": prefix[1]}
     macro = re.compile(
-        rf"^#define {prefix[1].upper()}_(FRACTION_BITS|REAL_BITS|TARGET) (.*)$", re.MULTILINE
+        rf"^#define {prefix[1].upper()}_(MOST_FRACTION_BITS|REAL_BITS|TARGET) (.*)$", re.MULTILINE
     )
     for name, text in macro.findall(header):
         if name == "TARGET":
             found["target"] = text.strip('"')
         elif text.isdecimal():
-            found[name.lower()] = int(text)
+            found[name.lower().removeprefix("most_")] = int(text)
         else:
             raise UserError(f"{name} {text}: a number expected")
     return Options(**found)

@@ -30,6 +30,8 @@ class Losses:
         and under `logits`.
       signs: all signs, likewise.
       zeroed_parameters: factors and slopes that became 0, by tensor.
+      too_large: values that may leave their range on some image, and how large they may become; none if
+        that is proven of no image.
     """
 
     images: int = 0
@@ -37,6 +39,7 @@ class Losses:
     lost_signs: dict[str, int] = dataclasses.field(default_factory=dict)
     signs: dict[str, int] = dataclasses.field(default_factory=dict)
     zeroed_parameters: dict[str, int] = dataclasses.field(default_factory=dict)
+    too_large: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def add(self, fixed: Trace, logits: np.ndarray, fraction_bits: int) -> None:
         """Counts the losses of a batch but for signs, given its trace and the real results."""
@@ -54,6 +57,9 @@ class Losses:
         Args:
           least_share: of a convolution's signs, below which those that became 0 are left out.
         """
+        if self.too_large:
+            found = {name: f"up to {size:.2g}" for name, size in self.too_large.items()}
+            yield "may overflow on some image", _listed(found)
         if self.saturated:
             of = {name: f"on {n:,} of {self.images:,} images" for name, n in self.saturated.items()}
             yield "saturated", _listed(of)
@@ -65,6 +71,10 @@ class Losses:
             )
         if self.zeroed_parameters:
             yield "parameters that became 0", _listed(self.zeroed_parameters)
+
+    def to_json(self) -> dict[str, object]:
+        """Returns all of it, and whether it is proven that no image can overflow."""
+        return {"proven": not self.too_large, "losses": dataclasses.asdict(self)}
 
     def warn(self, folder: object) -> None:
         """Prints on standard error what may cost accuracy.
@@ -103,6 +113,7 @@ class Reference:
     Attributes:
       network: its layers.
       losses: of fixed point, on all images so far.
+      fraction_bits: of the results; None in single precision.
 
     Raises:
       UserError: the C program has no such layer, or a parameter does not fit into fixed point.
@@ -113,12 +124,15 @@ class Reference:
         self.losses = Losses()
         names = arithmetic.Names(set())
         self._single = Emulator(self.network, arithmetic.SinglePrecision(self.network, names))
-        self._fraction_bits = options.fraction_bits
+        self._quantized: fixed_point.FixedPoint | None = None
+        self.fraction_bits: int | None = None
         self._compared = _comparisons(self.network)
         if options.fraction_bits is not None:
-            quantized = fixed_point.quantize(self.network, options.fraction_bits, names)
-            self._fixed = Emulator(self.network, quantized)
-            self.losses.zeroed_parameters = quantized.zeroed
+            self._quantized = fixed_point.quantize(self.network, options.fraction_bits, names)
+            self.fraction_bits = self._quantized.bits_of(self.network.graph.output)
+            self._fixed = Emulator(self.network, self._quantized)
+            self.losses.zeroed_parameters = self._quantized.zeroed
+            self.losses.too_large = self._quantized.too_large
 
     def traces(
         self, images: np.ndarray, note: Note = lambda node, operands, result: None
@@ -132,7 +146,7 @@ class Reference:
         Returns:
           The trace in single precision, and the program's, which may be the same.
         """
-        if self._fraction_bits is None:
+        if self._quantized is None:
             single = self._single.trace(images, note)
             return single, single
 
@@ -143,17 +157,22 @@ class Reference:
 
         single = self._single.trace(images, counted)
         fixed = self._fixed.trace(images)
-        self.losses.add(fixed, single.logits, self._fraction_bits)
+        self.losses.add(fixed, single.logits, self.fraction_bits)
         return single, fixed
 
     def _count_signs(self, node, operands, result):
         """Counts what a comparison says otherwise of a number that is rounded to a fraction."""
-        unit = 2.0**-self._fraction_bits
-        rounded = [np.float32(np.rint(x / unit) * unit) if x.ndim > 1 else x for x in operands]
+        rounded = [
+            np.float32(np.rint(x / unit) * unit) if x.ndim > 1 else x
+            for x, unit in zip(operands, map(self._unit, node.inputs), strict=True)
+        ]
         turned = operations.elementwise(node, rounded, result.dtype) != result
         for product in self._compared[node.name]:
             _add(self.losses.lost_signs, {product: int(turned.sum())})
             _add(self.losses.signs, {product: turned.size})
+
+    def _unit(self, name):
+        return 2.0 ** -self._quantized.bits_of(name) if name in self._quantized.ranges else 1.0
 
     def golden(self, images: np.ndarray) -> bytes:
         """Returns the golden vectors of a batch.
@@ -181,7 +200,10 @@ def _comparisons(network: schedule.Network) -> dict[str, list[str]]:
 
 
 def calibrate(artifact: artifact_lib.Artifact, batches: Iterable[np.ndarray]) -> int:
-    """Returns fraction bits that suit a network: see `fixed_point.choose_fraction_bits`.
+    """Returns the fraction bits of a network: those with which no image can overflow it.
+
+    Where that cannot be proven, they are those that leave room to what is seen on some images: see
+    `fixed_point.choose_fraction_bits`.
 
     Args:
       artifact: the packed network.
@@ -191,6 +213,8 @@ def calibrate(artifact: artifact_lib.Artifact, batches: Iterable[np.ndarray]) ->
       UserError: a value is not finite.
     """
     reference = Reference(artifact)
+    if fixed_point.is_proven(reference.network):
+        return fixed_point.PROVEN_BITS
     largest: dict[str, float] = {}
     for images in batches:
         trace, _ = reference.traces(images)

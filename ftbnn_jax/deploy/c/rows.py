@@ -38,9 +38,9 @@ class Rows:
     def _row(self, kernel: ir.Node) -> str:
         if self._network.shapes[kernel.name].dtype.name not in operations.REAL:
             return "int32_t *restrict row = m->scratch->sums;\n"
-        if kernel.op in _SUMS:
-            return "ftbnn_sum *restrict row = m->scratch->wide;\n"
-        return "ftbnn_value *restrict row = m->scratch->values;\n"
+        kind = self._arithmetic.row_type(kernel)
+        pool = "values" if kind == self._arithmetic.value_type else "wide"
+        return f"{kind} *restrict row = m->scratch->{pool};\n"
 
     def _fold(self, kernel: ir.Node) -> str:
         kind, x, shape = self._frame.source(kernel)

@@ -62,7 +62,7 @@ def run(
     sizes = {name: len(found[name]) for name in _READ}
     quoted = shlex.quote(folder)
     if as_json:
-        print_json({"folder": folder, "fraction_bits": program.options.fraction_bits, "bytes": sizes})
+        print_json({"folder": folder, "fraction_bits": program.reference.fraction_bits, "bytes": sizes})
     else:
         print_table(
             "Exported as a page",
@@ -144,7 +144,7 @@ def describe(artifact: artifact_lib.Artifact, program: c_export.Program) -> dict
         "classes": [*names, *(f"class {i}" for i in range(len(names), network.results))],
         "fill": _fill(network, program.files["golden.bin"]) if rule else None,
         "float_bytes": 4 * sum(bits.get(name, x.size) for name, x in graph.tensors.items()),
-        "fraction_bits": program.options.fraction_bits,
+        "fraction_bits": program.reference.fraction_bits,
         "layers": layers,
         "multiply_adds": sum(product.multiply_adds for product in network.products),
         "record_bytes": golden.image_bytes(network),

@@ -1,7 +1,7 @@
-/* Integers between the binary convolutions: a real number is an int32_t, multiplied by
- * 2^FTBNN_FRACTION_BITS (of model.h). A parameter is an integer and, for all channels of a layer, a shift
- * to the right that follows the multiplication. Shifts and divisions round to the nearest, halves up. What
- * leaves the range becomes its end, and is reported.
+/* Integers between the binary convolutions: a real number is an int32_t, multiplied by a power of two. A
+ * parameter is an integer and, for all channels of a layer, a shift to the right that follows the
+ * multiplication. Shifts and divisions round to the nearest, halves up. Where FTBNN_PROVEN (of model.h) is 1,
+ * no image makes a number leave its type; elsewhere what leaves it becomes its end, and is reported.
  */
 #ifndef FTBNN_ARITHMETIC_H
 #define FTBNN_ARITHMETIC_H
@@ -11,13 +11,19 @@
 
 #include "model.h"
 
+#if defined(__AVX2__) && !defined(FTBNN_PORTABLE)
+#include <immintrin.h>
+#endif
+
 typedef int32_t ftbnn_weight; /* of a real convolution; a pixel in the network's scale */
 typedef int64_t ftbnn_sum;    /* of products; the weights are such that it suffices */
 
-static inline int64_t ftbnn_shifted(int64_t v, int shift) {
-  v += (int64_t)1 << shift >> 1;
-  return v >= 0 ? v >> shift : ~(~v >> shift);
-}
+/* Shifts of negative numbers round down, as everywhere; else this does not compile. */
+typedef char ftbnn_shifts_round_down[(-3 >> 1) == -2 ? 1 : -1];
+
+static inline int64_t ftbnn_shifted(int64_t v, int shift) { return (v + ((int64_t)1 << shift >> 1)) >> shift; }
+
+static inline int32_t ftbnn_shifted_32(int32_t v, int shift) { return (v + ((int32_t)1 << shift >> 1)) >> shift; }
 
 static inline ftbnn_value ftbnn_saturate(int64_t v, uint32_t *saturated) {
   if (v >= INT32_MIN && v <= INT32_MAX) return (int32_t)v;
@@ -36,13 +42,34 @@ static inline int64_t ftbnn_mean(ftbnn_sum sum, int64_t count) {
   return dividend % divisor < 0 ? quotient - 1 : quotient;
 }
 
-/* Signs of `bits` values, at most 32. */
+/* A quotient; the end of the range where the divisor is 0. */
+static inline int64_t ftbnn_ratio(int64_t x, int64_t y) {
+  if (!y) return x > 0 ? INT32_MAX : x < 0 ? INT32_MIN : 0;
+  return y < 0 ? ftbnn_mean(-x, -y) : ftbnn_mean(x, y);
+}
+
+/* Signs of `bits` values, at most 32; up to 7 values after them may be read. */
 static inline void ftbnn_sign_bits(const int32_t *x, int bits, uint32_t *above, uint32_t *below) {
   *above = *below = 0;
+#if defined(__AVX2__) && !defined(FTBNN_PORTABLE)
+  const __m256i zero = _mm256_setzero_si256();
+  for (int i = 0; i < bits; i += 8) {
+    /* Their highest bits are the signs of eight numbers. */
+    __m256i v = _mm256_loadu_si256((const __m256i *)(const void *)(x + i));
+    __m256i positive = _mm256_cmpgt_epi32(v, zero);
+    *above |= (uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(positive)) << i;
+    *below |= (uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(v)) << i;
+  }
+  if (bits < 32) {
+    *above &= ((uint32_t)1 << bits) - 1;
+    *below &= ((uint32_t)1 << bits) - 1;
+  }
+#else
   for (int i = 0; i < bits; i++) {
     *above |= (uint32_t)(x[i] > 0) << i;
     *below |= (uint32_t)(x[i] < 0) << i;
   }
+#endif
 }
 
 /* sums[p][o] += sum over i of x[p][i] * weights[i][o], for a chunk of outputs at FTBNN_BLOCK positions. */
