@@ -205,7 +205,7 @@ def test_other_c_files_in_the_folder_are_left_alone(exported, monkeypatch, capsy
     [
         (None, "no exported C program; --mode=export --format=c"),
         ("", r"model\.h: no header of an exported C program"),
-        ("#define A_FRACTION_BITS x\nint a_init(", "FRACTION_BITS x: a number expected"),
+        ("#define A_MOST_FRACTION_BITS x\nint a_init(", "MOST_FRACTION_BITS x: a number expected"),
         ("int for_init(void", "--prefix='for': must be a C identifier"),
         ("int a_init(void", r"CMakeLists\.txt: not what the artifact gives"),
     ],
