@@ -4,12 +4,16 @@
 
 runs the digits of scikit-learn through the artifact's program (by default the quickstart's), and a few
 images through small nets with random weights that have every kind of layer, the paper's and others. In
-WebAssembly, under node, it does so through every network of the graph's contract.
+WebAssembly, under node, and on a Cortex-M4 it does so through every network of the graph's contract.
+Microcontrollers are machines among the others, each by the Makefile of a `--target=cortex-m` folder.
 """
 
+import dataclasses
+import json
 import os
 import pathlib
 import shutil
+import subprocess
 import sys
 import tempfile
 from concurrent import futures
@@ -27,8 +31,9 @@ import wasm  # noqa: E402
 
 import ftbnn_jax  # noqa: E402
 from ftbnn_jax.deploy import runtime as runtime_lib  # noqa: E402
-from ftbnn_jax.deploy.c import build, export, generate, reference  # noqa: E402
+from ftbnn_jax.deploy.c import build, cortex_m, export, generate, memory_map, reference  # noqa: E402
 from ftbnn_jax.deploy.c.options import Options  # noqa: E402
+from ftbnn_jax.errors import UserError  # noqa: E402
 
 _M32 = "-m32 -msse2 -mfpmath=sse"
 _AARCH64 = ("aarch64-linux-gnu-gcc -static", "qemu-aarch64")
@@ -36,6 +41,12 @@ _ARMV7 = ("arm-linux-gnueabihf-gcc -static -march=armv7-a+fp", "qemu-arm")
 _ARMV7_NEON = ("arm-linux-gnueabihf-gcc -static -march=armv7-a+simd", "qemu-arm")
 # The highest byte comes first, and floats are computed in double.
 _S390X = ("s390x-linux-gnu-gcc -static", "qemu-s390x")
+# Microcontrollers, by the name of a core; on the first, accesses that are not aligned are caught.
+_CORTEX_M0 = ("cortex-m0", "qemu-system-arm")
+_CORTEX_M4 = ("cortex-m4", "qemu-system-arm")
+_CORTEX_M7 = ("cortex-m7", "qemu-system-arm")
+_CORES = {core.name for core in cortex_m.CORES}
+_CORE_FLAGS = "-Wconversion -Wvla -Wcast-align=strict -Werror"
 # Compiler, emulator, and flags of each build; the ones marked run on every network.
 _BUILDS = [
     *(("gcc", "", flags) for flags in ("-O0", "-O1", "-O2", "-O3", "-O3 -mavx2 -mpopcnt")),
@@ -43,7 +54,7 @@ _BUILDS = [
     *((f"{compiler} {_M32}", "", flags) for compiler in ("gcc", "clang") for flags in ("-O0", "-O3")),
     *(
         (*machine, flags)
-        for machine in (_AARCH64, _ARMV7, _ARMV7_NEON, _S390X)
+        for machine in (_AARCH64, _ARMV7, _ARMV7_NEON, _S390X, _CORTEX_M0, _CORTEX_M4, _CORTEX_M7)
         for flags in ("-O0", "-O3")
     ),
     ("gcc", "", "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all"),
@@ -55,7 +66,10 @@ _EVERYWHERE = [
     (*_AARCH64, "-O3"),
     (*_ARMV7_NEON, "-O3"),
     (*_S390X, "-O3"),
+    (*_CORTEX_M0, "-O2"),
+    (*_CORTEX_M4, "-O2"),
 ]
+_SMALLEST = [(*_CORTEX_M4, "-O2")]
 
 # Networks of the graph's contract with gates, a softmax, numbers of 16 bits, and kernels of all kinds.
 _OTHERS = (
@@ -71,11 +85,23 @@ def _digits(count: int = 100) -> np.ndarray:
 def _build_and_check(
     folder: pathlib.Path, golden: bytes, compiler: str, emulator: str, flags: str
 ) -> dict[str, Any]:
+    if compiler in _CORES:
+        return _make_and_check(folder.parent / "device" / "bare_metal", compiler, flags)
     with tempfile.TemporaryDirectory() as directory:
         scratch = pathlib.Path(directory)
         program = scratch / "test_model"
         build.build(folder, program, ["-Werror", *flags.split()], command=compiler.split())
         return build.check(program, golden, scratch, emulator.split())
+
+
+def _make_and_check(folder: pathlib.Path, core: str, flags: str) -> dict[str, Any]:
+    """Builds and runs a folder for a microcontroller, with the golden vectors in flash."""
+    variables = [f"CORE={core}", f"FOLDER=build/{core}{flags}", f"CFLAGS={flags} {_CORE_FLAGS}"]
+    command = ["make", "--silent", f"--directory={folder}", "FORM=json", *variables]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if not result.stdout.startswith("{"):
+        sys.exit(f"error: {' '.join(command)}: {result.stdout}{result.stderr}")
+    return {**json.loads(result.stdout), "passed": result.returncode == 0}
 
 
 def _try(name: str, runtime: runtime_lib.Runtime, images: np.ndarray, builds: list, fixed: bool) -> None:
@@ -88,6 +114,10 @@ def _try(name: str, runtime: runtime_lib.Runtime, images: np.ndarray, builds: li
     with tempfile.TemporaryDirectory() as directory:
         folder = pathlib.Path(directory) / "c"
         export.write(folder, files)
+        on_device = dataclasses.replace(options, target="cortex-m")
+        texts = generate.files(runtime.artifact, on_device)
+        contents = {key: text.encode() for key, text in texts.items()}
+        export.write(folder.parent / "device", {**contents, "golden.bin": golden})
         with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             found = list(pool.map(lambda b: _build_and_check(folder, golden, *b), builds))
     in_node = wasm.check(runtime.artifact, export.Program(files, options, expected))
@@ -111,7 +141,8 @@ def _try(name: str, runtime: runtime_lib.Runtime, images: np.ndarray, builds: li
 def main(path: str) -> None:
     """Builds and runs everything."""
     for compiler, emulator, _ in (*_BUILDS, ("clang", "node", "")):
-        for program in (compiler.split()[0], *emulator.split()):
+        own = memory_map.COMPILER if compiler in _CORES else compiler.split()[0]
+        for program in (own, *emulator.split()):
             if shutil.which(program) is None:
                 sys.exit(f"error: {program}: not installed")
     digits = runtime_lib.Runtime.load(path)
@@ -123,9 +154,13 @@ def main(path: str) -> None:
             _try(name, net, images, _EVERYWHERE, fixed)
     for network in contract_networks.NETWORKS:
         images = network.images()
-        artifact = ftbnn_jax.pack(*network.build(), images, **network.options)
-        builds = _EVERYWHERE if network.name in _OTHERS else []
-        _try(network.name, runtime_lib.Runtime(artifact), images, builds, False)
+        net = runtime_lib.Runtime(ftbnn_jax.pack(*network.build(), images, **network.options))
+        builds = _EVERYWHERE if network.name in _OTHERS else _SMALLEST
+        _try(network.name, net, images, builds, False)
+        try:
+            _try(network.name, net, images, _SMALLEST, True)
+        except UserError as error:
+            print(f"{network.name} fixed: refused: {error}", flush=True)
 
 
 if __name__ == "__main__":

@@ -100,6 +100,30 @@ FTBNN_ACCUMULATE(ftbnn_accumulate_8, v128_t, 4, wasm_v128_load, wasm_v128_store,
                  wasm_f32x4_add, wasm_f32x4_mul)
 #endif
 
+#if (!defined(__SSE__) && !defined(__ARM_NEON) && !defined(__wasm_simd128__)) || FTBNN_PORTABLE + 0 == 32
+#define FTBNN_SCALAR
+/* As ftbnn_accumulate for two outputs, with the sums in registers, for processors without vectors. */
+static inline void ftbnn_accumulate_2(const float *const x[FTBNN_BLOCK], int inputs, const float *weights,
+                                      int features, float *const sums[FTBNN_BLOCK]) {
+  const float *const first = x[0], *const second = x[1], *const third = x[2], *const fourth = x[3];
+  float a0 = sums[0][0], a1 = sums[0][1], b0 = sums[1][0], b1 = sums[1][1];
+  float c0 = sums[2][0], c1 = sums[2][1], d0 = sums[3][0], d1 = sums[3][1];
+  for (int i = 0; i < inputs; i++, weights += features) {
+    const float w0 = weights[0], w1 = weights[1], a = first[i], b = second[i], c = third[i], d = fourth[i];
+    a0 += (float)(a * w0);
+    a1 += (float)(a * w1);
+    b0 += (float)(b * w0);
+    b1 += (float)(b * w1);
+    c0 += (float)(c * w0);
+    c1 += (float)(c * w1);
+    d0 += (float)(d * w0);
+    d1 += (float)(d * w1);
+  }
+  sums[0][0] = a0, sums[0][1] = a1, sums[1][0] = b0, sums[1][1] = b1;
+  sums[2][0] = c0, sums[2][1] = c1, sums[3][0] = d0, sums[3][1] = d1;
+}
+#endif
+
 /* sums[p][o] += sum over i of x[p][i] * weights[i][o], for a chunk of outputs at FTBNN_BLOCK positions. */
 static inline void ftbnn_accumulate(const float *const x[FTBNN_BLOCK], int inputs,
                                     const float *restrict weights, int features, int chunk,
@@ -121,6 +145,12 @@ static inline void ftbnn_accumulate(const float *const x[FTBNN_BLOCK], int input
   for (; done + 8 <= chunk; done += 8) {
     float *const at[FTBNN_BLOCK] = {sums[0] + done, sums[1] + done, sums[2] + done, sums[3] + done};
     ftbnn_accumulate_8(x, inputs, weights + done, features, at);
+  }
+#endif
+#ifdef FTBNN_SCALAR
+  for (; done + 2 <= chunk; done += 2) {
+    float *const at[FTBNN_BLOCK] = {sums[0] + done, sums[1] + done, sums[2] + done, sums[3] + done};
+    ftbnn_accumulate_2(x, inputs, weights + done, features, at);
   }
 #endif
   for (int i = 0; i < inputs && done < chunk; i++, weights += features) {

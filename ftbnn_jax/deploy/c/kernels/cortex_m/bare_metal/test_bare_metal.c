@@ -151,6 +151,19 @@ static uint64_t instructions(uint64_t ticks) { return ticks * PER_TICK; }
 
 #ifdef AS_JSON
 
+/* Prints a JSON string of UTF-8. */
+static void print_string(const char *text) {
+  char out[3] = {0};
+  print("\"");
+  for (; *text; text++) {
+    const int is_escaped = *text == '"' || *text == '\\';
+    out[0] = is_escaped ? '\\' : *text;
+    out[1] = is_escaped ? *text : 0;
+    print(out);
+  }
+  print("\"");
+}
+
 static void print_field(const char *name, uint64_t number) {
   print(", \"");
   print(name);
@@ -164,9 +177,8 @@ static void print_json(const results *r) {
     if (i) print(", ");
     print_number((uint64_t)r->classes[i]);
   }
-  print("], \"kernels\": \"");
-  print(ftbnn_kernels());
-  print("\"");
+  print("], \"kernels\": ");
+  print_string(ftbnn_kernels());
   print_field("images", r->images);
   print_field("saturated", r->saturated);
   print_field("logits_differing", r->logits_differing);
@@ -177,9 +189,8 @@ static void print_json(const results *r) {
   print_checksum();
   print("\", \"blocks\": [");
   for (int i = 0; i < FTBNN_BLOCKS; i++) {
-    print(i ? ",\n  {\"name\": \"" : "\n  {\"name\": \"");
-    print(ftbnn_block_names[i]);
-    print("\"");
+    print(i ? ",\n  {\"name\": " : "\n  {\"name\": ");
+    print_string(ftbnn_block_names[i]);
     print_field("compared", blocks[i].compared);
     print_field("differing", blocks[i].differing);
     print_field("end_to_end", blocks[i].end_to_end);
@@ -188,11 +199,10 @@ static void print_json(const results *r) {
   print("], \"loops\": [");
   for (int i = 0; i < FTBNN_LOOPS; i++) {
     const ftbnn_loop *loop = &ftbnn_loops[i];
-    print(i ? ",\n  {\"layer\": \"" : "\n  {\"layer\": \"");
-    print(loop->layer);
-    print("\", \"parts\": \"");
-    print(loop->parts);
-    print("\"");
+    print(i ? ",\n  {\"layer\": " : "\n  {\"layer\": ");
+    print_string(loop->layer);
+    print(", \"parts\": ");
+    print_string(loop->parts);
     print_field("binary_multiply_adds", loop->binary_multiply_adds);
     print_field("real_multiply_adds", loop->real_multiply_adds);
     print_field("elements", loop->elements);
