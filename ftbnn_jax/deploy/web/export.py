@@ -15,17 +15,17 @@ import numpy as np
 import ftbnn_jax
 from ftbnn_jax.deploy import artifact as artifact_lib
 from ftbnn_jax.deploy.c import export as c_export
+from ftbnn_jax.deploy.c import folder as folder_lib
 from ftbnn_jax.deploy.c import golden
 from ftbnn_jax.deploy.c import options as options_lib
 from ftbnn_jax.deploy.c.options import Options
-from ftbnn_jax.deploy.c.schedule import Network
 from ftbnn_jax.deploy.web import build
 from ftbnn_jax.graph import ir
 from ftbnn_jax.report import print_json, print_table
 
 # Only a folder that holds it is replaced.
 _MARK = "ftbnn.wasm"
-_PAGE = ("index.html", "page.css", "draw.js", "files.js", "images.js", "net.js", "page.js")
+PAGE = ("index.html", "page.css", "draw.js", "files.js", "images.js", "net.js", "page.js")
 # What is read when the page runs: as it is, and as text for pages that are opened from a disk.
 _READ = (*build.MODULES, "golden.bin")
 
@@ -51,7 +51,7 @@ def run(
       as_json: prints a line of JSON instead of a table; what fixed point loses is a warning in both.
 
     Raises:
-      UserError: as `build.compiler`, `c.export.program` and `c.export.write` raise it.
+      UserError: as `build.compiler`, `c.export.program` and `write` raise it.
     """
     command = build.compiler()
     artifact = artifact_lib.load(path)
@@ -80,6 +80,11 @@ def run(
     return 0
 
 
+def write(folder: pathlib.Path, files: dict[str, bytes]) -> None:
+    """Writes the folder, as a whole or not at all: see `c.folder.write`."""
+    folder_lib.write(folder, files, (_MARK,), ())
+
+
 def files(
     artifact: artifact_lib.Artifact,
     program: c_export.Program,
@@ -97,7 +102,7 @@ def files(
       packed_bytes: size of the artifact's file.
     """
     page = importlib.resources.files(__package__).joinpath("page")
-    found = {name: page.joinpath(name).read_bytes() for name in _PAGE}
+    found = {name: page.joinpath(name).read_bytes() for name in PAGE}
     about = {**describe(artifact, program), "packed_bytes": packed_bytes}
     # "<" could end the page's script, were this ever put into one.
     text = json.dumps(about, indent=1, sort_keys=True).replace("<", "\\u003c")
@@ -142,7 +147,7 @@ def describe(artifact: artifact_lib.Artifact, program: c_export.Program) -> dict
         "binary_bytes": sum(graph.tensors[name].nbytes for name in bits),
         "binary_float_bytes": 4 * sum(bits.values()),
         "classes": [*names, *(f"class {i}" for i in range(len(names), network.results))],
-        "fill": _fill(network, program.files["golden.bin"]) if rule else None,
+        "fill": fill(golden.images(network, program.files["golden.bin"])) if rule else None,
         "float_bytes": 4 * sum(bits.get(name, x.size) for name, x in graph.tensors.items()),
         "fraction_bits": program.reference.fraction_bits,
         "layers": layers,
@@ -156,16 +161,14 @@ def describe(artifact: artifact_lib.Artifact, program: c_export.Program) -> dict
     }
 
 
-def _fill(network: Network, vectors: bytes) -> float | None:
+def fill(images: np.ndarray) -> float | None:
     """Returns which share of an image's side its figure takes, if images are a figure on a gray ground.
 
     Drawings of any size and place are fitted likewise: a network that never saw another knows none.
 
     Args:
-      network: the program's.
-      vectors: its golden vectors, which hold test images.
+      images: uint8 `[N, H, W, C]`.
     """
-    images = golden.images(network, vectors)
     if images.shape[-1] != 1:
         return None
     edges = (images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1])

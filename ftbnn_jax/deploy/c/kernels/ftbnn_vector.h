@@ -161,7 +161,7 @@ static inline ftbnn_vector ftbnn_total(ftbnn_vector v) {
 
 /* Number of bits set in one word. */
 static inline int ftbnn_bits_set(uint32_t word) {
-#ifdef __POPCNT__
+#if defined(__POPCNT__) || defined(__wasm__)
   return __builtin_popcount(word);
 #else
   word -= word >> 1 & 0x55555555u;
