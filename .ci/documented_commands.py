@@ -148,6 +148,11 @@ _LISTED = (
         "seven minutes of a GPU",
         "--seeds=0,1,2 --jobs=5 --report",
     ),
+    Listed(_RESULTS, "--epochs=1,5", "a quarter of an hour of a GPU", "--epochs=1,5 --report"),
+    Listed(_RESULTS, "--steps=1000,4000,16000", "likewise", "--steps=1000,4000,16000 --report"),
+    Listed(_RESULTS, "--output=table3_30", "likewise", "--output=table3_30 --report"),
+    Listed(_RESULTS, "--output=schedules", "likewise", "--output=schedules --report"),
+    Listed(_RESULTS, "--epochs=20 --output", "likewise", "--epochs=20 --report --output"),
     Listed(_MACHINES, "launch/tpu.sh create", "an account of Google Cloud"),
     Listed(_MACHINES, "EXTRAS=train,cuda", "a cluster with GPUs"),
 )

@@ -8,6 +8,7 @@ draws `DIR/figure2.png` and `.svg`. Finished runs are kept, so it may be stopped
 
 import io
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -50,13 +51,14 @@ def measure(
     try:
         with open(path) as stream:
             found = json.load(stream)
-        # None of a network without binary convolutions; what is of another version, or not finite, is
-        # measured again.
-        if set(found) in (set(), set(discrepancy.DEFINITIONS)) and None not in found.values():
-            return found
+        # None of a network without binary convolutions; what is of another version is measured again.
+        if set(found) in (set(), set(discrepancy.DEFINITIONS)):
+            # JSON has no infinity, which is relative to the real outputs of a network that died: all 0.
+            return {name: math.inf if value is None else value for name, value in found.items()}
     except (FileNotFoundError, ValueError, TypeError, AttributeError):
         pass
     found, features, labels = discrepancy.measure(directory, num_images)
+    found = {name: value if math.isfinite(value) else math.inf for name, value in found.items()}
     if keep_features:
         content = io.BytesIO()
         np.savez_compressed(content, features=features, labels=labels)

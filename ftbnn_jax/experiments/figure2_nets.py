@@ -100,16 +100,19 @@ def compare(
 
 
 def _measured(runs: dict[Net, dict[str, list[members.Member]]], workdir: str) -> list[dict[str, Any]]:
-    """Returns a row for each net all of whose runs have finished."""
+    """Returns a row for each net of which a run of each model has finished."""
     rows = []
     for net, by_model in runs.items():
-        if not all(m.is_finished(workdir) for group in by_model.values() for m in group):
+        finished = {
+            model: [m for m in group if m.is_finished(workdir)] for model, group in by_model.items()
+        }
+        if not all(finished.values()):
             continue
         accuracies = {
             model: [results.read(m.directory(workdir)).final_accuracy() for m in group]
-            for model, group in by_model.items()
+            for model, group in finished.items()
         }
-        found = {model: [measure(m, workdir) for m in group] for model, group in by_model.items()}
+        found = {model: [measure(m, workdir) for m in group] for model, group in finished.items()}
         rows.append(
             {
                 **net._asdict(),
@@ -123,7 +126,7 @@ def _measured(runs: dict[Net, dict[str, list[members.Member]]], workdir: str) ->
 
 def _print(rows: Sequence[dict[str, Any]]) -> None:
     table = rich.table.Table(title="Nets beside Figure 2", title_justify="left")
-    for header in ("channels", "stride", "epochs", "runs of each"):
+    for header in ("channels", "stride", "epochs", "runs"):
         table.add_column(header, justify="right")
     for model in _MODELS:
         table.add_column(f"{model}: accuracy, %", justify="right")
@@ -136,7 +139,7 @@ def _print(rows: Sequence[dict[str, Any]]) -> None:
         given = [[run[row["nearest"]] for run in runs[model]] for model in _MODELS]
         table.add_row(
             *(str(row[name]) for name in Net._fields),
-            str(len(given[0])),
+            ", ".join(str(len(values)) for values in given),
             *(results.spread(row["accuracy"][model], 100) for model in _MODELS),
             f"{row['points']:.2f}",
             row["nearest"],
@@ -172,13 +175,16 @@ def _figure(rows: Sequence[dict[str, Any]]) -> Any:
         )
     axis.set_xscale("log")
     axis.set_yscale("log")
-    (left, _), (bottom, _) = axis.get_xlim(), axis.get_ylim()
+    (left, _), (bottom, top) = axis.get_xlim(), axis.get_ylim()
     left, bottom = min(left, _POINTS / 2), min(bottom, 100 * _SHARE / 2)
     axis.set_xlim(left=left)
-    axis.set_ylim(bottom=bottom)
+    axis.set_ylim(bottom, max(top, 100))
     axis.plot([left, _POINTS, _POINTS], [100 * _SHARE, 100 * _SHARE, bottom], "--", color="0.4")
     axis.set_xlabel("largest difference from a published accuracy (points)")
-    axis.set_ylabel("from a published discrepancy (%), nearest definition")
+    axis.set_ylabel("largest difference from a published\ndiscrepancy (%), nearest definition")
+    for scale in (axis.xaxis, axis.yaxis):
+        scale.set_major_formatter("{x:g}")
+        scale.set_minor_formatter("")
     axis.grid(alpha=0.3)
     if rows:
         axis.legend(frameon=False, fontsize=8)

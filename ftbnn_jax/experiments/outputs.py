@@ -1,12 +1,11 @@
 """What an experiment leaves when it is given `--output=NAME`: NAME.json and NAME.png."""
 
 import argparse
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ftbnn_jax import plots
+from ftbnn_jax import plots, report
 from ftbnn_jax.experiments import members
 from ftbnn_jax.host import paths
 
@@ -26,7 +25,7 @@ def check(output: str | None) -> None:
 
 def write(output: str, rows: Sequence[Mapping[str, Any]], figure: Any) -> None:
     """Writes both files, one row a line."""
-    lines = ",\n ".join(json.dumps(row) for row in rows)
+    lines = ",\n ".join(map(report.to_json, rows))
     paths.write_whole(f"{output}.json", f"[{lines}]\n")
     plots.save(figure, f"{output}.png")
 

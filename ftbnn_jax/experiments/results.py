@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import statistics
 from typing import Any
@@ -69,7 +70,10 @@ def read(path: str) -> Run:
 
 def mean_and_deviation(values: list[float]) -> tuple[float, float | None]:
     """Returns mean and sample standard deviation; None for the latter of a single value."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+    if len(values) == 1:
+        return values[0], None
+    finite = all(map(math.isfinite, values))
+    return statistics.fmean(values), statistics.stdev(values) if finite else math.nan
 
 
 def spread(values: list[float], scale: float = 1.0, digits: int = 2) -> str:

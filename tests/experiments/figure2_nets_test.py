@@ -46,7 +46,7 @@ def test_what_has_finished_is_printed_and_drawn(tmp_path, capsys):
             directory = tmp_path / member.name / "seed0"
             runs.write(directory, [published.FIGURE2_ACCURACY[model][0] / 100])
             exact = published.FIGURE2_DISCREPANCY[model][0]
-            values = dict.fromkeys(discrepancy.DEFINITIONS, 9.0) | {"clipped": exact}
+            values = dict.fromkeys(discrepancy.DEFINITIONS, 9.0) | {"clipped": exact, "relative": None}
             (directory / "discrepancy.json").write_text(json.dumps(values))
             member.finish(str(tmp_path))
     output = tmp_path / "found"
@@ -60,4 +60,6 @@ def test_what_has_finished_is_printed_and_drawn(tmp_path, capsys):
     (row,) = json.loads((tmp_path / "found.json").read_text())
     assert (row["width"], row["stride"], row["epochs"], row["nearest"]) == (2, 2, 1, "clipped")
     assert row["points"] == pytest.approx(0, abs=1e-9)
+    # A network that died: nothing is relative to it.
+    assert row["share"]["relative"] is row["discrepancy"]["relu"][0]["relative"] is None
     assert (tmp_path / "found.png").exists()
