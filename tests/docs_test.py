@@ -53,3 +53,18 @@ def test_every_claim_has_a_row_that_says_where_it_is_and_how_it_was_checked():
         assert code_links.REFERENCE.search(where), f"{number}: no code"
         tested = code_links.REFERENCE.search(how) or "results.md" in how or "not run" in how
         assert tested, f"{number}: neither a test nor a result"
+
+
+def test_every_choice_and_difference_stands_in_the_list_of_them():
+    marked = {
+        int(n)
+        for n, cells in _rows().items()
+        if re.search(r"\*\*(choice|differs)", " ".join(cells), re.I)
+    }
+    _, _, listed = _CLAIMS.partition("## Choices and differences")
+    found = set()
+    for numbers in re.findall(r"\*\* \(([\d, to]+)\)", listed):
+        for part in numbers.split(", "):
+            first, _, last = part.partition(" to ")
+            found.update(range(int(first), int(last or first) + 1))
+    assert marked <= found

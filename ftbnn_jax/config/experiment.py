@@ -108,7 +108,7 @@ class TrainConfig:
         for training.
       image_size: height and width that the network sees; `preprocessing` says how images come to it.
       num_classes: number of logits; at least the data set's number of classes. 0 for that number.
-      batch_size: images in a step, over all devices.
+      batch_size: images in a step, over all devices. The paper does not say; 256 is a choice.
       num_epochs: passes over the training split.
       num_steps: steps to train; 0 for as many as `num_epochs` takes.
       eval_every: steps between evaluations; 0 for once an epoch. The last step is always evaluated.

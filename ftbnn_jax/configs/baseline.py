@@ -2,7 +2,8 @@
 
     python -m ftbnn_jax.main --config=configs/baseline.py --workdir=DIR
 
-Adam from 0.01, divided by 10 at epochs 45 and 55 of 60.
+Adam from 0.01, divided by 10 at epochs 45 and 55 of 60. The paper gives neither a batch size nor the
+weight decay of what is not binary: 256 and 1e-5 are choices, of which docs/paper.md has a list.
 """
 
 from ftbnn_jax import config

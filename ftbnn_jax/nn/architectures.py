@@ -15,11 +15,17 @@ DERIVED_WIDTHS = {
     (135, 34): {1: 88, 3: 140, 5: 176, 8: 216},
     (135, 44): {1: 76, 3: 122, 5: 154, 8: 188},
 }
+# The paper says how many layers; that those of 44 are divided so follows from its operations.
 LAYER_BLOCKS = {18: (4, 4, 4, 4), 34: (6, 8, 12, 6), 44: (8, 10, 14, 10)}
 
 
 def baseline() -> ResNetSpec:
-    """FTBNN ResNet-18, the paper's baseline: 60.2% top-1 at a budget of about 163M (Table 3)."""
+    """FTBNN ResNet-18, the paper's baseline: 60.2% top-1 at a budget of about 163M (Table 3).
+
+    "A ReLU after every four blocks" is one at the end of each stage, in all depths. What the paper does
+    not say is as in Bi-Real Net: no activation behind the stem, a 2x2 average pool and a batch norm
+    around the 1x1 convolution of a shortcut.
+    """
     return ResNetSpec()
 
 
@@ -61,6 +67,9 @@ def resnet50() -> ResNetSpec:
 
 def derived(layers: int, groups: int, budget: int = 135) -> ResNetSpec:
     """A binary-purified, grouped net of Table 4.
+
+    The paper prints no widths: `DERIVED_WIDTHS` give back its table. Nor does it say what stands behind
+    the bridge: an FPReLU here, without a shortcut.
 
     Args:
       layers: 18, 34 or 44.
