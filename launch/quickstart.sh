@@ -11,3 +11,8 @@ for mode in train export verify; do
   python -m ftbnn_jax.main --config="$repository/configs/quickstart.py" --workdir="$workdir" \
     --mode=$mode --num_images=0
 done
+cat <<END
+
+To see it in a browser (needs clang and lld), as docs/how_to/browser.md says:
+  ftbnn export --config=quickstart --workdir=$(printf %q "$workdir") --format=web
+END

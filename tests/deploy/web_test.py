@@ -45,7 +45,7 @@ def test_the_page_knows_its_network(fixed):
         "\n", " "
     )
     about = _about(files)
-    assert about["fraction_bits"] == program.options.fraction_bits
+    assert about["fraction_bits"] == program.reference.fraction_bits
     assert about["packed_bytes"] == 4321
     assert about["classes"] == [f"class {i}" for i in range(5)]
     # Blocks of 12, 24 and 24 channels in 5 groups, each in words of its own; 3x3 kernels of 1 bit.

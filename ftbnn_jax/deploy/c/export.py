@@ -92,11 +92,9 @@ def run(
             "Exported as C",
             [
                 ("folder", folder),
-                ("between the convolutions", options.arithmetic),
+                *made.arithmetic(),
                 ("memory beside the weights", f"{arena:,} bytes"),
                 ("golden vectors", f"{vectors:,} bytes"),
-                *([("ranges", _ranges(reference))] if with_fixed_point else ()),
-                *reference.losses.lines(),
                 ("to build and check", f"make -C {shlex.quote(folder)} check"),
                 *(
                     [("on an emulated Cortex-M4", f"make -C {shlex.quote(f'{folder}/bare_metal')}")]
@@ -114,13 +112,6 @@ def _memory_map(made: "Program") -> memory_map.MemoryMap:
     return memory_map.measure(text, made.reference.network, made.options.prefix)
 
 
-def _ranges(reference: reference_lib.Reference) -> str:
-    bits = f"{reference.fraction_bits} fraction bits of a logit"
-    if reference.losses.too_large:
-        return f"those of {reference.losses.images:,} images, and eight times as much; {bits}"
-    return f"no image can overflow; {bits}"
-
-
 @dataclasses.dataclass(frozen=True)
 class Program:
     """A program in C.
@@ -134,6 +125,18 @@ class Program:
     files: dict[str, bytes]
     options: Options
     reference: reference_lib.Reference
+
+    def arithmetic(self) -> list[tuple[str, str]]:
+        """Returns what a report says of its arithmetic, by name."""
+        losses = self.reference.losses
+        rows = [("between the convolutions", self.options.arithmetic)]
+        if self.options.fraction_bits is not None:
+            ranges = "no image can overflow"
+            if losses.too_large:
+                ranges = f"those of {losses.images:,} images, and eight times as much"
+            bits = f"{self.reference.fraction_bits} fraction bits of a logit"
+            rows.append(("ranges", f"{ranges}; {bits}"))
+        return [*rows, *losses.lines()]
 
 
 def program(

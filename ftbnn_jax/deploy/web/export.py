@@ -68,10 +68,9 @@ def run(
             "Exported as a page",
             [
                 ("folder", folder),
-                ("between the convolutions", program.options.arithmetic),
+                *program.arithmetic(),
                 ("program and weights", f"{sizes[_MARK]:,} bytes"),
                 ("golden vectors, on demand", f"{sizes['golden.bin']:,} bytes"),
-                *program.reference.losses.lines(),
                 ("to open it", pathlib.Path(folder, "index.html").resolve().as_uri()),
                 ("to serve it", f"python -m http.server -d {quoted}, then http://localhost:8000"),
             ],
