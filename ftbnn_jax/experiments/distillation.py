@@ -9,8 +9,9 @@
 | attention | likewise, and by the attention maps of the teacher's stages |
 | stages | likewise, in the three stages of `configs/baseline_kd.py`: tanh and sign take a quarter each |
 
-The teacher is `configs/resnet18_fp.py:cifar10`, trained once for as many epochs. What follows `--` is
-handed to every run. Finished runs are kept, so it may be stopped and started again.
+Beside a teacher labels weigh 1, its outputs 3, and attention maps what a config has by default. The
+teacher is `configs/resnet18_fp.py:cifar10`, trained once for as many epochs. What follows `--` is handed
+to every run. Finished runs are kept, so it may be stopped and started again.
 """
 
 import sys
@@ -21,6 +22,8 @@ from ftbnn_jax.errors import UserError
 from ftbnn_jax.experiments import members, outputs, sweep
 
 _WIDTH = 16
+# Of labels and outputs, alike in all rows that have a teacher.
+_WEIGHTS = ("--config.label_weight=1", "--config.teacher_weight=3")
 
 
 def plan(
@@ -37,7 +40,7 @@ def plan(
     length = f"--config.num_epochs={epochs}"
     teacher = members.make({"teacher": "resnet18_fp:cifar10"}, seeds[:1], [length, *overrides])
     net = [f"--config.model.width={_WIDTH}", f"--config.model.stem_features={_WIDTH}"]
-    taught = [*net, f"--config.teacher={teacher[0].directory(workdir)}"]
+    taught = [*net, *_WEIGHTS, f"--config.teacher={teacher[0].directory(workdir)}"]
     quarter = epochs // 4
     parts = {"tanh": quarter, "sign": quarter, "binary": epochs - 2 * quarter}
     stages = [f"--config.stages.{name}.num_epochs={part}" for name, part in parts.items()]

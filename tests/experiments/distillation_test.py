@@ -32,6 +32,11 @@ def test_all_rows_train_the_same_net_for_the_same_number_of_epochs():
     assert learns["outputs"] == (True, False)
     assert learns["attention"] == learns["stages"] == (True, True)
     assert found["stages"].teacher == teacher.directory("runs")
+    losses = {
+        (c.label_weight, c.teacher_weight, c.attention_weight)
+        for c in (found["attention"], *(stage.config for stage in stages.resolve(found["stages"], "x")))
+    }
+    assert len(losses) == 1
 
 
 def test_what_has_finished_is_printed_and_drawn(tmp_path, capsys):
