@@ -7,10 +7,11 @@
 #define SYSTICK_CONTROL REGISTER(0xe000e010)
 #define SYSTICK_RELOAD REGISTER(0xe000e014)
 #define SYSTICK_VALUE REGISTER(0xe000e018)
+#define INTERRUPTS REGISTER(0xe000ed04)
 #define CONFIGURATION REGISTER(0xe000ed14)
 #define COPROCESSORS REGISTER(0xe000ed88)
 
-enum { SYSTICK_MOST = 0xffffff };
+enum { SYSTICK_MOST = 0xffffff, SYSTICK_PENDING = 1 << 26 };
 enum { WRITE = 4, EXIT_WITH_STATUS = 0x20, EXITED = 0x20026 };
 
 extern uint32_t data_in_flash[], data_begin[], data_end[], bss_begin[], bss_end[], stack_top[];
@@ -64,8 +65,8 @@ uint64_t clock_ticks(void) {
   uint32_t high, low;
   do {
     high = wraps;
-    low = SYSTICK_MOST - SYSTICK_VALUE;
-  } while (high != wraps);
+    low = (SYSTICK_MOST + 1 - SYSTICK_VALUE) & SYSTICK_MOST; /* it counts down, and begins at 0 */
+  } while (high != wraps || INTERRUPTS & SYSTICK_PENDING);
   return ((uint64_t)high << 24) + low;
 }
 

@@ -1,0 +1,3 @@
+#include <zephyr/kernel.h>
+
+int run_program(void) { return zephyr_main(); }
