@@ -60,8 +60,29 @@ TABLE4 = {
 
 # Right half of Table 4, in M. These nets are counted there as Liu et al. (2018) count: multiply-adds
 # alone, nothing doubled (`Budget.total_macs`).
-TOTAL_MACS = {"baseline": 163.0, "bireal18": 163.0, "bireal34": 193.0}
+TOTAL_MACS = {
+    "baseline": 163.0,
+    "xnor_net": 163.0,
+    "xnor_net++": 163.0,
+    "ir_net": 163.0,
+    "bireal18": 163.0,
+    "bireal34": 193.0,
+}
 
+
+# Table 1: top-1 accuracy on ImageNet, %, of the rows of `configs/table1.py`.
+TABLE1 = {
+    "bnn": 42.2,
+    "xnor_net": 51.2,
+    "xnor_net++": 57.1,
+    "bireal_b": 56.4,
+    "bireal_a": 56.4,
+    "ir_net": 58.1,
+    "binaryduo": 60.9,
+    "real_to_bin": 60.9,
+    "ftbnn": 60.2,
+    "ftbnn_kd": 63.2,
+}
 
 # Table 3: top-1 and top-5 accuracy on ImageNet, %, of the rows of `configs/ablation.py`.
 TABLE3 = {
@@ -131,6 +152,7 @@ def total_macs_specs() -> dict[ResNetSpec, str]:
     """Returns the nets of `TOTAL_MACS` with their names."""
     builders = {
         "baseline": architectures.baseline,
+        **{name: functools.partial(architectures.table1, name) for name in architectures.TABLE1},
         "bireal18": architectures.bireal18,
         "bireal34": architectures.bireal34,
     }

@@ -22,11 +22,12 @@ _TANH = {"binary_activations": False, "binary_weights": False}
 _SIGN = {"binary_activations": True, "binary_weights": False}
 _BINARY = {"binary_activations": True, "binary_weights": True}
 
-_SOFT_LABELS = {"label_weight": 0.0, "teacher_weight": 1.0}
+SOFT_LABELS = {"label_weight": 0.0, "teacher_weight": 1.0}
 
 
-def _stages(epochs, rates, last_weight_decay):
-    stages = {
+def stages(epochs, rates, last_weight_decay):
+    """Returns the three stages, each with its epochs and its learning rate."""
+    found = {
         "tanh": {"start_from": "", "teacher": "", "model": _TANH},
         "sign": {"start_from": "tanh", "model": _SIGN},
         "binary": {
@@ -35,9 +36,9 @@ def _stages(epochs, rates, last_weight_decay):
             "weight_decay": last_weight_decay,
         },
     }
-    for stage, num_epochs, rate in zip(stages.values(), epochs, rates, strict=True):
+    for stage, num_epochs, rate in zip(found.values(), epochs, rates, strict=True):
         stage |= {"num_epochs": num_epochs, "learning_rate": rate}
-    return stages
+    return found
 
 
 def get_config(dataset="imagenet2012"):
@@ -47,8 +48,8 @@ def get_config(dataset="imagenet2012"):
             schedule="multistep",
             schedule_boundaries=(40 / 75, 60 / 75, 70 / 75),
             teacher="runs/resnet18_fp",
-            **_SOFT_LABELS,
-            stages=_stages((75, 75, 75), (1e-3, 1e-3, 2e-4), 0.0),
+            **SOFT_LABELS,
+            stages=stages((75, 75, 75), (1e-3, 1e-3, 2e-4), 0.0),
         )
     if dataset != "cifar10":
         raise UserError(f"dataset={dataset!r}: there are imagenet2012 and cifar10")
@@ -56,6 +57,6 @@ def get_config(dataset="imagenet2012"):
         architectures.small(blocks=(2, 2, 2), width=32, stem_stride=2),
         **config.CIFAR10,
         teacher="runs/resnet18_fp_cifar10",
-        **_SOFT_LABELS,
-        stages=_stages((1, 2, 3), (0.002, 0.002, 0.005), 1e-5),
+        **SOFT_LABELS,
+        stages=stages((1, 2, 3), (0.002, 0.002, 0.005), 1e-5),
     )

@@ -23,7 +23,7 @@ from ftbnn_jax.nn.spec import Architecture
 from ftbnn_jax.ops.packed import bits as bitpack
 from ftbnn_jax.ops.preprocessing import Preprocessing
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 # What is no plain metadata: it is told by the graph and by the file around it, or is not written.
 _NOT_METADATA = ("graph", "report")

@@ -32,6 +32,16 @@ class ReLU(nn.Module):
         return activations.relu(x)
 
 
+class HardTanh(nn.Module):
+    """`min(max(x, -1), 1)`."""
+
+    def slopes(self, features: int) -> tuple[jax.Array, ...]:
+        return ()
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return activations.hardtanh(x)
+
+
 class PReLU(nn.Module):
     """Learnt slope for negative inputs, one per channel (He et al., 2015).
 
@@ -73,7 +83,14 @@ class FPReLU(nn.Module):
 FUNCTIONS = {
     "none": lambda x: x,
     "relu": activations.relu,
+    "hardtanh": activations.hardtanh,
     "prelu": activations.prelu,
     "fprelu": activations.fprelu,
 }
-MODULES = {"none": Identity, "relu": ReLU, "prelu": PReLU, "fprelu": FPReLU}
+MODULES = {
+    "none": Identity,
+    "relu": ReLU,
+    "hardtanh": HardTanh,
+    "prelu": PReLU,
+    "fprelu": FPReLU,
+}

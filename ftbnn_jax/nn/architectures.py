@@ -19,6 +19,10 @@ DERIVED_WIDTHS = {
 LAYER_BLOCKS = {18: (4, 4, 4, 4), 34: (6, 8, 12, 6), 44: (8, 10, 14, 10)}
 
 
+def _everywhere(activation: str) -> dict[str, str]:
+    return {"activation": activation, "stage_end_activation": activation}
+
+
 def baseline() -> ResNetSpec:
     """FTBNN ResNet-18, the paper's baseline: 60.2% top-1 at a budget of about 163M (Table 3).
 
@@ -34,18 +38,53 @@ def bireal18() -> ResNetSpec:
 
     Its weights' gradient ends at 1, as in its own paper, not at the 1.2 of this one.
     """
-    return ResNetSpec(
-        activation="none",
-        stage_end_activation="none",
-        activation_gradient="piecewise_quadratic",
-        scaling="mean_abs",
-        ste_bound=1.0,
-    )
+    return table1("bireal")
 
 
 def bireal34() -> ResNetSpec:
     """Bi-Real Net-34 (Liu et al., 2018): 62.2% top-1 at a budget of 193M (Table 4)."""
     return dataclasses.replace(bireal18(), blocks=LAYER_BLOCKS[34])
+
+
+# Methods of Table 1 beside the paper's own, as fields of a 1-bit ResNet-18. Batch norm, shortcut and
+# activation follow the convolution in this order everywhere; their signs' gradients end at 1.
+TABLE1: dict[str, dict[str, Any]] = {
+    # Hubara et al. (2016).
+    "bnn": {**_everywhere("hardtanh"), "shortcut_span": 2},
+    # Rastegari et al. (2016).
+    "xnor_net": {**_everywhere("none"), "shortcut_span": 2, "scaling": "xnor_net"},
+    # Bulat & Tzimiropoulos (2019).
+    "xnor_net++": {**_everywhere("none"), "shortcut_span": 2, "scaling": "xnor_net++"},
+    # Liu et al. (2018).
+    "bireal": {
+        **_everywhere("none"),
+        "activation_gradient": "piecewise_quadratic",
+        "scaling": "mean_abs",
+    },
+    # Qin et al. (2020).
+    "ir_net": {
+        **_everywhere("hardtanh"),
+        "activation_gradient": "evolving",
+        "weight_gradient": "evolving",
+        "weight_balance": True,
+        "scaling": "power_of_two",
+    },
+    # Kim et al. (2020b), decoupled: 2 * 45 * 45 are about as many weights as 64 * 64.
+    "binaryduo": {**_everywhere("none"), "ternary": "decoupled", "width": 45, "stem_features": 45},
+    # Martinez et al. (2020), the baseline without factors from the input.
+    "real_to_bin": {**_everywhere("prelu"), "stem_activation": "prelu", "scaling": "xnor_net++"},
+}
+
+
+def table1(method: str) -> ResNetSpec:
+    """Returns the net of a row of Table 1, one of `TABLE1`.
+
+    Raises:
+      UserError: there is no such row.
+    """
+    if method not in TABLE1:
+        raise UserError(f"method={method!r}: Table 1 has {', '.join(TABLE1)} beside the paper's own")
+    return ResNetSpec(**TABLE1[method], ste_bound=1.0)
 
 
 def resnet18() -> ResNetSpec:

@@ -115,10 +115,11 @@ class BinaryConv(nn.Module):
             progress=progress,
         )
 
-    def weight_scale(self) -> jax.Array:
-        """Returns the mean |w| of each output channel, `[features]`, once the module has been called."""
+    def weight_scale(self, scaling: str) -> jax.Array:
+        """Returns the factors of `scaling` from the weights, `[features]`, once it has been called."""
         kernels = [self.get_variable("params", f"kernel_{g}") for g in range(self.groups)]
-        return binary.weight_scale(kernels)
+        power_of_two = scaling == "power_of_two"
+        return binary.power_of_two_scale(kernels) if power_of_two else binary.weight_scale(kernels)
 
 
 class BatchNorm(nn.Module):
@@ -217,7 +218,8 @@ class BinaryBlock(nn.Module):
     """`act(BN(bconv(sign(x))) + shortcut(x))`: basic block, both reduction blocks and the bridge.
 
     Takes `[N, H, W, plan.in_features]` and returns `[N, H', W', plan.features]`, with H' and W' halved
-    and rounded up where the stride is 2.
+    and rounded up where the stride is 2. A shortcut that spans two blocks begins at `start`, the input
+    of the block before.
     """
 
     spec: ResNetSpec
@@ -226,20 +228,30 @@ class BinaryBlock(nn.Module):
     recompute: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool, progress: jax.Array | float = 1.0) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        train: bool,
+        progress: jax.Array | float = 1.0,
+        start: jax.Array | None = None,
+    ) -> jax.Array:
         s, p = self.spec, self.plan
+        # What the shortcut begins with: the input, or that of a block before.
+        start = x if start is None else start
         if p.shortcut == "duplicate":
             # Pooling before duplicating gives the same values for half the additions.
             pooled = pooling.avg_pool_3x3(x)
             shortcut = jnp.concatenate([pooled, pooled], axis=-1)
             x = jnp.concatenate([x, x], axis=-1)
         elif p.shortcut == "conv":
-            shortcut = pooling.avg_pool_2x2(x)
+            shortcut = pooling.avg_pool_2x2(start)
             conv = Conv(p.features, 1, 1, 0, self.compute_dtype, s.real_init, name="shortcut_conv")
             shortcut = conv(shortcut)
             shortcut = _batch_norm(s, "shortcut_bn")(shortcut, train)
         else:
-            shortcut = x if p.shortcut == "identity" else None
+            shortcut = start if p.shortcut == "identity" else None
+        if p.thresholds != (0.0,):
+            x = jnp.concatenate([x - threshold for threshold in p.thresholds], axis=-1)
         conv = BinaryConv(
             p.features,
             p.groups,
@@ -251,13 +263,17 @@ class BinaryBlock(nn.Module):
             name="conv",
         )
         y = conv(x, progress)
-        scale = conv.weight_scale() if s.scaling in strategies.FROM_WEIGHTS else None
+        scale = conv.weight_scale(s.scaling) if s.scaling in strategies.FROM_WEIGHTS else None
         if s.scaling == "xnor_net++":
             scale = self.param("channel_scale", nn.initializers.ones, (p.features,))
         elif s.scaling == "xnor_net":
             y = scaling.apply(y, scaling.input_magnitude(x, p.groups, p.features, p.stride))
         elif s.scaling == "real_to_bin":
             y = scaling.apply(y, Gate(p.features, name="gate")(x))
+        if (copies := len(p.thresholds)) > 1:
+            # The mean over the thresholds.
+            share = jnp.full((p.features,), 1 / copies)
+            scale = share if scale is None else scale * share
         bn = _batch_norm(s, "bn")
         act = _activation(s, p.activation, "act")
         function = activations.FUNCTIONS[p.activation]

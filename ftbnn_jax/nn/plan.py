@@ -21,6 +21,10 @@ class BinaryConvPlan:
         "none".
       activation: one of `spec.ACTIVATIONS`.
       after_relu: whether the input can only be 0 or positive, so that its signs are 0 and 1.
+      shortcut_span: how many convolutions the shortcut spans; with 2 it begins where the block before
+        does, and has that one's stride.
+      thresholds: what is subtracted from the input before its signs are taken; with several, the
+        convolution reads the signs at each of them, one behind the other along the channels.
     """
 
     name: str
@@ -31,11 +35,14 @@ class BinaryConvPlan:
     shortcut: str
     activation: str
     after_relu: bool
+    shortcut_span: int = 1
+    thresholds: tuple[float, ...] = (0.0,)
 
     @property
     def conv_in_features(self) -> int:
         """Channels that the binary convolution reads."""
-        return 2 * self.in_features if self.shortcut == "duplicate" else self.in_features
+        copies = 2 if self.shortcut == "duplicate" else 1
+        return copies * len(self.thresholds) * self.in_features
 
 
 @dataclasses.dataclass(frozen=True)

@@ -69,13 +69,16 @@ class ResNet(nn.Module):
     def _stage(
         self, x: jax.Array, plans: tuple[Any, ...], train: bool, progress: jax.Array | float
     ) -> jax.Array:
+        inputs = []
         for plan in plans:
+            inputs.append(x)
             if isinstance(plan, BinaryConvPlan):
                 recompute = self.remat == "outputs"
                 block = blocks.BinaryBlock(
                     self.spec, plan, self.compute_dtype, recompute, name=plan.name
                 )
-                x = block(x, train, progress)
+                # A stage is cut before a block that reduces, which begins a shortcut.
+                x = block(x, train, progress, inputs[-plan.shortcut_span :][0])
             else:
                 x = blocks.RealBlock(self.spec, plan, self.compute_dtype, name=plan.name)(x, train)
         return x

@@ -16,11 +16,11 @@ from ftbnn_jax.fields import Range
 from ftbnn_jax.nn import strategies
 from ftbnn_jax.nn.plan import BOTTLENECK_RATIO, BinaryConvPlan, RealBlockPlan
 
-ACTIVATIONS = ("none", "relu", "prelu", "fprelu")
+ACTIVATIONS = ("none", "relu", "hardtanh", "prelu", "fprelu")
 DOWNSAMPLES = ("conv", "duplicate")
 SIGNS = ("three_valued", "two_valued")
 BLOCKS = ("binary", "real", "bottleneck")
-REAL_ACTIVATIONS = ("tanh", "identity")
+REAL_ACTIVATIONS = ("tanh", "hardtanh", "identity")
 HEADS = ("mean", "flatten")
 RUNNING_VARIANCES = ("unbiased", "biased")
 REAL_INITS = ("fan_in_uniform", "he_normal")
@@ -45,6 +45,8 @@ _ALLOWED = {
     "activation_gradient": strategies.GRADIENTS,
     "weight_gradient": strategies.GRADIENTS,
     "scaling": strategies.SCALINGS,
+    "ternary": strategies.TERNARIES,
+    "shortcut_span": Range(1, 2),
     "real_activations": REAL_ACTIVATIONS,
     "head": HEADS,
     "block": BLOCKS,
@@ -85,8 +87,14 @@ class Architecture:
         `strategies.SCALINGS`.
       binary_activations: False puts `real_activations` in the place of the activations' sign, for a
         first step of multi-step training; such a network cannot be packed.
-      real_activations: "tanh", or "identity" for a network without any non-linearity (Figure 2).
+      real_activations: "tanh" (Appendix C), "hardtanh" (Liu et al., 2018), or "identity" for a network
+        without any non-linearity (Figure 2).
       binary_weights: False takes the latent weights as they are, likewise.
+      weight_balance: whether weights are standardised in each output channel before their signs are
+        taken (IR-Net).
+      ternary: BinaryDuo's activations, one of `strategies.TERNARIES`; "none" for plain signs.
+      shortcut_span: binary convolutions that a shortcut spans: 1, the double skips of Liu et al. (2018),
+        or 2, as He et al. (2016) have it.
       head: what the classifier reads, "mean" (of each channel over all positions) or "flatten" (2x2
         means, every position by itself; Figure 2's net).
       block: "binary" (one binary convolution to a shortcut), or in full precision "real" (two real ones)
@@ -114,6 +122,9 @@ class Architecture:
     binary_activations: bool = True
     real_activations: str = "tanh"
     binary_weights: bool = True
+    weight_balance: bool = False
+    ternary: str = "none"
+    shortcut_span: int = 1
     head: str = "mean"
     block: str = "binary"
     batch_norm_epsilon: float = 1e-5
@@ -128,6 +139,11 @@ class Architecture:
                 f"model.stem_features={self.stem_features}",
             )
         strategies.check(self)
+        if odd := [count for count in self.blocks if count % self.shortcut_span]:
+            raise UserError(
+                f"shortcuts span {self.shortcut_span} of its convolutions, and {odd[0]} is odd",
+                f"model.blocks={self.blocks}",
+            )
         if self.block == "binary":
             narrowest = min(min(p.conv_in_features, p.features) for p in self._blocks_plan())
             if self.groups > narrowest:
@@ -182,7 +198,12 @@ class Architecture:
 
     def two_valued_sign(self, conv: BinaryConvPlan) -> bool:
         """Whether exact zeros in the input of `conv` become -1 before the convolution."""
-        return self.sign == "two_valued" and not conv.after_relu
+        return self.ternary == "decoupled" or (self.sign == "two_valued" and not conv.after_relu)
+
+    @property
+    def _thresholds(self) -> tuple[float, ...]:
+        threshold = strategies.TERNARY_THRESHOLD
+        return (threshold, -threshold) if self.ternary == "decoupled" else (0.0,)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields as plain values that JSON and ConfigDict can hold."""
@@ -209,7 +230,8 @@ class Architecture:
         after_relu = self.stem_activation == "relu"
         return (
             BinaryConvPlan(
-                "bridge", self.stem_features, self.width, 1, 1, "none", self.activation, after_relu
+                *("bridge", self.stem_features, self.width, 1, 1, "none", self.activation, after_relu),
+                thresholds=self._thresholds,
             ),
         )
 
@@ -228,8 +250,11 @@ class Architecture:
         plan = []
         in_features = self.width
         previous = self.activation if self.bridge else self.stem_activation
-        for name, features, reduction, activation in self._block_places():
-            shortcut = self.downsample if reduction else "identity"
+        for number, (name, features, reduction, activation) in enumerate(self._block_places(), 1):
+            # A shortcut is that of the last convolution that it spans, and reduces as the first does.
+            last = number % self.shortcut_span == 0
+            reduces = reduction if self.shortcut_span == 1 else last and plan[-1].stride == 2
+            shortcut = (self.downsample if reduces else "identity") if last else "none"
             plan.append(
                 BinaryConvPlan(
                     name=name,
@@ -240,6 +265,8 @@ class Architecture:
                     shortcut=shortcut,
                     activation=activation,
                     after_relu=previous == "relu",
+                    shortcut_span=self.shortcut_span,
+                    thresholds=self._thresholds,
                 )
             )
             in_features, previous = features, activation

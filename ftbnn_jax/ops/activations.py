@@ -1,7 +1,8 @@
-"""The activation functions of the paper, on `[..., C]` arrays with one slope per channel.
+"""The activation functions of the paper and of Table 1's methods, on `[..., C]` arrays.
 
-Slopes are float32 and meet `x` in float32, whatever its dtype. Cast to bfloat16 first, their gradients,
-sums over every position of a batch, would be accumulated in bfloat16, which stops growing early.
+Slopes, one per channel, are float32 and meet `x` in float32, whatever its dtype. Cast to bfloat16 first,
+their gradients, sums over every position of a batch, would be accumulated in bfloat16, which stops
+growing early.
 """
 
 import jax
@@ -13,6 +14,11 @@ from ftbnn_jax.ops.marks import ACTIVATION, mark
 def relu(x: jax.Array) -> jax.Array:
     """`max(x, 0)`; the gradient at exactly 0 is 0."""
     return jax.nn.relu(x)
+
+
+def hardtanh(x: jax.Array) -> jax.Array:
+    """`min(max(x, -1), 1)`, that of BNN and IR-Net (Hubara et al., 2016; Qin et al., 2020)."""
+    return mark(jnp.clip(x, -1, 1), ACTIVATION)
 
 
 def prelu(x: jax.Array, negative_slope: jax.Array) -> jax.Array:

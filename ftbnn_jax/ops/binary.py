@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ftbnn_jax.ops.conv import convolution
-from ftbnn_jax.ops.quantizers import Quantizer
+from ftbnn_jax.ops.quantizers import Quantizer, standardized
 from ftbnn_jax.ops.recompute import recomputed
 
 
@@ -23,6 +23,20 @@ def weight_scale(kernels: Sequence[jax.Array]) -> jax.Array:
     """
     scales = [jnp.mean(jnp.abs(kernel), axis=(0, 1, 2)) for kernel in kernels]
     return jax.lax.stop_gradient(jnp.concatenate(scales))
+
+
+def power_of_two_scale(kernels: Sequence[jax.Array]) -> jax.Array:
+    """IR-Net's scaling factors: for each output channel a power of two (Qin et al., 2020).
+
+    They are constants to the gradient.
+
+    Args:
+      kernels: real latent weights, one `[K, K, I_g, O_g]` a group.
+
+    Returns:
+      `[sum(O_g)]`: `2 ** round(log2(mean |v|))`, of the standardised weights `v`.
+    """
+    return jnp.exp2(jnp.round(jnp.log2(weight_scale([standardized(kernel) for kernel in kernels]))))
 
 
 def group_sizes(channels: int, groups: int) -> tuple[int, ...]:

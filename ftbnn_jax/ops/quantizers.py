@@ -11,6 +11,7 @@ for 0 in a comparison and some do not.
 import abc
 import dataclasses
 import functools
+import math
 from typing import Any, ClassVar
 
 import jax
@@ -168,6 +169,73 @@ class TwoValuedSign(_Sign):
 
     def sign(self, x):
         return jnp.where(is_positive(x), jnp.ones_like(x), -jnp.ones_like(x))
+
+
+def standardized(w: jax.Array) -> jax.Array:
+    """Returns weights `[..., O]` of mean 0 and unbiased variance 1 in each output channel."""
+    axes = tuple(range(w.ndim - 1))
+    centred = w - jnp.mean(w, axes, keepdims=True)
+    variance = jnp.sum(jnp.square(centred), axes, keepdims=True) / (math.prod(w.shape[:-1]) - 1)
+    return centred / jnp.sqrt(variance)
+
+
+@dataclasses.dataclass(frozen=True)
+class BalancedSign(TwoValuedSign):
+    """IR-Net's sign of weights, half of which are +1 in each output channel (Qin et al., 2020).
+
+    Forward:   `y = +1` where `v > 0`, else -1, of the standardised weights `v = (w - mean) / std`.
+    Backward:  that of `gradient` at `v`, and through mean and standard deviation.
+
+    Attributes:
+      gradient: takes the place of the derivative.
+
+    Raises:
+      UserError: `gradient` is none.
+    """
+
+    def __call__(self, x, progress=1.0):
+        return super().__call__(standardized(x), progress)
+
+
+@dataclasses.dataclass(frozen=True)
+class TernarySign(Quantizer):
+    """Two signs in one: BinaryDuo's coupled activation (Kim et al., 2020b), from -1 to +1.
+
+    Forward:   `y = (s(x - threshold) + s(x + threshold)) / 2`, where `s` is `TwoValuedSign`: -1, 0, +1.
+    Backward:  the mean of both signs' gradients.
+
+    Attributes:
+      threshold: half of the range of `x` that gives 0.
+      gradient: of both signs.
+
+    Raises:
+      UserError: `gradient` is none, or the threshold no positive number.
+    """
+
+    threshold: float = 0.5
+    gradient: Gradient = Clipped()
+
+    gives_signs = True
+
+    def __post_init__(self):
+        fields.check("TernarySign.", self, {"threshold": fields.POSITIVE})
+        TwoValuedSign(self.gradient)
+
+    def __call__(self, x, progress=1.0):
+        sign = TwoValuedSign(self.gradient)
+        return 0.5 * (sign(x - self.threshold, progress) + sign(x + self.threshold, progress))
+
+
+@dataclasses.dataclass(frozen=True)
+class HardTanh(Quantizer):
+    """What stands for the activations' sign in Bi-Real Net's first training step (Liu et al., 2018).
+
+    Forward:   `y = min(max(x, -1), 1)`.
+    Backward:  `dx = dy` where `-1 < x < 1`, else 0; half of it at the ends.
+    """
+
+    def __call__(self, x, progress=1.0):
+        return jnp.clip(x, -1, 1)
 
 
 @dataclasses.dataclass(frozen=True)

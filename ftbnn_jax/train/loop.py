@@ -17,6 +17,7 @@ from ftbnn_jax.data import automatic, sets
 from ftbnn_jax.data import batches as batches_lib
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.host import disk, distributed, interrupt, lock, machine, paths
+from ftbnn_jax.nn import decoupling
 from ftbnn_jax.nn import variables as nn_variables
 from ftbnn_jax.train import (
     checkpoint,
@@ -363,6 +364,10 @@ def _start_from(
     variables, experiment, step = checkpoint.load_variables(workdir, given=where)
     identity.check(where, experiment, config, split, "start_from")
     text = f"starting from the weights of step {step} in {workdir}"
+    if _comes_apart(config, experiment):
+        coupled = TrainConfig.from_dict(experiment["config"]).model
+        variables = decoupling.decouple(coupled, variables)
+        text += "; its ternary activations come apart"
     new = frozenset()
     if other := _other_classifier(config, split, experiment):
         new = networks.classifier(config, split.channels)
@@ -384,6 +389,12 @@ def _start_from(
         report.console.print(text)
     variables = jax.device_put(variables, sharding)
     return fresh.replace(params=variables["params"], collections=state_lib.collections(variables))
+
+
+def _comes_apart(config: TrainConfig, experiment: dict[str, Any]) -> bool:
+    """Whether a coupled ternary network begins a decoupled one."""
+    before, now = experiment["config"]["model"].get("ternary"), config.model.to_dict().get("ternary")
+    return (before, now) == ("coupled", "decoupled")
 
 
 def _other_classifier(config: TrainConfig, split: sets.Split, experiment: dict[str, Any]) -> str:

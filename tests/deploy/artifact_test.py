@@ -469,9 +469,9 @@ def test_a_mutated_graph_is_refused_in_one_line_or_is_read_and_run_as_it_says(pa
         (lambda f: f["spec"].update(colour=1), "metadata 'spec.colour': no such field is known"),
         (
             lambda f: f.update(schema_version=3),
-            "version 3; .* reads 4; --mode=export writes the file anew",
+            "version 3; .* reads 5; --mode=export writes the file anew",
         ),
-        (lambda f: f.update(schema_version=99), "schema version 99; this version of ftbnn_jax reads 4"),
+        (lambda f: f.update(schema_version=99), "schema version 99; this version of ftbnn_jax reads 5"),
         (lambda f: f["sha256"].popitem(), "tensors are not those"),
         (lambda f: f["sha256"].update({"head/bias": "0" * 64}), "'head/bias'"),
     ],

@@ -42,6 +42,12 @@ def _weight_means(params, net):
     return np.concatenate([np.abs(k).mean((0, 1, 2)) for k in kernels])
 
 
+def _powers_of_two(params, net):
+    kernels = [params["conv"][f"kernel_{g}"] for g in range(net.groups)]
+    standardised = [(k - k.mean((0, 1, 2))) / k.std((0, 1, 2), ddof=1) for k in kernels]
+    return 2.0 ** np.concatenate([np.round(np.log2(np.abs(v).mean((0, 1, 2)))) for v in standardised])
+
+
 def _xnor_net(x, params, net, stride):
     """K: |x| averaged over a group's channels and nine positions, those of the padding being 0."""
     n, height, width, _ = x.shape
@@ -69,6 +75,7 @@ _FACTORS = {
     "mean_abs": lambda x, params, net, stride: _weight_means(params, net),
     "xnor_net": _xnor_net,
     "xnor_net++": lambda x, params, net, stride: params["channel_scale"],
+    "power_of_two": lambda x, params, net, stride: _powers_of_two(params, net),
     "real_to_bin": _real_to_bin,
 }
 
@@ -151,13 +158,13 @@ def test_real_weights_have_the_gradient_of_a_real_convolution():
 @pytest.mark.parametrize(
     ("fields", "found", "words"),
     [
-        ({"scaling": "xnor"}, "model.scaling='xnor'", "xnor_net, xnor_net++, real_to_bin"),
+        ({"scaling": "xnor"}, "model.scaling='xnor'", "xnor_net, xnor_net++, power_of_two, real_to_bin"),
         ({"activation_gradient": "x"}, "model.activation_gradient='x'", "evolving"),
         ({"weight_gradient": "x"}, "model.weight_gradient='x'", "evolving"),
         ({"binary_weights": None}, "model.binary_weights=None", "True, False"),
         *[
             ({"binary_weights": False, "scaling": name}, f"model.scaling='{name}'", "'none' would do")
-            for name in ("mean_abs", "xnor_net")
+            for name in ("mean_abs", "xnor_net", "power_of_two")
         ],
         (
             {"binary_weights": False, "weight_gradient": "evolving"},
@@ -205,6 +212,7 @@ _EXTRA = {
     # Absorbed by batch norm.
     "mean_abs": 0,
     "xnor_net++": 0,
+    "power_of_two": 0,
     # |a| of every input, a 3x3 mean of one channel, a product for every output.
     "xnor_net": _HW * _C + 9 * _HW + _HW * _C,
     # Two matrix products with 16 / 8 channels between, relu, sigmoid, a product for every output.
