@@ -92,7 +92,7 @@ def test_plan_of_a_block(
     p = _plan(net)[name]
     assert p.conv_in_features == conv_in
     assert dataclasses.astuple(p) == (
-        name, in_features, features, groups, stride, shortcut, activation, p.after_relu
+        name, in_features, features, groups, stride, shortcut, activation, p.after_relu, 1, (0.0,)
     )  # fmt: skip
 
 
@@ -121,8 +121,12 @@ def test_only_two_valued_signs_away_from_relu_send_zero_to_minus_one(sign, expec
 @pytest.mark.parametrize(
     ("fields", "found", "would_do"),
     [
-        ({"stem_activation": "gelu"}, "model.stem_activation='gelu'", "none, relu, prelu, fprelu"),
-        ({"activation": None}, "model.activation=None", "none, relu, prelu, fprelu"),
+        (
+            {"stem_activation": "gelu"},
+            "model.stem_activation='gelu'",
+            "none, relu, hardtanh, prelu, fprelu",
+        ),
+        ({"activation": None}, "model.activation=None", "none, relu, hardtanh, prelu, fprelu"),
         ({"stage_end_activation": "x"}, "model.stage_end_activation='x'", "relu"),
         ({"downsample": "pool"}, "model.downsample='pool'", "conv, duplicate"),
         ({"sign": "Sign"}, "model.sign='Sign'", "three_valued, two_valued"),
