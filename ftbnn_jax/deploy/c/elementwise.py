@@ -3,11 +3,40 @@
 import math
 from typing import Any
 
-from ftbnn_jax.deploy.c import schedule
+from ftbnn_jax.deploy.c import operations, schedule
 from ftbnn_jax.deploy.c.frame import Frame
 from ftbnn_jax.deploy.c.geometry import BLOCK, SLACK
+from ftbnn_jax.deploy.c.schedule import Loop, Network
 from ftbnn_jax.deploy.c.views import View
 from ftbnn_jax.graph import ir
+
+# As in kernels/ftbnn_float.h: how many values beyond a row may be read is one less.
+PACKED_AT_ONCE = 8
+
+
+def packed_from(network: Network, loop: Loop) -> dict[str, str]:
+    """Returns what a loop's products read, each with the array from which its signs are packed.
+
+    That is what was compared with 0, where a product reads nothing but signs.
+    """
+    results = {node.name: node for node in loop.results()}
+    found = {}
+    for product in loop.packs:
+        name = product.node.inputs[0]
+        source = operations.signed(network.nodes, network.constants, name)
+        # A sum may be wider than what is packed.
+        usable = source in results and results[source].op not in operations.SUMS
+        found[name] = source if usable else name
+    return found
+
+
+def computed(network: Network, loop: Loop) -> set[str]:
+    """Returns the results of a loop that it stores, packs, or computes others from."""
+    found = {*loop.stores, *packed_from(network, loop).values()}
+    for node in reversed(loop.nodes):
+        if node.name in found and node.op != schedule.COPY:
+            found.update(node.inputs)
+    return found
 
 
 class Elementwise:
@@ -26,16 +55,19 @@ class Elementwise:
     def text(self, element: str) -> str:
         """Returns the loop over a row: elementwise operations, and what becomes of their results."""
         loop, network = self._loop, self._network
+        packed, needed = packed_from(network, loop), computed(network, loop)
         variable: dict[str, str] = {}
         outer: list[str] = []
         lines: list[str] = []
         rows: dict[Any, str] = {}
         own = {network.places[name]: f"y{i}" for i, name in enumerate(loop.stores)}
-        if loop.kernel is not None:
+        if loop.kernel is not None and loop.kernel.name in needed:
             kind, text = self._arithmetic.loaded(loop.kernel, element)
             variable[loop.kernel.name] = "v0"
             lines.append(f"const {kind} v0 = {text};")
         for node in loop.nodes:
+            if node.name not in needed:
+                continue
             operands = []
             for name in node.inputs:
                 if name in variable and node.op != schedule.COPY:
@@ -55,15 +87,17 @@ class Elementwise:
             )
             writes.append(f"y{i}[c] = {variable[name]};")
         after = []
-        for i, name in enumerate(self._frame.signs_read()):
-            base = self._packed_at(i)
-            outer.append(f"ftbnn_value *restrict s{i} = m->scratch->values + {base};")
-            writes.append(f"s{i}[c] = {variable[name]};")
+        for i, (name, source) in enumerate(packed.items()):
+            row = self._stored(source)
+            if not row:
+                row = f"s{i}"
+                outer.append(f"ftbnn_value *restrict {row} = m->scratch->values + {self._packed_at(i)};")
+                writes.append(f"{row}[c] = {variable[source]};")
             for product in loop.packs:
                 if product.node.inputs[0] == name:
                     j = self._frame.index[product.node.name]
                     after.append(
-                        f"ftbnn_pack(&ftbnn_convs[{j}], s{i}, (ftbnn_signs){self._frame.signs(j)}, at);"
+                        f"ftbnn_pack(&ftbnn_convs[{j}], {row}, (ftbnn_signs){self._frame.signs(j)}, at);"
                     )
         body = "".join(f"  {line}\n" for line in [*lines, *writes])
         return (
@@ -71,6 +105,14 @@ class Elementwise:
             + f"for (int c = 0; c < {self._frame.width}; c++) {{\n{body}}}\n"
             + "".join(f"{line}\n" for line in after)
         )
+
+    def _stored(self, name: str) -> str:
+        """Returns the text of a stored row that can be packed as it lies; "" if there is none."""
+        loop = self._loop
+        whole = self._frame.width % PACKED_AT_ONCE == 0
+        if not whole or name not in loop.stores or self._network.places[name].pool == "integers":
+            return ""
+        return f"y{loop.stores.index(name)}"
 
     def _packed_at(self, i: int) -> int:
         """Returns where among the scratch values the signs of a row lie: behind the kernel's rows."""

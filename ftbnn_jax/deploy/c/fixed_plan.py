@@ -29,7 +29,6 @@ _PIXEL_BITS = 24
 _LEAST_FACTOR_BITS = 16
 # What a comparison may take for 0.
 _TINY = np.finfo(np.float32).tiny
-SUMS = ("window_sum", "reduce_sum")
 _SAME = ("neg", "abs", "window_max", "reduce_max", "take", "pad", COPY, *operations.VIEWS)
 _SWAPPED = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le", "eq": "eq", "ne": "ne"}
 
@@ -167,7 +166,7 @@ class Plan(SinglePrecision):
             self._bits[node.name] = self._bits.get(node.inputs[0], 0)
         elif node.op == "sign":
             self._bits[node.name] = 0
-        elif node.op in SUMS:
+        elif node.op in operations.SUMS:
             self._plan_sum(node)
         elif node.op in operations.VIEWS and node.inputs[0] not in self._bits:
             return

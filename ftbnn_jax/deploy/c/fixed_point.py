@@ -13,7 +13,7 @@ import numpy as np
 
 from ftbnn_jax.deploy.c import intervals, mantissas, operations
 from ftbnn_jax.deploy.c.arithmetic import Names
-from ftbnn_jax.deploy.c.fixed_plan import SUMS, Plan
+from ftbnn_jax.deploy.c.fixed_plan import Plan
 from ftbnn_jax.deploy.c.geometry import Multiples
 from ftbnn_jax.deploy.c.mantissas import shifted
 from ftbnn_jax.deploy.c.options import FRACTION_BITS
@@ -210,14 +210,16 @@ class FixedPoint(Plan):
             name = self._add((kernel.name, "scale"), wanted, scale)
             product = f"ftbnn_shifted((int64_t){text} * {name}[c], {shift})"
             return "int32_t", self._kept(kernel, product)
-        if kernel.op in SUMS and self.row_type(kernel) == "int64_t":
+        if kernel.op in operations.SUMS and self.row_type(kernel) == "int64_t":
             return "int32_t", self._kept(kernel, text)
         return "int32_t", text
 
     def row_type(self, kernel: ir.Node) -> str:
         """Returns the type of a kernel's sums: int32_t where no image makes one leave it."""
         partial = self.ranges.partial.get(kernel.name)
-        narrow = kernel.op not in SUMS or (partial is not None and partial.is_within(*self.limits))
+        narrow = kernel.op not in operations.SUMS or (
+            partial is not None and partial.is_within(*self.limits)
+        )
         return "int32_t" if narrow else "int64_t"
 
     def value(self, node: ir.Node, operands: Sequence[str]) -> tuple[str, str]:

@@ -6,7 +6,7 @@ rounded by itself. Numbers of 16 bits are float32 numbers that are rounded to th
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -35,8 +35,11 @@ _ARITHMETIC: dict[str, Callable[..., np.ndarray]] = {
     "ceil": np.ceil,
     "round": np.rint,
 }
+# From here on a number counts as positive.
+_LEAST = float(np.finfo(np.float32).tiny)
 COMPARE = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 ELEMENTWISE = (*_ARITHMETIC, *functions.FUNCTIONS, "compare", "select", "cast", "integer_pow")
+SUMS = ("window_sum", "reduce_sum")
 FOLDS = ("window_sum", "window_max", "reduce_sum", "reduce_max")
 KERNELS = (*ir.BINARY, *FOLDS, "conv", "dot", "concatenate", "pad", "take", "argmax")
 _REAL_ALONE = (*functions.FUNCTIONS, "div", "floor", "ceil", "round", "integer_pow")
@@ -45,6 +48,28 @@ _REAL_ALONE = (*functions.FUNCTIONS, "div", "floor", "ceil", "round", "integer_p
 def where(node: ir.Node) -> str:
     """Returns how messages call a node."""
     return f"{node.layer or 'the network'}: {node.op}"
+
+
+def signed(nodes: Mapping[str, ir.Node], constants: Mapping[str, np.ndarray], name: str) -> str:
+    """Returns the array of which another one is the signs, -1, 0 and 1, as a binary product packs them.
+
+    Args:
+      nodes: of the graph by name.
+      constants: arrays that are the same for all images.
+      name: of what may be signs; it is returned if it is no such thing.
+    """
+    sub = nodes.get(name)
+    found = []
+    for side, direction, limit in ((0, "ge", _LEAST), (1, "le", -_LEAST)):
+        cast = nodes.get(sub.inputs[side]) if sub is not None and sub.op == "sub" else None
+        compare = nodes.get(cast.inputs[0]) if cast is not None and cast.op == "cast" else None
+        if compare is None or compare.op != "compare" or compare.attributes["direction"] != direction:
+            return name
+        constant = constants.get(compare.inputs[1])
+        if constant is None or constant.size != 1 or constant.item() != limit:
+            return name
+        found.append(compare.inputs[0])
+    return found[0] if found[0] == found[1] else name
 
 
 def check(node: ir.Node, operands: Sequence[Any], result: Any) -> None:

@@ -4,6 +4,7 @@ import math
 from typing import NamedTuple
 
 from ftbnn_jax.deploy.c import schedule, tables
+from ftbnn_jax.deploy.c.elementwise import computed
 from ftbnn_jax.deploy.c.schedule import Loop, Network
 from ftbnn_jax.graph import ir
 
@@ -46,9 +47,11 @@ def describe(network: Network) -> list[Description]:
 
 def _describe(network: Network, loop: Loop) -> Description:
     elements = math.prod(loop.shape)
-    kernel, nodes = loop.kernel, [node for node in loop.nodes if node.op != schedule.COPY]
+    done = computed(network, loop)
+    kernel = loop.kernel
+    nodes = [node for node in loop.nodes if node.op != schedule.COPY and node.name in done]
     parts = [_KINDS.get(kernel.op, "copy")] if kernel else []
-    parts += ["copy"] if len(nodes) < len(loop.nodes) else []
+    parts += ["copy"] if any(node.op == schedule.COPY for node in loop.nodes) else []
     parts += ["elementwise"] if nodes else []
     parts += ["packing"] if loop.packs else []
     products = {product.node.name: product for product in network.products}
@@ -59,7 +62,7 @@ def _describe(network: Network, loop: Loop) -> Description:
     return Description(
         next((node.layer for node in loop.results() if node.layer), "the network"),
         ", ".join(parts),
-        ", ".join(node.op for node in loop.results()),
+        ", ".join(node.op for node in loop.results() if node is kernel or node.name in done),
         binary,
         real,
         elements,

@@ -72,13 +72,20 @@ static inline void ftbnn_sign_bits(const int32_t *x, int bits, uint32_t *above, 
 #endif
 }
 
-/* sums[p][o] += sum over i of x[p][i] * weights[i][o], for a chunk of outputs at FTBNN_BLOCK positions. */
-static inline void ftbnn_accumulate(const int32_t *const x[FTBNN_BLOCK], int inputs,
+/* sums[p][o] = sum over i of x[p][i] * weights[i][o], for a chunk of outputs at FTBNN_BLOCK positions and the
+ * values i of a window. */
+static inline void ftbnn_accumulate(const int32_t *const x[FTBNN_BLOCK], ftbnn_window window,
                                     const int32_t *restrict weights, int features, int chunk,
                                     int64_t sums[FTBNN_BLOCK][FTBNN_CHUNK]) {
-  for (int i = 0; i < inputs; i++, weights += features) {
-    for (int p = 0; p < FTBNN_BLOCK; p++) {
-      for (int o = 0; o < chunk; o++) sums[p][o] += (int64_t)x[p][i] * weights[o];
+  memset(sums, 0, FTBNN_BLOCK * sizeof *sums);
+  for (int row = 0; row < window.rows; row++) {
+    for (int run = 0; run < window.runs; run++) {
+      const size_t at = (size_t)row * window.step + (size_t)run * window.hop;
+      for (size_t i = at; i < at + (size_t)window.length; i++, weights += features) {
+        for (int p = 0; p < FTBNN_BLOCK; p++) {
+          for (int o = 0; o < chunk; o++) sums[p][o] += (int64_t)x[p][i] * weights[o];
+        }
+      }
     }
   }
 }

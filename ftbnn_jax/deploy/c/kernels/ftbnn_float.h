@@ -16,6 +16,10 @@
 
 #if defined(__AVX2__) && !defined(FTBNN_PORTABLE)
 #include <immintrin.h>
+#elif defined(__SSE2__) && !defined(FTBNN_PORTABLE)
+#include <emmintrin.h>
+#elif defined(__aarch64__) && defined(__ARM_NEON) && !defined(FTBNN_PORTABLE)
+#include <arm_neon.h>
 #elif defined(__wasm_simd128__) && !defined(FTBNN_PORTABLE)
 #include <wasm_simd128.h>
 #endif
@@ -64,98 +68,127 @@ static inline void ftbnn_sign_bits(const float *x, int bits, uint32_t *above, ui
 #endif
 }
 
-/* As ftbnn_accumulate for the LANES * 2 outputs of a vector type, with the sums in registers. */
-#define FTBNN_ACCUMULATE(name, vector, lanes, load, store, spread, add, multiply)                          \
-  static inline void name(const float *const x[FTBNN_BLOCK], int inputs, const float *weights, int features, \
-                          float *const sums[FTBNN_BLOCK]) {                                                 \
-    vector low[FTBNN_BLOCK], high[FTBNN_BLOCK];                                                             \
-    for (int p = 0; p < FTBNN_BLOCK; p++) {                                                                 \
-      low[p] = load(sums[p]);                                                                               \
-      high[p] = load(sums[p] + lanes);                                                                      \
-    }                                                                                                       \
-    for (int i = 0; i < inputs; i++, weights += features) {                                                 \
-      vector first = load(weights), second = load(weights + lanes);                                         \
-      for (int p = 0; p < FTBNN_BLOCK; p++) {                                                               \
-        vector value = spread(x[p][i]);                                                                     \
-        low[p] = add(low[p], multiply(value, first));                                                       \
-        high[p] = add(high[p], multiply(value, second));                                                    \
-      }                                                                                                     \
-    }                                                                                                       \
-    for (int p = 0; p < FTBNN_BLOCK; p++) {                                                                 \
-      store(sums[p], low[p]);                                                                               \
-      store(sums[p] + lanes, high[p]);                                                                      \
-    }                                                                                                       \
+/* Has the compiler hold a vector in a register where it would load it again for each use. */
+#if defined(__GNUC__) && defined(__AVX2__)
+#define FTBNN_HELD(vector) __asm__("" : "+v"(vector))
+#else
+#define FTBNN_HELD(vector) (void)0
+#endif
+
+/* As ftbnn_accumulate for `many` vectors of outputs, with the sums in registers. */
+#define FTBNN_ACCUMULATE(name, vector, lanes, many, zero, load, store, spread, add, multiply)                  \
+  static inline void name(const float *const x[FTBNN_BLOCK], ftbnn_window window, const float *weights,        \
+                          int features, float sums[FTBNN_BLOCK][FTBNN_CHUNK], int first) {                     \
+    vector sum[FTBNN_BLOCK][many];                                                                             \
+    weights += first;                                                                                          \
+    for (int p = 0; p < FTBNN_BLOCK; p++) {                                                                    \
+      for (int v = 0; v < many; v++) sum[p][v] = zero;                                                         \
+    }                                                                                                          \
+    for (int row = 0; row < window.rows; row++) {                                                              \
+      for (int run = 0; run < window.runs; run++) {                                                            \
+        const size_t at = (size_t)row * window.step + (size_t)run * window.hop;                                \
+        for (size_t i = at; i < at + (size_t)window.length; i++, weights += features) {                        \
+          vector weight[many];                                                                                 \
+          for (int v = 0; v < many; v++) {                                                                     \
+            weight[v] = load(weights + v * lanes);                                                             \
+            FTBNN_HELD(weight[v]);                                                                             \
+          }                                                                                                    \
+          for (int p = 0; p < FTBNN_BLOCK; p++) {                                                              \
+            const vector value = spread(x[p][i]);                                                              \
+            for (int v = 0; v < many; v++) sum[p][v] = add(sum[p][v], multiply(value, weight[v]));             \
+          }                                                                                                    \
+        }                                                                                                      \
+      }                                                                                                        \
+    }                                                                                                          \
+    for (int p = 0; p < FTBNN_BLOCK; p++) {                                                                    \
+      for (int v = 0; v < many; v++) store(sums[p] + first + v * lanes, sum[p][v]);                            \
+    }                                                                                                          \
   }
 
 #if defined(__AVX512F__) && !defined(FTBNN_PORTABLE)
-FTBNN_ACCUMULATE(ftbnn_accumulate_32, __m512, 16, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_set1_ps,
-                 _mm512_add_ps, _mm512_mul_ps)
+FTBNN_ACCUMULATE(ftbnn_accumulate_32, __m512, 16, 2, _mm512_setzero_ps(), _mm512_loadu_ps, _mm512_storeu_ps,
+                 _mm512_set1_ps, _mm512_add_ps, _mm512_mul_ps)
 #endif
 #if defined(__AVX2__) && !defined(FTBNN_PORTABLE)
-FTBNN_ACCUMULATE(ftbnn_accumulate_16, __m256, 8, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_set1_ps,
-                 _mm256_add_ps, _mm256_mul_ps)
-#endif
-#if defined(__wasm_simd128__) && !defined(FTBNN_PORTABLE)
-FTBNN_ACCUMULATE(ftbnn_accumulate_8, v128_t, 4, wasm_v128_load, wasm_v128_store, wasm_f32x4_splat,
-                 wasm_f32x4_add, wasm_f32x4_mul)
+FTBNN_ACCUMULATE(ftbnn_accumulate_16, __m256, 8, 2, _mm256_setzero_ps(), _mm256_loadu_ps, _mm256_storeu_ps,
+                 _mm256_set1_ps, _mm256_add_ps, _mm256_mul_ps)
+FTBNN_ACCUMULATE(ftbnn_accumulate_8, __m256, 8, 1, _mm256_setzero_ps(), _mm256_loadu_ps, _mm256_storeu_ps,
+                 _mm256_set1_ps, _mm256_add_ps, _mm256_mul_ps)
+#define FTBNN_EIGHTS
+#elif defined(__SSE2__) && !defined(FTBNN_PORTABLE)
+FTBNN_ACCUMULATE(ftbnn_accumulate_8, __m128, 4, 2, _mm_setzero_ps(), _mm_loadu_ps, _mm_storeu_ps, _mm_set1_ps,
+                 _mm_add_ps, _mm_mul_ps)
+#define FTBNN_EIGHTS
+#elif defined(__aarch64__) && defined(__ARM_NEON) && !defined(FTBNN_PORTABLE)
+FTBNN_ACCUMULATE(ftbnn_accumulate_8, float32x4_t, 4, 2, vdupq_n_f32(0), vld1q_f32, vst1q_f32, vdupq_n_f32,
+                 vaddq_f32, vmulq_f32)
+#define FTBNN_EIGHTS
+#elif defined(__wasm_simd128__) && !defined(FTBNN_PORTABLE)
+FTBNN_ACCUMULATE(ftbnn_accumulate_8, v128_t, 4, 2, wasm_f32x4_splat(0), wasm_v128_load, wasm_v128_store,
+                 wasm_f32x4_splat, wasm_f32x4_add, wasm_f32x4_mul)
+#define FTBNN_EIGHTS
 #endif
 
 #if (!defined(__SSE__) && !defined(__ARM_NEON) && !defined(__wasm_simd128__)) || FTBNN_PORTABLE + 0 == 32
 #define FTBNN_SCALAR
 /* As ftbnn_accumulate for two outputs, with the sums in registers, for processors without vectors. */
-static inline void ftbnn_accumulate_2(const float *const x[FTBNN_BLOCK], int inputs, const float *weights,
-                                      int features, float *const sums[FTBNN_BLOCK]) {
-  const float *const first = x[0], *const second = x[1], *const third = x[2], *const fourth = x[3];
-  float a0 = sums[0][0], a1 = sums[0][1], b0 = sums[1][0], b1 = sums[1][1];
-  float c0 = sums[2][0], c1 = sums[2][1], d0 = sums[3][0], d1 = sums[3][1];
-  for (int i = 0; i < inputs; i++, weights += features) {
-    const float w0 = weights[0], w1 = weights[1], a = first[i], b = second[i], c = third[i], d = fourth[i];
-    a0 += (float)(a * w0);
-    a1 += (float)(a * w1);
-    b0 += (float)(b * w0);
-    b1 += (float)(b * w1);
-    c0 += (float)(c * w0);
-    c1 += (float)(c * w1);
-    d0 += (float)(d * w0);
-    d1 += (float)(d * w1);
+static inline void ftbnn_accumulate_2(const float *const x[FTBNN_BLOCK], ftbnn_window window, const float *weights,
+                                      int features, float sums[FTBNN_BLOCK][FTBNN_CHUNK], int at) {
+  float a0 = 0, a1 = 0, b0 = 0, b1 = 0, c0 = 0, c1 = 0, d0 = 0, d1 = 0;
+  weights += at;
+  for (int row = 0; row < window.rows; row++) {
+    for (int run = 0; run < window.runs; run++) {
+      const size_t from = (size_t)row * window.step + (size_t)run * window.hop;
+      const float *const first = x[0] + from, *const second = x[1] + from;
+      const float *const third = x[2] + from, *const fourth = x[3] + from;
+      for (int i = 0; i < window.length; i++, weights += features) {
+        const float w0 = weights[0], w1 = weights[1], a = first[i], b = second[i], c = third[i], d = fourth[i];
+        a0 += (float)(a * w0);
+        a1 += (float)(a * w1);
+        b0 += (float)(b * w0);
+        b1 += (float)(b * w1);
+        c0 += (float)(c * w0);
+        c1 += (float)(c * w1);
+        d0 += (float)(d * w0);
+        d1 += (float)(d * w1);
+      }
+    }
   }
-  sums[0][0] = a0, sums[0][1] = a1, sums[1][0] = b0, sums[1][1] = b1;
-  sums[2][0] = c0, sums[2][1] = c1, sums[3][0] = d0, sums[3][1] = d1;
+  sums[0][at] = a0, sums[0][at + 1] = a1, sums[1][at] = b0, sums[1][at + 1] = b1;
+  sums[2][at] = c0, sums[2][at + 1] = c1, sums[3][at] = d0, sums[3][at + 1] = d1;
 }
 #endif
 
-/* sums[p][o] += sum over i of x[p][i] * weights[i][o], for a chunk of outputs at FTBNN_BLOCK positions. */
-static inline void ftbnn_accumulate(const float *const x[FTBNN_BLOCK], int inputs,
+/* sums[p][o] = sum over i of x[p][i] * weights[i][o], for a chunk of outputs at FTBNN_BLOCK positions and the
+ * values i of a window. */
+static inline void ftbnn_accumulate(const float *const x[FTBNN_BLOCK], ftbnn_window window,
                                     const float *restrict weights, int features, int chunk,
                                     float sums[FTBNN_BLOCK][FTBNN_CHUNK]) {
   int done = 0;
 #if defined(__AVX512F__) && !defined(FTBNN_PORTABLE)
-  for (; done + 32 <= chunk; done += 32) {
-    float *const at[FTBNN_BLOCK] = {sums[0] + done, sums[1] + done, sums[2] + done, sums[3] + done};
-    ftbnn_accumulate_32(x, inputs, weights + done, features, at);
-  }
+  for (; done + 32 <= chunk; done += 32) ftbnn_accumulate_32(x, window, weights, features, sums, done);
 #endif
 #if defined(__AVX2__) && !defined(FTBNN_PORTABLE)
-  for (; done + 16 <= chunk; done += 16) {
-    float *const at[FTBNN_BLOCK] = {sums[0] + done, sums[1] + done, sums[2] + done, sums[3] + done};
-    ftbnn_accumulate_16(x, inputs, weights + done, features, at);
-  }
+  for (; done + 16 <= chunk; done += 16) ftbnn_accumulate_16(x, window, weights, features, sums, done);
 #endif
-#if defined(__wasm_simd128__) && !defined(FTBNN_PORTABLE)
-  for (; done + 8 <= chunk; done += 8) {
-    float *const at[FTBNN_BLOCK] = {sums[0] + done, sums[1] + done, sums[2] + done, sums[3] + done};
-    ftbnn_accumulate_8(x, inputs, weights + done, features, at);
-  }
+#ifdef FTBNN_EIGHTS
+  for (; done + 8 <= chunk; done += 8) ftbnn_accumulate_8(x, window, weights, features, sums, done);
 #endif
 #ifdef FTBNN_SCALAR
-  for (; done + 2 <= chunk; done += 2) {
-    float *const at[FTBNN_BLOCK] = {sums[0] + done, sums[1] + done, sums[2] + done, sums[3] + done};
-    ftbnn_accumulate_2(x, inputs, weights + done, features, at);
-  }
+  for (; done + 2 <= chunk; done += 2) ftbnn_accumulate_2(x, window, weights, features, sums, done);
 #endif
-  for (int i = 0; i < inputs && done < chunk; i++, weights += features) {
-    for (int p = 0; p < FTBNN_BLOCK; p++) {
-      for (int o = done; o < chunk; o++) sums[p][o] += (float)(x[p][i] * weights[o]);
+  if (done == chunk) return;
+  for (int p = 0; p < FTBNN_BLOCK; p++) {
+    for (int o = done; o < chunk; o++) sums[p][o] = 0;
+  }
+  for (int row = 0; row < window.rows; row++) {
+    for (int run = 0; run < window.runs; run++) {
+      const size_t at = (size_t)row * window.step + (size_t)run * window.hop;
+      for (size_t i = at; i < at + (size_t)window.length; i++, weights += features) {
+        for (int p = 0; p < FTBNN_BLOCK; p++) {
+          for (int o = done; o < chunk; o++) sums[p][o] += (float)(x[p][i] * weights[o]);
+        }
+      }
     }
   }
 }
@@ -165,19 +198,21 @@ static inline void ftbnn_accumulate(const float *const x[FTBNN_BLOCK], int input
 /* Products of `inputs` values with a matrix, [inputs][features], of multiples of a number for each feature. */
 static inline void ftbnn_multiply(const float *x, int inputs, const int16_t *multiples, const float *scale,
                                   int features, float *restrict y, uint32_t *saturated) {
-  enum { MANY = 64 };
   (void)saturated;
-  for (int first = 0; first < features; first += MANY) {
-    const int many = features - first < MANY ? features - first : MANY;
-    float sums[MANY] = {0};
-    for (int i = 0; i < inputs; i++) {
-      const int16_t *row = multiples + (size_t)i * (size_t)features + first;
-      for (int o = 0; o < many; o++) {
-        const float weight = (float)row[o] * scale[first + o];
-        sums[o] += (float)(x[i] * weight);
-      }
+  for (int o = 0; o < features; o++) y[o] = 0;
+  int i = 0;
+  /* Four rows at a time, in order, so that the sums are loaded and stored a fourth as often. */
+  for (; i + 4 <= inputs; i += 4, multiples += 4 * features) {
+    const float a = x[i], b = x[i + 1], c = x[i + 2], d = x[i + 3];
+    for (int o = 0; o < features; o++) {
+      float sum = y[o] + (float)(a * ((float)multiples[o] * scale[o]));
+      sum += (float)(b * ((float)multiples[features + o] * scale[o]));
+      sum += (float)(c * ((float)multiples[2 * features + o] * scale[o]));
+      y[o] = sum + (float)(d * ((float)multiples[3 * features + o] * scale[o]));
     }
-    for (int o = 0; o < many; o++) y[first + o] = sums[o];
+  }
+  for (; i < inputs; i++, multiples += features) {
+    for (int o = 0; o < features; o++) y[o] += (float)(x[i] * ((float)multiples[o] * scale[o]));
   }
 }
 

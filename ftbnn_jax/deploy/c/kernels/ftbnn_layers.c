@@ -37,23 +37,17 @@ void ftbnn_convolve_real(const ftbnn_real_conv *conv, const ftbnn_value *rows, s
   const int inputs = conv->channels / conv->groups, outputs = conv->features / conv->groups;
   /* Neighbouring positions of one row are one run of inputs. */
   const int joined = conv->groups == 1 && conv->dilation_x == 1;
-  const int runs = joined ? 1 : conv->kernel_width, length = joined ? conv->kernel_width * inputs : inputs;
+  const ftbnn_window window = {conv->kernel_height, joined ? 1 : conv->kernel_width,
+                               joined ? conv->kernel_width * inputs : inputs, step,
+                               (size_t)(conv->dilation_x * conv->channels)};
   for (int group = 0; group < conv->groups; group++) {
+    const ftbnn_value *x[FTBNN_BLOCK];
+    for (int p = 0; p < FTBNN_BLOCK; p++)
+      x[p] = rows + (left + ftbnn_smaller(p, count - 1)) * conv->stride_x * conv->channels + group * inputs;
     for (int first = 0; first < outputs; first += FTBNN_CHUNK) {
       const int chunk = ftbnn_smaller(FTBNN_CHUNK, outputs - first), output = group * outputs + first;
-      const ftbnn_weight *weights = conv->weights + output;
-      ftbnn_sum sums[FTBNN_BLOCK][FTBNN_CHUNK] = {{0}};
-      for (int k = 0; k < conv->kernel_height; k++) {
-        for (int run = 0; run < runs; run++) {
-          const ftbnn_value *x[FTBNN_BLOCK];
-          for (int p = 0; p < FTBNN_BLOCK; p++) {
-            const int position = (left + ftbnn_smaller(p, count - 1)) * conv->stride_x + run * conv->dilation_x;
-            x[p] = rows + (size_t)k * step + (size_t)(position * conv->channels + group * inputs);
-          }
-          ftbnn_accumulate(x, length, weights, conv->features, chunk, sums);
-          weights += length * conv->features;
-        }
-      }
+      ftbnn_sum sums[FTBNN_BLOCK][FTBNN_CHUNK];
+      ftbnn_accumulate(x, window, conv->weights + output, conv->features, chunk, sums);
       for (int p = 0; p < count; p++) {
         for (int o = 0; o < chunk; o++)
           y[p * conv->features + output + o] = ftbnn_from_sum(sums[p][o], conv->shift, &scratch->saturated);

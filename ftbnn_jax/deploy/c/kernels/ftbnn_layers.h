@@ -8,6 +8,13 @@
 /* Output channels of a real convolution that are summed at once. */
 enum { FTBNN_CHUNK = 32 };
 
+/* The values that a window of a real convolution reads, beside where its first one lies: rows, `step` values
+ * apart, of runs, `hop` values apart, of `length` values that lie one behind the other. */
+typedef struct {
+  int rows, runs, length;
+  size_t step, hop;
+} ftbnn_window;
+
 #include "ftbnn_arithmetic.h"
 
 /* The network's binary products, in model.c. */

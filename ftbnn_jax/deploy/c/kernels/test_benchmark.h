@@ -26,6 +26,9 @@ static uint64_t nanoseconds(void) {
 #endif
 }
 
+/* Nanoseconds that this process has had a processor for. Asking takes longer than asking for the time. */
+static uint64_t processor_nanoseconds(void) { return (uint64_t)((double)clock() * (1e9 / CLOCKS_PER_SEC)); }
+
 /* All in nanoseconds: of the quickest prediction, of one half of them at most, and of each loop in whichever
  * prediction it was quickest. */
 typedef struct {
@@ -55,9 +58,11 @@ static int time_predictions(ftbnn_net *net, const ftbnn_pixel *pixels, ftbnn_val
 #ifdef FTBNN_PROFILE
     memset(ftbnn_ticks, 0, sizeof ftbnn_ticks);
 #endif
-    const uint64_t before = nanoseconds();
+    const uint64_t before = nanoseconds(), processor = processor_nanoseconds();
     if (ftbnn_predict(net, pixels, FTBNN_PIXEL_BYTES, logits, FTBNN_CLASSES) < 0) return 0;
-    found[times->rounds] = nanoseconds() - before;
+    const uint64_t busy = processor_nanoseconds() - processor, took = nanoseconds() - before;
+    /* Other programs may have run in between; a short prediction is short beside the processor's clock. */
+    found[times->rounds] = busy > 1000000u && busy < took ? busy : took;
 #ifdef FTBNN_PROFILE
     for (int i = 0; i < FTBNN_LOOPS; i++) {
       if (!times->rounds || ftbnn_ticks[i] < times->loops[i]) times->loops[i] = ftbnn_ticks[i];
