@@ -87,8 +87,8 @@ _DAMAGES = {
     "order of a sum in the head": (
         "ftbnn_arithmetic.h",
         lambda text: text.replace(
-            "(int i = 0; i < inputs; i++) {\n      const int16_t",
-            "(int i = inputs; i--;) {\n      const int16_t",
+            "(float)(a * first);\n      sum += (float)(b * second)",
+            "(float)(b * second);\n      sum += (float)(a * first)",
         ),
     ),
     "slope": _next_value("block2_1_act_positive_slope", lambda _: "-999999999", 1),

@@ -65,27 +65,6 @@ static int bits_set(const uint32_t *window, int words) {
   return set;
 }
 
-/* Writes the sums of some output channels, of which `total` bits were counted; `own`: bits of the window. */
-static inline void store_sums(int form, ftbnn_vector total, int32_t own, int32_t *sums) {
-  ftbnn_store(sums, total);
-  for (int i = 0; i < FTBNN_LANES; i++) sums[i] = form == FTBNN_AND ? 2 * sums[i] - own : own - 2 * sums[i];
-}
-
-/* The bits to be counted of one word of a window. */
-static inline ftbnn_vector match(int form, ftbnn_vector weight, uint32_t positive, uint32_t nonzero) {
-  ftbnn_vector v = ftbnn_spread(positive);
-  v = form == FTBNN_AND ? ftbnn_and(weight, v) : ftbnn_xor(weight, v);
-  return form == FTBNN_TERNARY ? ftbnn_and(v, ftbnn_spread(nonzero)) : v;
-}
-
-/* A full adder: of three bits, the lower one of their sum becomes `*low`; returns the upper one. */
-static inline ftbnn_vector add_bits(ftbnn_vector *low, ftbnn_vector a, ftbnn_vector b) {
-  const ftbnn_vector differ = ftbnn_xor(a, b);
-  const ftbnn_vector high = ftbnn_or(ftbnn_and(a, b), ftbnn_and(differ, *low));
-  *low = ftbnn_xor(differ, *low);
-  return high;
-}
-
 #ifdef FTBNN_WORDS
 
 #include "ftbnn_words.h"
@@ -101,6 +80,29 @@ static inline void count_bits(int form, const uint32_t *weights, int words, int 
 }
 
 #else
+
+/* Writes the sums of some output channels, of which `total` bits were counted; `own`: bits of the window. */
+static inline void store_sums(int form, ftbnn_vector total, int32_t own, int32_t *sums) {
+  ftbnn_store(sums, total);
+  for (int i = 0; i < FTBNN_LANES; i++) sums[i] = form == FTBNN_AND ? 2 * sums[i] - own : own - 2 * sums[i];
+}
+
+/* The bits to be counted of one word of a window. */
+static inline ftbnn_vector match(int form, ftbnn_vector weight, uint32_t positive, uint32_t nonzero) {
+  ftbnn_vector v = ftbnn_spread(positive);
+  v = form == FTBNN_AND ? ftbnn_and(weight, v) : ftbnn_xor(weight, v);
+  return form == FTBNN_TERNARY ? ftbnn_and(v, ftbnn_spread(nonzero)) : v;
+}
+
+#ifdef FTBNN_CARRY_SAVE
+/* A full adder: of three bits, the lower one of their sum becomes `*low`; returns the upper one. */
+static inline ftbnn_vector add_bits(ftbnn_vector *low, ftbnn_vector a, ftbnn_vector b) {
+  const ftbnn_vector differ = ftbnn_xor(a, b);
+  const ftbnn_vector high = ftbnn_or(ftbnn_and(a, b), ftbnn_and(differ, *low));
+  *low = ftbnn_xor(differ, *low);
+  return high;
+}
+#endif
 
 /* The sums of FTBNN_LANES output channels at FTBNN_SIDE positions; width: of the weights' tile. */
 static inline void sum_lanes(int form, const uint32_t *weights, int width, int words, const uint32_t *positive,

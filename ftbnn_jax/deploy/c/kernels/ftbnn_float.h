@@ -205,14 +205,20 @@ static inline void ftbnn_multiply(const float *x, int inputs, const int16_t *mul
   for (; i + 4 <= inputs; i += 4, multiples += 4 * features) {
     const float a = x[i], b = x[i + 1], c = x[i + 2], d = x[i + 3];
     for (int o = 0; o < features; o++) {
-      float sum = y[o] + (float)(a * ((float)multiples[o] * scale[o]));
-      sum += (float)(b * ((float)multiples[features + o] * scale[o]));
-      sum += (float)(c * ((float)multiples[2 * features + o] * scale[o]));
-      y[o] = sum + (float)(d * ((float)multiples[3 * features + o] * scale[o]));
+      const float first = (float)multiples[o] * scale[o], second = (float)multiples[features + o] * scale[o];
+      const float third = (float)multiples[2 * features + o] * scale[o];
+      const float fourth = (float)multiples[3 * features + o] * scale[o];
+      float sum = y[o] + (float)(a * first);
+      sum += (float)(b * second);
+      sum += (float)(c * third);
+      y[o] = sum + (float)(d * fourth);
     }
   }
   for (; i < inputs; i++, multiples += features) {
-    for (int o = 0; o < features; o++) y[o] += (float)(x[i] * ((float)multiples[o] * scale[o]));
+    for (int o = 0; o < features; o++) {
+      const float weight = (float)multiples[o] * scale[o];
+      y[o] += (float)(x[i] * weight);
+    }
   }
 }
 
