@@ -11,7 +11,16 @@ import ftbnn_jax
 from ftbnn_jax.configs import own_network
 from ftbnn_jax.deploy import export as network_export
 from ftbnn_jax.deploy import runtime as runtime_lib
-from ftbnn_jax.deploy.c import export, fixed_point, functions, generate, lowering, reference, verify
+from ftbnn_jax.deploy.c import (
+    export,
+    fixed_functions,
+    fixed_point,
+    functions,
+    generate,
+    lowering,
+    reference,
+    verify,
+)
 from ftbnn_jax.deploy.c.options import DEFAULT, Options
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.ops.preprocessing import Preprocessing
@@ -153,7 +162,27 @@ def test_operations_of_any_network_give_the_same_numbers(tmp_path, operation):
     assert (result.logits, result.logits_bounded) == (3 * 5, 3)
 
 
-@pytest.mark.parametrize("operation", [_read_twice, _moved, _windows])
+def _gates(x):
+    """Functions and quotients: a gate, a softmax, a layer norm."""
+    x = x - x.mean(-1, keepdims=True)
+    powers = jnp.exp(x - x.max(-1, keepdims=True))
+    x = x * jax.nn.sigmoid(x) + jnp.tanh(3 * x) + powers / powers.sum(-1, keepdims=True)
+    deviation = jnp.square(x).mean(-1, keepdims=True) + 0.01
+    return x * lax.rsqrt(deviation) + jnp.sqrt(deviation)
+
+
+def _stairs(x):
+    whole = (x * 3).astype(jnp.int32)
+    stairs = jnp.floor(x) + jnp.ceil(3 * x) + jnp.round(5 * x)
+    return stairs + jnp.where(whole > 1, whole - 7, -whole).astype(jnp.float32)
+
+
+def _between(x):
+    rows = x.reshape(x.shape[0], -1, 6)
+    return jnp.einsum("nij,nkj->nik", rows, rows) / 8
+
+
+@pytest.mark.parametrize("operation", [_read_twice, _moved, _windows, _axes, _gates, _stairs, _between])
 def test_operations_of_any_network_give_the_same_integers_in_fixed_point(tmp_path, operation):
     images = _RNG.integers(0, 256, (3, 6, 6, 4), np.uint8)
     artifact = _pack(lambda x: operation(_bytes(x) - 2), images)
@@ -215,6 +244,29 @@ def test_functions_are_right_to_the_last_place(name, exact):
 
 
 @pytest.mark.parametrize(
+    ("name", "exact", "low", "high"),
+    [
+        ("exp", np.exp, -30, 7),
+        ("logistic", lambda x: 1 / (1 + np.exp(-x)), -30, 30),
+        ("tanh", np.tanh, -20, 20),
+        ("sqrt", np.sqrt, 0, 2000),
+        ("rsqrt", lambda x: 1 / np.sqrt(x), 0.01, 2000),
+        ("floor", np.floor, -9, 9),
+        ("ceil", np.ceil, -9, 9),
+        ("round", np.rint, -9, 9),
+    ],
+)
+def test_functions_of_whole_numbers_are_right_to_a_unit(name, exact, low, high):
+    for bits, result_bits in ((20, 20), (11, 20), (20, 12), (9, 7)):
+        x = np.unique(np.rint(np.linspace(low, high, 3001) * 2**bits).astype(np.int64))
+        x = x[(x > 0) | (name != "rsqrt")]
+        found = fixed_functions.apply(name, x, bits, result_bits)
+        expected = exact(x * 2.0**-bits) * 2**result_bits
+        # A unit, and what 2**-27 of the result is.
+        assert (np.abs(found - expected) <= 1 + np.abs(expected) * 2**-27).all()
+
+
+@pytest.mark.parametrize(
     ("operation", "words"),
     [
         (
@@ -252,8 +304,8 @@ def test_what_c_has_not_is_named(operation, words):
 @pytest.mark.parametrize(
     ("operation", "words"),
     [
-        (lambda x: jnp.exp(_bytes(x)), r"the network: exp: fixed point has none of exp; single"),
-        (lambda x: _whole_numbers(_bytes(x)), r"cast: fixed point has none to int32; single"),
+        (lambda x: jnp.log(_bytes(x) + 1), r"the network: log: fixed point has none of log; single"),
+        (lambda x: lax.integer_pow(_bytes(x), 3), r"integer_pow: fixed point has none of integer_pow"),
     ],
 )
 def test_what_fixed_point_has_not_is_named(operation, words):

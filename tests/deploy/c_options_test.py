@@ -29,7 +29,7 @@ def test_options_are_read_back_from_what_the_header_defines(given):
     macros = given.definitions().items()
     text = "".join(f"#define {given.prefix.upper()}_{name} {value}\n" for name, value in macros)
     # Those of another network in the same file are not its own.
-    other = "#define OTHER_FRACTION_BITS 9\n"
+    other = "#define OTHER_MOST_FRACTION_BITS 9\n"
     assert options.read(f"{other}{text}int {given.prefix}_init(void);\n") == given
 
 

@@ -141,6 +141,10 @@ class SinglePrecision:
             return "float", _rounded(dtype, f"(float){text}")
         return "float", _rounded(dtype, text) if kernel.op in _SUMS else text
 
+    def multiplied(self, x: str, y: str) -> str:
+        # Some processors compute in double: the product is rounded from there.
+        return f"({self.value_type})({x} * {y})"
+
     def row_type(self, kernel: ir.Node) -> str:
         del kernel
         return self.value_type

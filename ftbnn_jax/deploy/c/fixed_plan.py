@@ -16,10 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from ftbnn_jax.deploy.c import intervals, mantissas, operations
+from ftbnn_jax.deploy.c import fixed_functions, intervals, mantissas, operations
 from ftbnn_jax.deploy.c.arithmetic import Names, SinglePrecision, pixel_table
 from ftbnn_jax.deploy.c.geometry import Multiples
-from ftbnn_jax.deploy.c.options import FRACTION_BITS
 from ftbnn_jax.deploy.c.schedule import COPY, Network
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.graph import ir
@@ -118,13 +117,13 @@ class Plan(SinglePrecision):
 
     def _room(self, *magnitudes: Any) -> int:
         """Returns as many of the program's bits as numbers of these magnitudes leave room for."""
-        least, most = FRACTION_BITS[0], self.fraction_bits
+        most = self.fraction_bits
         size = max((float(np.max(m)) for m in magnitudes), default=0.0)
         if not self._proving or not size:
             return most
         # Roundings on the way add less than a thousandth.
         whole = math.frexp(size * (1 + 2.0**-10))[1] if math.isfinite(size) else 64
-        return min(max(31 - whole, least), most)
+        return min(max(31 - whole, 0), most)
 
     def _magnitude(self, name: str) -> np.ndarray:
         """Returns the largest magnitude of an operand, a real number, for each place with its own."""
@@ -149,8 +148,6 @@ class Plan(SinglePrecision):
         if not self._is_real(node.name):
             if node.op == "compare":
                 self._plan_comparison(node)
-            elif node.op == "cast" and self._is_real(node.inputs[0]):
-                raise self._refuse(node, f"to {node.attributes['dtype']}")
             return
         first = node.inputs[0]
         others = ("conv", "dot", "cast", "select", *operations.VIEWS, *ir.BINARY)
@@ -160,6 +157,12 @@ class Plan(SinglePrecision):
         arrays = [n for n in real if not self._network.constant_of(n)]
         if node.op in ir.BINARY:
             self._bits[node.name] = 0
+        elif node.op in fixed_functions.FUNCTIONS:
+            self._plan_function(node)
+        elif node.op == "integer_pow" and node.attributes["y"] == 2:
+            self._plan_product_of(node, (first, first))
+        elif node.op == "dot" and node.name not in self._network.kernels:
+            self._plan_matrices(node)
         elif node.op == "conv" or (node.op == "dot" and node.name in self._network.kernels):
             self._plan_product(node)
         elif node.op == "cast":
@@ -265,10 +268,7 @@ class Plan(SinglePrecision):
     def _plan_multiplication(self, node: ir.Node) -> None:
         factors = [n for n in node.inputs if n not in self._bits]
         if not factors:
-            both = sum(self._bits[n] for n in node.inputs)
-            room = self._room(math.prod(self._magnitude(n) for n in node.inputs))
-            self._bits[node.name] = min(both, room)
-            self._shifts[node.name] = both - self._bits[node.name]
+            self._plan_product_of(node, node.inputs)
             return
         if len(factors) != 1:
             raise self._refuse(node, "of constants alone")
@@ -288,6 +288,45 @@ class Plan(SinglePrecision):
         self._set_factors(node, x, values, leaves, self._magnitude(x) * self._magnitude(factor))
         if not self._network.constant_of(factor):
             self._prove_choice(factor)
+
+    def _plan_product_of(self, node: ir.Node, arrays: Sequence[str]) -> None:
+        both = sum(self._bits[n] for n in arrays)
+        room = self._room(math.prod(self._magnitude(n) for n in arrays))
+        self._bits[node.name] = min(both, room)
+        self._shifts[node.name] = both - self._bits[node.name]
+
+    def _plan_matrices(self, node: ir.Node) -> None:
+        """A product of two arrays of matrices, summed in int64."""
+        if any(self._network.constant_of(n) for n in node.inputs):
+            raise self._refuse(node, "of a matrix and what is no row")
+        axes = node.attributes["contracting"][0]
+        terms = math.prod(self._network.shapes[node.inputs[0]].shape[i] for i in axes)
+        if (
+            terms
+            * math.prod(float(self._magnitude(n).max()) * 2.0 ** self._bits[n] for n in node.inputs)
+            >= 2**62
+        ):
+            raise self._refuse(node, "of two arrays of so large numbers")
+        both = sum(self._bits[n] for n in node.inputs)
+        room = self._room(terms * math.prod(self._magnitude(n).max() for n in node.inputs))
+        self._bits[node.name] = min(both, room)
+        self._shifts[node.name] = both - self._bits[node.name]
+
+    def _plan_function(self, node: ir.Node) -> None:
+        (x,) = node.inputs
+        bits, (low, high) = self._bits[x], self.ranges.of(x).ends()
+        low, high = low * 2.0**-bits, high * 2.0**-bits
+        if node.op == "exp":
+            self._bits[node.name] = self._room(math.exp(min(high, 99.0)))
+        elif node.op == "sqrt":
+            self._bits[node.name] = min(self._room(max(high, 0) ** 0.5), (31 + bits) // 2)
+        elif node.op == "rsqrt":
+            self._bits[node.name] = self._room(low**-0.5 if low > 0 else math.inf)
+        elif node.op in ("logistic", "tanh"):
+            self._bits[node.name] = self._room(1.0)
+        else:
+            # A whole number nearby.
+            self._bits[node.name] = min(bits, self._room(max(-low, high) + 1))
 
     def _prove_choice(self, name: str) -> None:
         node = self._network.nodes[name]
@@ -390,6 +429,7 @@ class Plan(SinglePrecision):
             kernel, weight_bits = mantissas.weights(node.inputs[1], kernel, 2**31)
             bits = self._bits[x]
             shift = max(0, bits + weight_bits - (bits or self.fraction_bits))
+        shift = max(shift, bits + weight_bits - 30)
         self._kernels[node.name] = kernel
         self._note_zeroed(node.inputs[1], kernel, values)
         self._shifts[node.name] = shift

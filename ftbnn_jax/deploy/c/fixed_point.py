@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ftbnn_jax.deploy.c import intervals, mantissas, operations
+from ftbnn_jax.deploy.c import fixed_functions, intervals, mantissas, operations
 from ftbnn_jax.deploy.c.arithmetic import Names
 from ftbnn_jax.deploy.c.fixed_plan import Plan
 from ftbnn_jax.deploy.c.geometry import Multiples
@@ -131,9 +131,16 @@ class FixedPoint(Plan):
             x, y = (self._aligned(node, n, v) for n, v in zip(node.inputs, operands, strict=True))
             return operations.elementwise(node, [x, y], np.bool_)
         if not real:
+            if node.op == "cast" and self._is_real(node.inputs[0]):
+                operands = [fixed_functions.whole(operands[0], self._bits[node.inputs[0]])]
             return operations.elementwise(node, operands, self._network.shapes[node.name].dtype)
         if node.name in self._means or node.name in self._ratios:
             return ratio(operands[0] * 2 ** self._shifts.get(node.name, 0), operands[1])
+        if node.op in fixed_functions.FUNCTIONS:
+            bits = self._bits[node.inputs[0]], self._bits[node.name]
+            return fixed_functions.apply(node.op, operands[0], *bits)
+        if node.op == "integer_pow":
+            return shifted(operands[0] * operands[0], self._shifts[node.name])
         if node.op in ("mul", "div"):
             return shifted(operands[0] * operands[1], self._shifts[node.name])
         if node.op == "select":
@@ -210,12 +217,15 @@ class FixedPoint(Plan):
             name = self._add((kernel.name, "scale"), wanted, scale)
             product = f"ftbnn_shifted((int64_t){text} * {name}[c], {shift})"
             return "int32_t", self._kept(kernel, product)
-        if kernel.op in operations.SUMS and self.row_type(kernel) == "int64_t":
-            return "int32_t", self._kept(kernel, text)
+        if self.row_type(kernel) == "int64_t":
+            shift = self._shifts.get(kernel.name, 0)
+            return "int32_t", self._kept(kernel, f"ftbnn_shifted({text}, {shift})" if shift else text)
         return "int32_t", text
 
     def row_type(self, kernel: ir.Node) -> str:
         """Returns the type of a kernel's sums: int32_t where no image makes one leave it."""
+        if kernel.op == "dot" and kernel.name not in self._network.kernels:
+            return "int64_t"
         partial = self.ranges.partial.get(kernel.name)
         narrow = kernel.op not in operations.SUMS or (
             partial is not None and partial.is_within(*self.limits)
@@ -227,6 +237,8 @@ class FixedPoint(Plan):
             x, y = self._texts(node, node.inputs, operands)
             return "int", f"{x} {operations.COMPARE[node.attributes['direction']]} {y}"
         if not self._is_real(node.name):
+            if node.op == "cast" and self._is_real(node.inputs[0]):
+                operands = [f"ftbnn_whole({operands[0]}, {self._bits[node.inputs[0]]})"]
             return super().value(node, operands)
         return "int32_t", self._expression(node, operands)
 
@@ -274,8 +286,11 @@ class FixedPoint(Plan):
         if node.name in self._ratios:
             x = f"(int64_t){operands[0]} * {2 ** self._shifts[node.name]}"
             return _saturated(f"ftbnn_ratio({x}, {operands[1]})")
-        if node.op in ("mul", "div"):
-            return self._product(node, *operands)
+        if node.op in fixed_functions.FUNCTIONS:
+            bits = self._bits[node.inputs[0]], self._bits[node.name]
+            return self._kept(node, f"ftbnn_{node.op}({operands[0]}, {bits[0]}, {bits[1]})")
+        if node.op in ("mul", "div", "integer_pow"):
+            return self._product(node, operands[0], operands[-1])
         if node.op == "cast":
             return f"(int32_t){operands[0]}"
         if node.op == "sign":
@@ -295,7 +310,7 @@ class FixedPoint(Plan):
     def _product(self, node: ir.Node, x: str, y: str) -> str:
         shift = self._shifts[node.name]
         corners = [self.ranges.operand(node, name) for name in node.inputs]
-        found = intervals.product(*corners)
+        found = intervals.product(corners[0], corners[-1])
         if self._is_narrow(found, shift):
             product = f"({x} * {y})"
             return f"ftbnn_shifted_32{product[:-1]}, {shift})" if shift else product
@@ -310,6 +325,9 @@ class FixedPoint(Plan):
                 return f"ftbnn_shifted_32({x}, {by})"
             return self._kept(node, f"ftbnn_shifted({x}, {by})")
         return self._kept(node, f"ftbnn_mean((int64_t){x} * {2**shift}, {count})")
+
+    def multiplied(self, x: str, y: str) -> str:
+        return f"(int64_t){x} * {y}"
 
     def joined(self, node: ir.Node, name: str, text: str) -> str:
         if not self._is_real(node.name) or node.op != "concatenate" or not self._by(node, name):

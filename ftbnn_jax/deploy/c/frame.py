@@ -35,6 +35,9 @@ class Arithmetic(Protocol):
     def row_type(self, kernel: ir.Node) -> str:
         """Returns the type of the elements of a kernel's row."""
 
+    def multiplied(self, x: str, y: str) -> str:
+        """Returns the text of a product that is added to others."""
+
     def joined(self, node: ir.Node, name: str, text: str) -> str:
         """Returns the text of an element that a concatenation reads."""
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ftbnn_jax.deploy.c import operations
+from ftbnn_jax.deploy.c import functions, operations
 from ftbnn_jax.deploy.c.schedule import COPY, Network
 from ftbnn_jax.graph import ir
 
@@ -204,6 +204,8 @@ class Ranges:
             squares = _span([self._arithmetic.elementwise(node, (e,) * len(operands)) for e in x])
             holds_0 = (x.low <= 0) & (x.high >= 0)
             found = Interval(np.where(holds_0, np.zeros_like(squares.low), squares.low), squares.high)
+        if node.op in functions.FUNCTIONS:
+            found = _beyond(found)
         if dtype.kind in "iu" and node.op in ("add", "sub", "mul", "neg", "abs", "cast"):
             return self._wrapped(node, operands, found)
         return found
@@ -315,6 +317,8 @@ class Ranges:
                 times = size[axis] // total.low.shape[axis]
                 total = total.each(lambda e: self._arithmetic.begin(e).sum(axis, keepdims=True) * times)  # noqa: B023
             found = total
+        elif node.op == "reduce_max":
+            found = x.each(lambda e: e.max(tuple(axes), keepdims=True))
         else:
             found = x.over(axes)
         outside = node.op.startswith("window") and any(map(any, a["padding"]))
@@ -377,6 +381,13 @@ def _ends(x: Interval) -> tuple[np.ndarray, ...]:
 def _span(found: Sequence[np.ndarray]) -> Interval:
     """Returns the interval of the least and the most of some results."""
     return _point(found[0]).hull(*map(_point, found[1:]))
+
+
+def _beyond(x: Interval) -> Interval:
+    """Returns an interval with room for what a function's last place has that is not monotone."""
+    if x.low.dtype.kind == "f":
+        return Interval(np.nextafter(x.low, -np.inf), np.nextafter(x.high, np.inf))
+    return Interval(x.low - 1 - (np.abs(x.low) >> 26), x.high + 1 + (np.abs(x.high) >> 26))
 
 
 def _is_even(node: ir.Node) -> bool:

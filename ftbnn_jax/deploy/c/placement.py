@@ -147,7 +147,9 @@ class Placement:
             if kernel is not None and kernel.op in ("conv", "dot"):
                 needed = BLOCK * row
                 sizes = geometry.real_conv(kernel, self.shapes, self.constants)
-                if sizes is not None:
+                if sizes is None:
+                    wide.append(row)
+                else:
                     needed += sizes["kernel_height"] * sizes["row_width"] * sizes["channels"]
             elif kernel is not None and kernel.op not in ir.BINARY:
                 needed = row

@@ -198,6 +198,6 @@ class Rows:
         for known, shape, pointer in zip(at, shapes, pointers, strict=True):
             offset = offset_of([known[axis] for axis in range(len(shape))], strides_of(shape))
             terms.append(f"{pointer}[{offset}]")
-        inner = f"sum += (ftbnn_sum)({terms[0]} * {terms[1]});\n"
+        inner = f"sum += {self._arithmetic.multiplied(*terms)};\n"
         body = "ftbnn_sum sum = 0;\n" + nested(loops, inner) + "row[c] = sum;\n"
         return f"for (int c = 0; c < {self._frame.width}; c++) {{\n{indent(body, 2)}}}\n"

@@ -48,6 +48,72 @@ static inline int64_t ftbnn_ratio(int64_t x, int64_t y) {
   return y < 0 ? ftbnn_mean(-x, -y) : ftbnn_mean(x, y);
 }
 
+/* Functions of x / 2^bits, as a whole number of 2^-result. */
+
+/* e^x is 2 to a power, whose fraction goes through a polynomial of 30 fraction bits. */
+static inline int64_t ftbnn_exp(int64_t x, int bits, int result) {
+  static const int64_t powers[10] = {1073741824, 744261118, 257941248, 59597083, 10327387, 1431680, 165394, 16377, 1419, 109};
+  const int64_t product = x * INT64_C(1549082005), whole = product >> (30 + bits);
+  const int64_t fraction = (product - whole * ((int64_t)1 << (30 + bits))) >> bits;
+  int64_t power = powers[9];
+  for (int k = 8; k >= 0; k--) power = powers[k] + ((power * fraction) >> 30);
+  int64_t shift = 30 - result - whole;
+  if (shift < 0) return power << (shift < -2 ? 2 : -shift);
+  return ftbnn_shifted(power, (int)(shift < 60 ? shift : 60));
+}
+
+static inline int64_t ftbnn_logistic(int64_t x, int bits, int result) {
+  const int64_t one = (int64_t)1 << 30, power = ftbnn_exp(x < 0 ? x : -x, bits, 30);
+  const int64_t part = (one << 30) / (one + power);
+  return ftbnn_shifted(x < 0 ? one - part : part, 30 - result);
+}
+
+static inline int64_t ftbnn_tanh(int64_t x, int bits, int result) {
+  const int64_t one = (int64_t)1 << 30, power = ftbnn_exp(x < 0 ? 2 * x : -2 * x, bits, 30);
+  const int64_t part = ((one - power) << 30) / (one + power);
+  return ftbnn_shifted(x < 0 ? -part : part, 30 - result);
+}
+
+/* The whole part of a square root. */
+static inline int64_t ftbnn_root(int64_t x) {
+  int64_t root = 0;
+  for (int64_t bit = (int64_t)1 << 62; bit; bit >>= 2) {
+    const int64_t tried = root + bit;
+    root >>= 1;
+    if (x >= tried) {
+      x -= tried;
+      root += bit;
+    }
+  }
+  return root;
+}
+
+static inline int64_t ftbnn_sqrt(int64_t x, int bits, int result) {
+  const int shift = 2 * result - bits;
+  if (x < 0) return 0;
+  return ftbnn_root(shift >= 0 ? x << shift : x >> -shift);
+}
+
+static inline int64_t ftbnn_rsqrt(int64_t x, int bits, int result) {
+  const int shift = 30 + bits % 2;
+  if (x <= 0) return (int64_t)1 << 31;
+  return ((int64_t)1 << ((bits + shift) / 2 + result)) / ftbnn_root(x << shift);
+}
+
+static inline int64_t ftbnn_floor(int64_t x, int bits, int result) {
+  return (x >> bits) * ((int64_t)1 << result);
+}
+
+static inline int64_t ftbnn_ceil(int64_t x, int bits, int result) { return -ftbnn_floor(-x, bits, result); }
+
+/* Halves to the even number. */
+static inline int64_t ftbnn_round(int64_t x, int bits, int result) {
+  const int64_t whole = x >> bits, one = (int64_t)1 << bits, twice = 2 * (x - whole * one);
+  return (whole + (twice > one || (twice == one && (whole & 1)))) * ((int64_t)1 << result);
+}
+
+static inline int64_t ftbnn_whole(int64_t x, int bits) { return x < 0 ? -(-x >> bits) : x >> bits; }
+
 /* Signs of `bits` values, at most 32; up to 7 values after them may be read. */
 static inline void ftbnn_sign_bits(const int32_t *x, int bits, uint32_t *above, uint32_t *below) {
   *above = *below = 0;
