@@ -329,6 +329,10 @@ _OTHERS = {
     ],
     "experiments.sweep": lambda rng: [rng.choice(("tiny.py", *_CONFIGS)), *_sweep(rng)],
     "experiments.table3": _sweep,
+    "experiments.table2": lambda rng: [rng.choice(("trained", "run", *_PATHS))],
+    "experiments.fprelu": lambda rng: [f"--steps={rng.choice(('1', '0', 'x', ''))}", *_sweep(rng)],
+    "experiments.distillation": lambda rng: [f"--epochs={rng.choice(('4', '3', 'x'))}", *_sweep(rng)],
+    "experiments.figure2_nets": lambda rng: [f"--widths={rng.choice(('2', '0', 'x'))}", *_sweep(rng)],
     "experiments.figure2": lambda rng: [f"--models={rng.choice(('relu', 'x', ''))}", *_sweep(rng)],
 }
 # Without an argument of theirs these would run for minutes.
