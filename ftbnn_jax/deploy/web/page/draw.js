@@ -10,13 +10,14 @@ class FtbnnPaper {
     this.colours = ["#000000", "#ffffff"];
     this.lines = [];
     this.pens = new Map();
-    this.keyboard = { x: canvas.width / 2, y: canvas.height / 2, line: null };
+    this.keyboard = { x: canvas.width / 2, y: canvas.height / 2, line: null, used: false };
     canvas.addEventListener("pointerdown", (event) => this._down(event));
     canvas.addEventListener("pointermove", (event) => this._move(event));
     for (const name of ["pointerup", "pointercancel"]) {
       canvas.addEventListener(name, (event) => this.pens.delete(event.pointerId));
     }
     canvas.addEventListener("keydown", (event) => this._key(event));
+    canvas.addEventListener("blur", () => this._showPen(false));
   }
 
   setColours(paper, ink) {
@@ -52,7 +53,26 @@ class FtbnnPaper {
 
   _show() {
     this._paint(this.canvas, (point) => point);
+    this._paintPen();
     this.changed();
+  }
+
+  _showPen(used) {
+    if (this.keyboard.used === used) return;
+    this.keyboard.used = used;
+    this._paint(this.canvas, (point) => point);
+    this._paintPen();
+  }
+
+  /* Where the keyboard's pen is, and whether it is down. */
+  _paintPen() {
+    const { x, y, line, used } = this.keyboard;
+    if (!used) return;
+    const context = this.canvas.getContext("2d");
+    context.beginPath();
+    context.arc(x, y, this.width / 2 + 3, 0, 2 * Math.PI);
+    Object.assign(context, { strokeStyle: line ? "#e0313f" : "#8a90a8", lineWidth: 3 });
+    context.stroke();
   }
 
   _paint(canvas, placed) {
@@ -89,6 +109,7 @@ class FtbnnPaper {
 
   _down(event) {
     if (event.button) return;
+    this.keyboard.used = false;
     this.canvas.setPointerCapture(event.pointerId);
     this.pens.set(event.pointerId, this._begin(this._place(event)));
   }
@@ -115,5 +136,7 @@ class FtbnnPaper {
       return;
     }
     event.preventDefault();
+    pen.used = false;
+    this._showPen(true);
   }
 }

@@ -58,7 +58,7 @@ function softmax(logits) {
 
 function show(pixels) {
   showSeen(pixels);
-  const logits = net.predictWithSigns(showSigns);
+  const logits = net.predict();
   if (net.saturated) complain("A number left the range of fixed point on the way: the result may be wrong.");
   const shares = softmax(logits);
   const order = shares.map((_, i) => i).sort((a, b) => logits[b] - logits[a] || a - b).slice(0, TOP);
@@ -75,6 +75,7 @@ function show(pixels) {
   );
   say(`${about.classes[order[0]]}, ${percent(shares[order[0]])}`);
   measure();
+  showLayers();
 }
 
 function showNothing() {
@@ -142,16 +143,26 @@ function showNumbers() {
 
 /* Signs. */
 
+/* A colour of the style sheet as one number, as an image's memory holds it. */
 function colour(name) {
   const value = getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  return [1, 3, 5].map((i) => parseInt(value.slice(i, i + 2), 16));
+  const bytes = [1, 3, 5].map((i) => parseInt(value.slice(i, i + 2), 16));
+  return new Uint32Array(Uint8Array.of(...bytes, 255).buffer)[0];
 }
 
-let colours = null;
+let colours = null, showing = 0;
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
   colours = null;
-  if (!at("layers").hidden) net.predictWithSigns(showSigns);
+  if (!at("layers").hidden) showLayers();
 });
+
+/* Images that follow each other faster get one picture of their signs, that of the last. */
+function showLayers() {
+  showing ||= setTimeout(() => {
+    showing = 0;
+    net.predictWithSigns(showSigns);
+  }, 120);
+}
 
 /* Where the bit of each channel lies among the words of a position: groups begin with a new word. */
 function places(layer) {
@@ -184,15 +195,16 @@ function prepareSigns() {
 function showSigns(block, positive, nonzero) {
   colours ||= { positive: colour("--accent"), zero: colour("--zero"), negative: colour("--negative") };
   const layer = about.layers[block], { canvas, width, height, words } = layer;
-  const image = new ImageData(canvas.width, canvas.height);
+  const image = new ImageData(canvas.width, canvas.height), found = new Uint32Array(image.data.buffer);
   const none = layer.form === "and" ? colours.zero : colours.negative;
   layer.places.forEach(([word, bit], tile) => {
     const left = (tile % layer.across) * (width + 1), top = Math.floor(tile / layer.across) * (height + 1);
-    for (let i = 0; i < width * height; i++) {
-      const at = i * words + word;
-      let found = (positive[at] >>> bit) & 1 ? colours.positive : none;
-      if (nonzero && !((nonzero[at] >>> bit) & 1)) found = colours.zero;
-      image.data.set([...found, 255], 4 * ((top + Math.floor(i / width)) * canvas.width + left + (i % width)));
+    for (let y = 0, i = word; y < height; y++) {
+      let to = (top + y) * canvas.width + left;
+      for (let x = 0; x < width; x++, i += words) {
+        const isZero = nonzero && !((nonzero[i] >>> bit) & 1);
+        found[to++] = isZero ? colours.zero : (positive[i] >>> bit) & 1 ? colours.positive : none;
+      }
     }
   });
   canvas.getContext("2d").putImageData(image, 0, 0);
