@@ -62,8 +62,15 @@ def _batches(augment, split, config):
 @pytest.mark.parametrize("channels", [1, 3], ids=["gray", "colour"])
 @pytest.mark.parametrize("augment", ["resized_crop", "none"])
 def test_evaluation_runtime_and_c_see_the_same(tmp_path, write_split, augment, channels):
+    """And subtract the same, of colours a mean image."""
     spec = architectures.small((1, 1), 8)
     config, variables, artifact = networks.build(spec, 24, channels=channels, augment=augment)
+    if channels == 3:
+        mean = np.random.default_rng(5).uniform(90, 150, (24, 24, 3)).astype(np.float32)
+        np.save(tmp_path / "mean.npy", mean)
+        config = dataclasses.replace(config, mean_image=str(tmp_path / "mean.npy"))
+        experiment = {"channels": 3, "class_names": artifact.class_names}
+        artifact = export.to_artifact(config, variables, experiment, step=7)
     config = dataclasses.replace(config, batch_size=20 if augment == "resized_crop" else 1)
     split = write_split(tmp_path, _encoded("L" if channels == 1 else "RGB"))
     split = dataclasses.replace(split, channels=channels)

@@ -233,3 +233,24 @@ def test_another_nets_weights_are_no_start(config, teacher, tmp_path):
         UserError, match=r"config\.start_from=.*: batch_stats/block1_1.* in the checkpoint"
     ):
         loop.train(other, str(tmp_path))
+
+
+def test_a_decoupled_stage_begins_with_the_outputs_that_the_coupled_one_ended_with(
+    tmp_path, monkeypatch, capsys
+):
+    net = architectures.small((1, 1), 4, activation="none", stage_end_activation="none")
+    fields = {
+        "coupled": {"start_from": "", "model": {"ternary": "coupled"}},
+        "decoupled": {"start_from": "coupled", "model": {"ternary": "decoupled"}},
+    }
+    config = dataclasses.replace(_CONFIG, model=net, stages=fields, num_steps=1)
+    coupled, decoupled = stages.resolve(config, str(tmp_path))
+    loop.train(coupled.config, coupled.workdir)
+    before, _, _ = checkpoint.load_variables(coupled.workdir)
+    after = _first_variables(monkeypatch, decoupled.config, decoupled.workdir)
+    assert "its ternary activations come apart" in " ".join(capsys.readouterr().out.split())
+    kernels = [v["params"]["block1_1"]["conv"]["kernel_0"].shape for v in (before, after)]
+    assert kernels == [(3, 3, 4, 4), (3, 3, 8, 4)]
+    images = jax.random.normal(jax.random.key(0), (3, 8, 8, 1))
+    logits = [networks.make(s.config)(v, images) for s, v in ((coupled, before), (decoupled, after))]
+    np.testing.assert_array_equal(*logits)
