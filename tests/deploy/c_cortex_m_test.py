@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ftbnn_jax import command
-from ftbnn_jax.deploy.c import export, generate, lowering, memory_map, reference
+from ftbnn_jax.deploy.c import emulated, export, generate, golden, lowering, memory_map, reference
 from ftbnn_jax.deploy.c.options import Options
 from ftbnn_jax.errors import UserError
 
@@ -185,3 +185,18 @@ def test_sizes_of_memory(text, count):
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(command.argparse.ArgumentTypeError, match="is no size in bytes"):
         command.size(text)
+
+
+def test_golden_vectors_are_cut_to_the_first_image(artifact, program):
+    network = lowering.lower(artifact)
+    whole = program["golden.bin"]
+    short = golden.shortened(network, whole)
+    images = int.from_bytes(whole[20:24], "little")
+    assert images > 1
+    assert len(short) - 24 == (len(whole) - 24) // images
+    assert short[:20] == whole[:20] and short[20:24] == (1).to_bytes(4, "little")
+    assert short[24:] == whole[24 : len(short)]
+
+
+def test_without_tools_nothing_is_emulated(artifact, program, no_compiler):
+    assert emulated.count(program, lowering.lower(artifact)) is None

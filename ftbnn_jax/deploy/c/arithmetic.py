@@ -171,7 +171,7 @@ class SinglePrecision:
             return self._power(x, node.attributes["y"], dtype)
         texts = {
             "neg": f"-{x}",
-            "abs": f"fabsf({x})",
+            "abs": f"ftbnn_abs({x})",
             "sign": f"(float)(({x} > 0) - ({x} < 0))",
             "cast": f"(float){x}",
         }

@@ -5,18 +5,19 @@ import itertools
 import pathlib
 import shlex
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
 from ftbnn_jax import command
 from ftbnn_jax.deploy import artifact as artifact_lib
-from ftbnn_jax.deploy.c import cortex_m, generate, golden, lowering, memory_map
+from ftbnn_jax.deploy.c import cortex_m, emulated, generate, golden, lowering, memory_map
 from ftbnn_jax.deploy.c import folder as folder_lib
 from ftbnn_jax.deploy.c import options as options_lib
 from ftbnn_jax.deploy.c import reference as reference_lib
 from ftbnn_jax.deploy.c.options import Options
 from ftbnn_jax.errors import UserError
-from ftbnn_jax.report import print_json, print_table
+from ftbnn_jax.report import print_json, print_table, warn
 
 # One of them is looked for before a folder is replaced; so is whatever else is there, beside what builds
 # leave, what other targets have, and the kernels of other versions.
@@ -71,12 +72,8 @@ def run(
     artifact = artifact_lib.load(path)
     made = program(artifact, batches, with_fixed_point, options)
     files, options, reference = made.files, made.options, made.reference
-    on_device = None
-    if options.target == "cortex-m":
-        on_device = _memory_map(made)
-        if not as_json:
-            print_table("On a microcontroller", list(on_device.rows()))
-        on_device.check(limits)
+    bare_metal = shlex.quote(f"{folder}/bare_metal")
+    device, counted = _on_device(made, limits, as_json) if options.target == "cortex-m" else ({}, [])
     write(pathlib.Path(folder), files)
     arena, vectors = reference.network.arena_bytes, len(files["golden.bin"])
     if as_json:
@@ -84,9 +81,7 @@ def run(
         found = {"folder": folder, "fraction_bits": reference.fraction_bits, **sizes}
         if with_fixed_point:
             found |= reference.losses.to_json()
-        if on_device is not None:
-            found["memory_map"] = on_device.as_json()
-        print_json(found)
+        print_json({**found, **device})
     else:
         print_table(
             "Exported as C",
@@ -95,21 +90,36 @@ def run(
                 *made.arithmetic(),
                 ("memory beside the weights", f"{arena:,} bytes"),
                 ("golden vectors", f"{vectors:,} bytes"),
+                *counted,
                 ("to build and check", f"make -C {shlex.quote(folder)} check"),
-                *(
-                    [("on an emulated Cortex-M4", f"make -C {shlex.quote(f'{folder}/bare_metal')}")]
-                    if on_device
-                    else []
-                ),
+                *([("on an emulated Cortex-M4", f"make -C {bare_metal}")] if device else []),
             ],
         )
     reference.losses.warn(folder)
     return 0
 
 
-def _memory_map(made: "Program") -> memory_map.MemoryMap:
+def _on_device(
+    made: "Program", limits: memory_map.Limits, as_json: bool
+) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """Says what a program for microcontrollers takes; returns that for JSON, and what was counted.
+
+    Raises:
+      UserError: it takes more than there is.
+    """
     text = {name: data.decode() for name, data in made.files.items() if name.endswith((".c", ".h"))}
-    return memory_map.measure(text, made.reference.network, made.options.prefix)
+    network = made.reference.network
+    found = memory_map.measure(text, network, made.options.prefix)
+    if not as_json:
+        print_table("On a microcontroller", list(found.rows()))
+    found.check(limits)
+    try:
+        counted = emulated.count(made.files, network)
+    except UserError as error:
+        counted = None
+        warn(str(error))
+    as_one = {"memory_map": found.as_json(), emulated.CORE: counted and counted._asdict()}
+    return as_one, list(counted.rows()) if counted else []
 
 
 @dataclasses.dataclass(frozen=True)

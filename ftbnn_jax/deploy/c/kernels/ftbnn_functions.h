@@ -8,6 +8,14 @@
 #include <stdint.h>
 #include <string.h>
 
+static inline float ftbnn_abs(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  bits &= 0x7fffffffu;
+  memcpy(&x, &bits, sizeof bits);
+  return x;
+}
+
 static inline double ftbnn_power_of_2(int exponent) {
   uint64_t bits = (uint64_t)(exponent + 1023) << 52;
   double power;
