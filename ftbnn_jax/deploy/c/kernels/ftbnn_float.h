@@ -214,7 +214,7 @@ static inline void ftbnn_multiply(const float *x, int inputs, const int16_t *mul
       y[o] = sum + (float)(d * fourth);
     }
   }
-  for (; i < inputs; i++, multiples += features) {
+  for (int left = inputs & 3; left; left--, i++, multiples += features) {
     for (int o = 0; o < features; o++) {
       const float weight = (float)multiples[o] * scale[o];
       y[o] += (float)(x[i] * weight);
