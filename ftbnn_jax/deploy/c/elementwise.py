@@ -92,7 +92,7 @@ class Elementwise:
             if not row:
                 row = f"s{i}"
                 outer.append(f"ftbnn_value *restrict {row} = m->scratch->values + {self._packed_at(i)};")
-                writes.append(f"{row}[c] = {variable[source]};")
+                writes.append(f"{row}[c] = (ftbnn_value){variable[source]};")
             for product in loop.packs:
                 if product.node.inputs[0] == name:
                     j = self._frame.index[product.node.name]
