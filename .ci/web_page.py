@@ -60,6 +60,7 @@ def _export(folder: pathlib.Path, artifact: artifact_lib.Artifact, images: np.nd
     files["golden.bin"] = found.golden(images)
     program = c_export.Program(files, DEFAULT, found)
     modules = build.modules(files, build.compiler())
+    assert modules == build.modules(files, build.compiler()), "the same program, other bytes"
     folder.mkdir(parents=True)
     for name, content in web_export.files(artifact, program, modules, folder.name, 12345).items():
         (folder / name).write_bytes(content)

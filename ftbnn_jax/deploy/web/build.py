@@ -53,18 +53,19 @@ def compiler() -> list[str]:
         command = shlex.split(text) or ["clang"]
     except ValueError as error:
         raise UserError(f"must be a command as in a shell: {error}", f"WASM_CC={text!r}") from error
-    shown = shlex.join(command)
-    if shutil.which(command[0]) is None:
+    shown, found_at = shlex.join(command), shutil.which(command[0])
+    if found_at is None:
         raise UserError(f"no such program; {_NEEDS}", shown)
+    # It runs in a folder of its own.
+    command[0] = os.path.abspath(found_at)
     version = _run([*command, "--version"]).stdout
     found = re.search(r"clang version (\d+)", version)
     if not found:
         raise UserError(f"is no clang; {_NEEDS}", shown)
     if int(found[1]) < _OLDEST:
         raise UserError(f"clang {found[1]} is too old; {_NEEDS}", shown)
-    if _run([*command, "--target=wasm32", "-E", "-x", "c", os.devnull]).returncode or not re.search(
-        r"^ *wasm32 ", _run([*command, "--print-targets"]).stdout, re.MULTILINE
-    ):
+    targets = _run([*command, "--print-targets"]).stdout
+    if not re.search(r"^ *wasm32 ", targets, re.MULTILINE):
         raise UserError(f"cannot make WebAssembly; {_NEEDS}", shown)
     linker = _run([*command, "--target=wasm32", "--print-prog-name=wasm-ld"]).stdout.strip()
     if not linker or shutil.which(linker) is None:

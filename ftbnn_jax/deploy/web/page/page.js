@@ -27,8 +27,9 @@ function complain(text) {
 
 /* From an image to the page. */
 
-/* The newest image wins: one that comes while another is worked on replaces those that wait. */
-let waiting = null, working = false;
+/* The newest image wins: one that comes while another is worked on replaces those that wait, and one that was
+ * cleared meanwhile is not shown. */
+let waiting = null, working = false, cleared = 0;
 
 async function classify(read) {
   waiting = read;
@@ -36,12 +37,12 @@ async function classify(read) {
   working = true;
   try {
     while (waiting) {
-      const next = waiting;
+      const next = waiting, before = cleared;
       waiting = null;
-      const image = await next();
-      if (image) show(await net.preprocess(image));
+      const pixels = await net.preprocess(await next());
+      complain("");
+      if (cleared === before) show(pixels);
     }
-    complain("");
   } catch (error) {
     complain(error.message);
     if (!(error instanceof FtbnnImageError)) console.error(error);
@@ -79,6 +80,7 @@ function show(pixels) {
 }
 
 function showNothing() {
+  cleared++;
   waiting = null;
   at("best").textContent = "–";
   at("bars").replaceChildren();
@@ -339,6 +341,7 @@ function stopCamera() {
 function listen() {
   document.querySelectorAll("input[name=source]").forEach((input) =>
     input.addEventListener("change", () => {
+      complain("");
       choose(input.value);
       drawn();
     }));
