@@ -20,8 +20,9 @@ const pause = () => new Promise((resolve) => setTimeout(resolve));
 let net = null, paper = null, moduleBytes = 0, stream = null;
 let times = [], measuring = 0;
 
-function complain(text) {
+function complain(text, kind = "bad") {
   at("alert").textContent = text;
+  at("alert").classList.toggle("bad", kind === "bad");
   at("alert").hidden = !text;
 }
 
@@ -386,7 +387,7 @@ async function begin() {
   at("check").disabled = false;
   at("check").addEventListener("click", check);
   if (!about.rule) {
-    complain("This network takes no images but numbers that its program prepares: only the golden vectors can run here.");
+    complain("This network takes numbers, not images: only the golden vectors can run here.", "note");
     return;
   }
   for (const id of ["input", "result", "layers"]) at(id).hidden = false;
