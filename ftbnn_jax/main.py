@@ -24,6 +24,7 @@ _DEFAULTS = {
     "real_bits": c_options.DEFAULT.real_bits,
     "target": c_options.DEFAULT.target,
     "prefix": c_options.DEFAULT.prefix,
+    "profile": False,
     "runtime": "jax",
     "json": False,
 }
@@ -39,6 +40,7 @@ _GOES_WITH = {
     "flash": ("export --format=c --target=cortex-m",),
     "ram": ("export --format=c --target=cortex-m",),
     "verify": ("export",),
+    "profile": ("verify --runtime=c",),
     "runtime": ("verify",),
 }
 
@@ -151,6 +153,9 @@ def _parser() -> command.ArgumentParser:
         help="for verify: jax compares the packed runtime with training; c builds WORKDIR/c with $CC "
         "and compares that with the packed runtime; onnx runs WORKDIR/model.onnx and does likewise",
     )
+    _add_switch(
+        parser, "profile", "for verify --runtime=c: also say how long every layer of the program takes"
+    )
     _add_switch(parser, "json", "for export, verify, benchmark and audit: print JSON, no tables")
     return parser
 
@@ -171,6 +176,7 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, config_lib.Tra
     options = _parser().parse_args(others)
     kind = f"{options.mode} --format={options.format}"
     mode = {options.mode, kind, f"{kind} --target={options.target}"}
+    mode.add(f"{options.mode} --runtime={options.runtime}")
     for name, modes in _GOES_WITH.items():
         if getattr(options, name) is not None and not mode.intersection(modes):
             raise UserError(f"--{name}: goes with {' or '.join(map(command.mode, modes))}")
@@ -322,7 +328,7 @@ def _verify_c(options, config, workdir, saved, images) -> int:
         (_artifact(workdir), _c_folder(workdir)),
         export.described(config, saved[1]["channels"]),
     )
-    return verify.run(*files, network, images(stored=True), options.json)
+    return verify.run(*files, network, images(stored=True), options.json, options.profile)
 
 
 def _verify_onnx(options, config, workdir, saved, images) -> int:

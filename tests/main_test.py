@@ -75,6 +75,7 @@ def run(repository, tmp_path):
         ("quickstart.py", ["--mode=export"], ["--workdir=run", "no checkpoints"]),
         ("quickstart.py", ["--mode=export", "--fixed_point"], ["--fixed_point", "--format=c"]),
         ("quickstart.py", ["--mode=export", "--prefix=a"], ["--prefix", "--format=c"]),
+        ("quickstart.py", ["--mode=verify", "--profile"], ["--profile", "--runtime=c"]),
         ("quickstart.py", ["--verify"], ["--verify: goes with --mode=export"]),
         (
             "quickstart.py",

@@ -50,6 +50,21 @@ def test_an_export_is_verified(exported, capsys):
     assert [layer["differing"] for layer in report["layers"]] == [0, 0, 0]
 
 
+def test_a_profile_is_in_the_report(exported, capsys):
+    artifact = c_programs.runtime("two-valued").artifact
+    described = runtime.Description(artifact.spec, 5, {}, artifact.preprocessing)
+    arguments = (exported[0], str(exported[1]), described, [_batch()])
+    assert verify.run(*arguments, as_json=True, with_profile=True) == 0
+    profile = json.loads(capsys.readouterr().out)["profile"]
+    assert verify.run(*arguments, with_profile=True) == 0
+    printed = capsys.readouterr().out
+    # The stem's sums have 3x3x3 terms each, at 10x10 positions of 12 channels.
+    stem = next(loop for loop in profile["loops"] if loop["layer"] == "stem/conv")
+    assert stem["real_multiply_adds"] == 27 * 100 * 12
+    assert all(loop["layer"] in printed for loop in profile["loops"])
+    assert "the quickest of" in printed
+
+
 def test_pixels_are_compared_from_the_stored_images_on(exported):
     net = c_programs.runtime("two-valued")
     rng = np.random.default_rng(3)

@@ -177,3 +177,16 @@ def check(
         return {**json.loads(result.stdout), "passed": result.returncode == 0}
     except (ValueError, TypeError) as error:
         raise UserError(f"{program}: printed no report of a test: {result.stdout[:40]!r}") from error
+
+
+def timed(program: pathlib.Path, golden: pathlib.Path, what: str = "--benchmark") -> dict[str, Any]:
+    """Returns what `test_model --benchmark` or `--profile` says, on the first image of golden vectors.
+
+    Raises:
+      UserError: it could not run to its end.
+    """
+    result = run([str(program), what, "--json", str(golden)])
+    if result.returncode:
+        message = result.stderr.strip().splitlines() or [_ending(result.returncode)]
+        raise UserError(f"{program}: {message[0].removeprefix('error: ')}")
+    return json.loads(result.stdout)

@@ -63,6 +63,7 @@ class Result:
         logits are compared.
       logits_unexplained: on how many of them a logit differs by more than rounding explains.
       not_finite: images with a value that is not finite in single precision.
+      profile: what `test_model --profile` says of one image, if that was asked for.
     """
 
     layers: list[LayerResult]
@@ -80,6 +81,7 @@ class Result:
     logits_bounded: int = 0
     logits_unexplained: int = 0
     not_finite: int = 0
+    profile: dict[str, Any] | None = None
 
     def failures(self) -> Iterator[str]:
         """Yields what is wrong, a line each."""
@@ -119,6 +121,7 @@ def compare(
     runtime: runtime_lib.Runtime,
     batches: Iterable[dict[str, np.ndarray]],
     flags: Sequence[str] = build.FLAGS,
+    with_profile: bool = False,
 ) -> Result:
     """Builds the program in `folder` and compares it with what it was exported from.
 
@@ -132,6 +135,7 @@ def compare(
         images of weight 0 are left out. Where there is `decoded`, the images as they are stored, uint8
         `[H, W, C]` each, the program's own pixels are compared with `image`.
       flags: for the compiler.
+      with_profile: times every loop as well, in a build of its own.
 
     Raises:
       UserError: there is no compiler, it failed, or the folder is of another artifact.
@@ -179,6 +183,10 @@ def compare(
                 result.logits_bounded += int(bounds.agreeing.sum())
                 result.logits_unexplained += int(np.sum(bounds.agreeing & ~explained.all(-1)))
         result.pixels, result.pixels_differing = pixels.compared, pixels.differing
+        if with_profile:
+            timed = scratch / "test_profile"
+            build.build(folder, timed, [*flags, f"-D{options.prefix.upper()}_PROFILE"])
+            result.profile = build.timed(timed, folder / "golden.bin", "--profile")
     return result
 
 
@@ -204,6 +212,7 @@ def run(
     network: runtime_lib.Description,
     batches: Iterable[dict[str, np.ndarray]],
     as_json: bool = False,
+    with_profile: bool = False,
 ) -> int:
     """Verifies the exported folder, prints a report, and returns 1 if something is wrong, else 0.
 
@@ -215,6 +224,7 @@ def run(
       network: what the artifact must say.
       batches: as for `compare`.
       as_json: prints one JSON object instead of the table.
+      with_profile: says as well how long every loop takes.
 
     Raises:
       UserError: as `compare` does, or the artifact is missing, damaged or of another network.
@@ -222,7 +232,7 @@ def run(
     build.compiler()
     runtime = runtime_lib.Runtime.load(path)
     network.check(path, runtime.artifact)
-    result = compare(pathlib.Path(folder), runtime, batches)
+    result = compare(pathlib.Path(folder), runtime, batches, with_profile=with_profile)
     failures = list(result.failures())
     if as_json:
         print_json({**dataclasses.asdict(result), "passed": not failures})
@@ -256,3 +266,30 @@ def _print(result: Result) -> None:
     pixel_values.show(result.pixels, result.pixels_differing)
     for kind, where in result.losses.lines():
         console.print(f"{kind}: {where}")
+    if result.profile is not None:
+        _print_profile(result.profile)
+
+
+def _print_profile(profile: dict[str, Any]) -> None:
+    table = rich.table.Table(
+        title=f"{profile['ns'] / 1e6:.4f} ms, the quickest of {profile['predictions']:,} predictions",
+        title_justify="left",
+    )
+    table.add_column("layer")
+    table.add_column("what")
+    for header in ("ms", "share", "multiply-adds", "per ns"):
+        table.add_column(header, justify="right")
+
+    def add(layer: str, what: str, ns: float, multiply_adds: int) -> None:
+        share, speed = 100 * ns / profile["ns"], multiply_adds / max(ns, 1)
+        table.add_row(
+            layer, what, f"{ns / 1e6:.4f}", f"{share:.1f}%", f"{multiply_adds:,}", f"{speed:.1f}"
+        )
+
+    counts = [loop["binary_multiply_adds"] + loop["real_multiply_adds"] for loop in profile["loops"]]
+    for loop, count in zip(profile["loops"], counts, strict=True):
+        add(loop["layer"], loop["parts"], loop["ns"], count)
+    add("the rest", "", profile["ns"] - sum(loop["ns"] for loop in profile["loops"]), 0)
+    table.add_section()
+    add("all", "", profile["ns"], sum(counts))
+    console.print(table)
