@@ -10,6 +10,7 @@ import numpy as np
 
 from ftbnn_jax.deploy.c import operations, tables
 from ftbnn_jax.deploy.c.geometry import Multiples
+from ftbnn_jax.deploy.c.integer_layers import IntegerLayer
 from ftbnn_jax.deploy.c.schedule import COPY, Network
 from ftbnn_jax.graph import ir
 
@@ -43,6 +44,7 @@ class SinglePrecision:
     Attributes:
       limits: the smallest and the largest value.
       tables: the constants that the text reads, by name in C.
+      layers: those in integers, by the name of their node.
     """
 
     limits = (-float(np.finfo(np.float32).max), float(np.finfo(np.float32).max))
@@ -51,6 +53,7 @@ class SinglePrecision:
     def __init__(self, network: Network, names: Names):
         self._network = network
         self._names = names
+        self.layers = network.layers
         self.tables: dict[str, tables.Table] = {}
 
     def definitions(self) -> dict[str, object]:
@@ -107,8 +110,20 @@ class SinglePrecision:
 
     def table_of(self, node: ir.Node) -> np.ndarray | None:
         """Returns the table `[channels, 256]` that a convolution reads pixels by; None for none."""
-        del node
-        return None
+        layer = self.layers.get(node.name)
+        return None if layer is None else layer.table
+
+    def narrowed(self, layer: IntegerLayer, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the integers that a layer makes of values, and which of these leave their range."""
+        scaled, most = x * np.float32(2.0**layer.bits), np.float32(layer.largest)
+        below = np.where(scaled < most, scaled, most)
+        kept = np.where(below > -most, below, -most)
+        return np.rint(kept).astype(np.int64), kept != scaled
+
+    def from_integers(self, layer: IntegerLayer, sums: np.ndarray) -> np.ndarray:
+        """Returns the values of a layer's sums."""
+        found = sums.astype(np.float32) * layer.scale
+        return operations.rounded(found, self._network.shapes[layer.node.name].dtype)
 
     # Text.
 
@@ -123,18 +138,27 @@ class SinglePrecision:
         return tables.literal(value)
 
     def table(self, reader: ir.Node, name: str) -> str:
-        return self._add(name, name, self.constant(reader, name))
+        return self.add(name, name, self.constant(reader, name))
 
-    def _add(self, key: Any, wanted: str, values: np.ndarray) -> str:
+    def add(self, key: Any, wanted: str, values: np.ndarray) -> str:
         found = self._names.of(key, wanted)
         if found not in self.tables:
             tables.check_finite(wanted, values)
-            narrow = values.dtype not in (np.float32, np.int16, np.int32)
-            self.tables[found] = tables.Table(found, values.astype(np.int32) if narrow else values)
+            self.tables[found] = tables.Table(
+                found, values if tables.holds(values.dtype) else values.astype(np.int32)
+            )
         return found
+
+    def narrowing(self, layer: IntegerLayer) -> int:
+        return layer.bits
 
     def loaded(self, kernel: ir.Node, text: str) -> tuple[str, str]:
         dtype = self._network.shapes[kernel.name].dtype.name
+        if kernel.name in self.layers:
+            scale = self.add(
+                (kernel.name, "scale"), f"{kernel.inputs[1]}/scale", self.layers[kernel.name].scale
+            )
+            return "float", _rounded(dtype, f"(float)((float){text} * {scale}[c])")
         if dtype not in operations.REAL:
             return "int32_t", text
         if kernel.op in ir.BINARY:
@@ -218,17 +242,17 @@ class SinglePrecision:
         found = self._network.kernels.get(kernel.name)
         if isinstance(found, Multiples):
             return {
-                "multiples": self._add(found.name, found.name, found.values),
-                "scale": self._add((found.scale_name, "row"), found.scale_name, found.scale),
+                "multiples": self.add(found.name, found.name, found.values),
+                "scale": self.add((found.scale_name, "row"), found.scale_name, found.scale),
             }
         key = kernel.inputs[1]
         if found is None:
             return {"weights": self.table(kernel, key)}
-        return {"weights": self._add((key, "matrix"), key, np.ascontiguousarray(found))}
+        return {"weights": self.add((key, "matrix"), key, np.ascontiguousarray(found))}
 
     def pixels(self, kernel: ir.Node) -> str:
         name = kernel.inputs[0]
-        return self._add((name, "pixels"), f"{name}/pixels", pixel_table(self._network, name))
+        return self.add((name, "pixels"), f"{name}/pixels", pixel_table(self._network, name))
 
 
 def _rounded(dtype: str, text: str) -> str:

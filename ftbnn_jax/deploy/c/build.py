@@ -19,8 +19,9 @@ from ftbnn_jax.errors import UserError
 STANDARD = ("-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-ffp-contract=off", "-fno-trapping-math")
 FLAGS = ("-O3", "-march=native")
 
-# What programs consist of, beside their own file; the last one is there where images are read.
-_COMMON = ("ftbnn_binary.c", "ftbnn_layers.c", "model.c", "weights.c", "ftbnn_image.c")
+# What programs consist of, beside their own file; the others where they are there.
+_COMMON = ("ftbnn_binary.c", "ftbnn_layers.c", "model.c", "weights.c")
+_OPTIONAL = ("ftbnn_image.c", "ftbnn_integer.c")
 
 
 def compiler() -> list[str]:
@@ -41,7 +42,7 @@ def compiler() -> list[str]:
 def sources(folder: pathlib.Path, program: str = "test_model") -> list[str]:
     """Returns the C files of `test_model` or `classify`: those of an export, whatever else is there."""
     own = own_folder(folder)
-    names = [name for name in _COMMON if name != _COMMON[-1] or (own / name).is_file()]
+    names = [*_COMMON, *(name for name in _OPTIONAL if (own / name).is_file())]
     return [*(str(own / name) for name in names), str(folder / f"{program}.c")]
 
 

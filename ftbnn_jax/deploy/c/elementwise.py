@@ -118,7 +118,7 @@ class Elementwise:
         """Returns where among the scratch values the signs of a row lie: behind the kernel's rows."""
         kernel = self._loop.kernel
         before = 0
-        if kernel is not None and kernel.op not in ir.BINARY:
+        if kernel is not None and kernel.op not in ir.BINARY and not self._network.is_integer(kernel):
             before = self._frame.width * (BLOCK if kernel.op in ("conv", "dot") else 1)
         return before + i * (self._frame.width + SLACK)
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 
-from ftbnn_jax.deploy.c import geometry, schedule, tables
+from ftbnn_jax.deploy.c import geometry, integer_text, schedule, tables
 from ftbnn_jax.deploy.c.elementwise import Elementwise
 from ftbnn_jax.deploy.c.frame import Arithmetic, Frame, indent
 from ftbnn_jax.deploy.c.geometry import Product
@@ -104,7 +104,8 @@ class _Body:
         self._arithmetic = arithmetic
         self._loop = loop
         self._index = index
-        self._conv = None
+        # Type and fields of the real convolution.
+        self._conv: tuple[str, Mapping[str, object]] | None = None
         self._frame = Frame(network, arithmetic, loop, index)
         self._after = Elementwise(self._frame).text
 
@@ -118,6 +119,11 @@ class _Body:
         sizes = None
         if kernel.op in ("conv", "dot"):
             sizes = geometry.real_conv(kernel, self._network.shapes, self._network.constants)
+        layer = self._arithmetic.layers.get(kernel.name)
+        if layer is not None:
+            i = self._network.loops.index(self._loop)
+            self._conv = integer_text.TYPE, integer_text.fields(self._frame, layer)
+            return integer_text.text(self._frame, layer, i, self._after)
         if sizes is not None:
             if isinstance(self._network.kernels.get(kernel.name), geometry.Multiples):
                 return self._multiples(kernel)
@@ -128,8 +134,9 @@ class _Body:
         """Returns the definitions that `text` reads."""
         if self._conv is None:
             return ""
-        fields = tables.wrapped(_initialisers(self._conv), 4)
-        return f"static const ftbnn_real_conv conv_{index} = {{\n{fields}}};\n"
+        kind, values = self._conv
+        fields = tables.wrapped(_initialisers(values), 4)
+        return f"static const {kind} conv_{index} = {{\n{fields}}};\n"
 
     def _binary(self, kernel: ir.Node) -> str:
         i = self._index[kernel.name]
@@ -151,7 +158,7 @@ class _Body:
 
     def _real(self, kernel: ir.Node, sizes: dict[str, int]) -> str:
         i = self._network.loops.index(self._loop)
-        self._conv = {**sizes, **self._arithmetic.fields(kernel)}
+        self._conv = "ftbnn_real_conv", {**sizes, **self._arithmetic.fields(kernel)}
         features, width = sizes["features"], sizes["out_width"]
         rows = self._frame.positions // width
         if kernel.op == "conv" and kernel.inputs[0] in self._network.tables:

@@ -23,6 +23,8 @@ from ftbnn_jax.host import machine
 # Sums that are taken side by side: as many as stay in a processor's cache.
 _SUMS_AT_ONCE = 2**16
 
+# Of two matrices.
+Product = Callable[[np.ndarray, np.ndarray], np.ndarray]
 # Is shown each node with its operands and its result.
 Note = Callable[[ir.Node, Sequence[np.ndarray], np.ndarray], None]
 
@@ -122,6 +124,8 @@ class Emulator:
             sums = self._sums[node.name](signs)
             trace.records.append((signs, sums))
             return arithmetic.integers(node, sums)
+        if node.name in arithmetic.layers:
+            return self._integer_layer(arithmetic.layers[node.name], operands[0], batch, trace)
         if node.op in ("conv", "dot"):
             return arithmetic.from_sums(node, self._products(node, operands))
         if node.op in operations.FOLDS:
@@ -133,6 +137,21 @@ class Emulator:
             operands = arithmetic.join(node, operands)
         return operations.moved(node, operands)
 
+    def _integer_layer(self, layer, x, batch, trace):
+        """Returns the values of a layer in integers, and notes what of its inputs leaves their range."""
+        if layer.reads == "values":
+            x, outside = self._arithmetic.narrowed(layer, x)
+            trace.outside[f"{layer.name}: input"] = outside.reshape(batch, -1).any(1)
+        # Sums of whole numbers are exact in any order.
+        dtype = np.float32 if layer.is_small else np.float64
+        x, weights = x.astype(dtype), layer.weights.astype(dtype)
+        if layer.node.op == "dot":
+            sums = x @ weights[0, 0]
+        else:
+            rank = x.ndim - 2
+            sums = _convolution(layer.node, x, weights.reshape(weights.shape[-rank - 2 :]), np.matmul)
+        return self._arithmetic.from_integers(layer, layer.with_bias(sums.astype(np.int64)))
+
     def _products(self, node, operands):
         """Returns sums of products in the order of C."""
         sizes = geometry.real_conv(node, self._network.shapes, self._network.constants)
@@ -142,7 +161,7 @@ class Emulator:
         kernel = self._arithmetic.begin(self._arithmetic.kernel(node))
         if node.op == "dot":
             return ordered_sums(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], -1)
-        return _convolution(node, x, kernel)
+        return _convolution(node, x, kernel, ordered_sums)
 
     def _checked(self, node, x, images, trace):
         """Notes how large a value is, and keeps it within its range."""
@@ -192,7 +211,8 @@ def _integers(product: geometry.Product) -> Callable[[np.ndarray], np.ndarray]:
     return integers
 
 
-def _convolution(node: ir.Node, x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+def _convolution(node: ir.Node, x: np.ndarray, kernel: np.ndarray, product: Product) -> np.ndarray:
+    """Returns a convolution by a product of matrices, `[P, I]` and `[I, O]`."""
     a = node.attributes
     padded = np.pad(x, ((0, 0), *a["padding"], (0, 0)))
     size = kernel.shape[:-2]
@@ -212,7 +232,7 @@ def _convolution(node: ir.Node, x: np.ndarray, kernel: np.ndarray) -> np.ndarray
         part = windows[..., g * inputs : (g + 1) * inputs]
         weights = kernel[..., g * outputs : (g + 1) * outputs].reshape(-1, outputs)
         # Windows overlap: those of one image at a time are copied.
-        sums = [ordered_sums(image.reshape(-1, len(weights)), weights) for image in part]
+        sums = [product(image.reshape(-1, len(weights)), weights) for image in part]
         found.append(np.stack(sums).reshape(*part.shape[: rank + 1], outputs))
     return np.concatenate(found, axis=-1)
 

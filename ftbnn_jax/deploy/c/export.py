@@ -173,17 +173,15 @@ def program(
     # One size of batch, so that each convolution is compiled once.
     parts = [images[i : i + count] for i in range(0, len(images), count)]
     parts = [part for part in parts if len(part) == len(parts[0])]
-    if with_fixed_point:
-        fraction_bits = reference_lib.calibrate(artifact, parts)
-        options = dataclasses.replace(options, fraction_bits=fraction_bits)
+    options = reference_lib.calibrated(artifact, options, with_fixed_point, parts)
     files = {name: text.encode() for name, text in generate.files(artifact, options).items()}
     reference = reference_lib.Reference(artifact, options)
     files["golden.bin"] = reference.golden(parts[0])
     if options.target == "cortex-m":
         example = generate.example(reference.network, files["golden.bin"], options)
         files |= {name: text.encode() for name, text in example.items()}
-    # What fixed point loses is asked of every image; single precision has nothing to lose.
-    for part in parts[1:] if with_fixed_point else ():
+    # What integers lose is asked of every image; single precision has nothing to lose.
+    for part in parts[1:] if with_fixed_point or options.real_bits < 32 else ():
         reference.traces(part)
     return Program(files, options, reference)
 

@@ -19,6 +19,7 @@ import numpy as np
 from ftbnn_jax.deploy.c import fixed_functions, intervals, mantissas, operations
 from ftbnn_jax.deploy.c.arithmetic import Names, SinglePrecision, pixel_table
 from ftbnn_jax.deploy.c.geometry import Multiples
+from ftbnn_jax.deploy.c.integer_layers import IntegerLayer
 from ftbnn_jax.deploy.c.schedule import COPY, Network
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.graph import ir
@@ -392,7 +393,22 @@ class Plan(SinglePrecision):
         self._bits[node.name] = of_x + self._shifts[node.name] - self._bits[y]
         self._ratios.add(node.name)
 
+    def _plan_layer(self, layer: IntegerLayer) -> None:
+        """A layer in integers, whose sums are int32 on every image."""
+        node = layer.node
+        if layer.reads == "values" and node.inputs[0] not in self._bits:
+            raise self._refuse(node, "of such operands")
+        sizes = np.maximum(*map(np.abs, self.ranges.layer_sums(layer))) * layer.scale
+        self._bits[node.name], self._shifts[node.name] = self._room(sizes), 0
+        name = node.inputs[1]
+        scale = layer.scale.astype(np.float64)
+        self._scales[node.name] = mantissas.of(name, scale, exponent=self._bits[node.name])
+        self._note_zeroed(name, self._scales[node.name][0], scale)
+
     def _plan_product(self, node: ir.Node) -> None:
+        if node.name in self.layers:
+            self._plan_layer(self.layers[node.name])
+            return
         found = self._network.kernels.get(node.name)
         x = node.inputs[0]
         if isinstance(found, Multiples):

@@ -15,6 +15,7 @@ from ftbnn_jax.deploy.c import fixed_functions, intervals, mantissas, operations
 from ftbnn_jax.deploy.c.arithmetic import Names
 from ftbnn_jax.deploy.c.fixed_plan import Plan
 from ftbnn_jax.deploy.c.geometry import Multiples
+from ftbnn_jax.deploy.c.integer_layers import IntegerLayer
 from ftbnn_jax.deploy.c.mantissas import shifted
 from ftbnn_jax.deploy.c.options import FRACTION_BITS
 from ftbnn_jax.deploy.c.schedule import COPY, Network
@@ -123,7 +124,21 @@ class FixedPoint(Plan):
         return images.astype(np.int64)
 
     def table_of(self, node: ir.Node) -> np.ndarray | None:
-        return self._pixels.get(node.inputs[0]) if node.op == "conv" else None
+        if node.op != "conv" or node.name in self.layers:
+            return super().table_of(node)
+        return self._pixels.get(node.inputs[0])
+
+    def narrowing(self, layer: IntegerLayer) -> int:
+        return layer.bits - self._bits[layer.node.inputs[0]]
+
+    def narrowed(self, layer: IntegerLayer, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        by = self.narrowing(layer)
+        found = shifted(x, -by) if by < 0 else x * 2**by
+        kept = np.clip(found, -layer.largest, layer.largest)
+        return kept, kept != found
+
+    def from_integers(self, layer: IntegerLayer, sums: np.ndarray) -> np.ndarray:
+        return self.from_sums(layer.node, sums)
 
     def elementwise(self, node: ir.Node, operands: Sequence[np.ndarray]) -> np.ndarray:
         real = self._is_real(node.name)
@@ -196,7 +211,7 @@ class FixedPoint(Plan):
     # Text.
 
     def table(self, reader: ir.Node, name: str) -> str:
-        return self._add((reader.name, name), name, self._as_int32(self.constant(reader, name)))
+        return self.add((reader.name, name), name, self._as_int32(self.constant(reader, name)))
 
     @staticmethod
     def _as_int32(x: np.ndarray) -> np.ndarray:
@@ -213,8 +228,7 @@ class FixedPoint(Plan):
             return self.row_type(kernel), text
         if kernel.name in self._scales:
             scale, shift = self._scales[kernel.name]
-            wanted = self._network.kernels[kernel.name].scale_name
-            name = self._add((kernel.name, "scale"), wanted, scale)
+            name = self.add((kernel.name, "scale"), f"{kernel.name}/scale", scale)
             product = f"ftbnn_shifted((int64_t){text} * {name}[c], {shift})"
             return "int32_t", self._kept(kernel, product)
         if self.row_type(kernel) == "int64_t":
@@ -338,13 +352,13 @@ class FixedPoint(Plan):
         weights = self._kernels[kernel.name]
         multiples = self._network.kernels.get(kernel.name)
         wanted = multiples.name if isinstance(multiples, Multiples) else kernel.inputs[1]
-        found = self._add((kernel.name, "weights"), wanted, np.ascontiguousarray(weights))
+        found = self.add((kernel.name, "weights"), wanted, np.ascontiguousarray(weights))
         name = "multiples" if kernel.name in self._scales else "weights"
         return {name: found, "shift": str(self._shifts[kernel.name])}
 
     def pixels(self, kernel: ir.Node) -> str:
         name = kernel.inputs[0]
-        return self._add((name, "pixels"), f"{name}/pixels", self._pixels[name])
+        return self.add((name, "pixels"), f"{name}/pixels", self._pixels[name])
 
 
 def ratio(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -2,9 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
+
+import numpy as np
 
 from ftbnn_jax.deploy.c import schedule, tables
+from ftbnn_jax.deploy.c.integer_layers import IntegerLayer
 from ftbnn_jax.deploy.c.schedule import Loop, Network
 from ftbnn_jax.graph import ir
 
@@ -15,16 +18,24 @@ class Arithmetic(Protocol):
     Attributes:
       tables: the constants that the text reads, by name in C.
       value_type: of what flows between the loops.
+      layers: those in integers, by the name of their node.
     """
 
     tables: dict[str, tables.Table]
     value_type: str
+    layers: Mapping[str, IntegerLayer]
 
     def literal(self, reader: ir.Node, name: str) -> str:
         """Returns the text of a constant that is one number."""
 
     def table(self, reader: ir.Node, name: str) -> str:
         """Returns the name in C of a constant array."""
+
+    def add(self, key: Any, wanted: str, values: np.ndarray) -> str:
+        """Adds an array to the tables once, and returns its name in C, which resembles `wanted`."""
+
+    def narrowing(self, layer: IntegerLayer) -> int:
+        """Returns the field `bits` of a layer that reads values."""
 
     def loaded(self, kernel: ir.Node, text: str) -> tuple[str, str]:
         """Returns type and text of an element of a kernel's row."""

@@ -17,10 +17,10 @@ from ftbnn_jax.deploy.c import (
     emit,
     fixed_point,
     golden,
-    lowering,
     operations,
     prefixes,
     profile,
+    quantized,
     schedule,
     tables,
 )
@@ -29,6 +29,9 @@ from ftbnn_jax.errors import UserError
 
 PROGRAMS = {"test_model": (), "classify": ("ftbnn_image",)}
 _PARTS = ("ftbnn_binary", "ftbnn_layers")
+# Where there are layers in integers.
+_INTEGER_PARTS = ("ftbnn_integer",)
+_INTEGER_HEADERS = ("ftbnn_pairs.h",)
 _HEADERS = ("ftbnn_functions.h", "ftbnn_vector.h", "ftbnn_words.h", "test_benchmark.h")
 _PIXELS = {"uint8": "uint8_t", "int8": "int8_t", "int16": "int16_t", "int32": "int32_t"}
 
@@ -46,12 +49,17 @@ def files(artifact: artifact_lib.Artifact, options: Options = DEFAULT) -> dict[s
         names one.
     """
     _check_numbers(artifact)
-    network = lowering.lower(artifact)
+    network = quantized.lower(artifact, options)
     programs = [name for name in PROGRAMS if name == "test_model" or artifact.preprocessing]
-    parts = [*_PARTS, *dict.fromkeys(part for name in programs for part in PROGRAMS[name])]
+    parts = [
+        *_PARTS,
+        *(_INTEGER_PARTS if network.layers else ()),
+        *dict.fromkeys(part for name in programs for part in PROGRAMS[name]),
+    ]
     sources = sorted([*parts, "model", "weights"])
     found = {f"{name}.{end}": _kernel_file(f"{name}.{end}") for name in parts for end in "ch"}
-    found |= {name: _kernel_file(name) for name in _HEADERS}
+    headers = [*_HEADERS, *(_INTEGER_HEADERS if network.layers else ())]
+    found |= {name: _kernel_file(name) for name in headers}
     found |= {f"{name}.c": _kernel_file(f"{name}.c") for name in programs}
     kind = "float" if options.fraction_bits is None else "fixed"
     found["ftbnn_arithmetic.h"] = _kernel_file(f"ftbnn_{kind}.h")
@@ -225,8 +233,13 @@ def _header(network: schedule.Network, options: Options, numbers) -> str:
 
 
 def _program(network: schedule.Network, numbers, weights: Mapping[str, str]) -> str:
+    layers, kernels = "ftbnn_layers.h", "FTBNN_KERNELS"
+    if network.layers:
+        layers, kernels = "ftbnn_integer.h", f'{kernels} ", real layers by " FTBNN_PAIR_KERNELS'
     return (
         _kernel_file("model.c.in")
+        .replace("@LAYERS@", layers)
+        .replace("@KERNELS@", kernels)
         .replace("@CONVS@", emit.convs(network, weights))
         .replace("@LOOPS@", emit.Text(network, numbers).functions())
     )

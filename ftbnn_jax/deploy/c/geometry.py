@@ -152,6 +152,11 @@ def dense_kernel(node: ir.Node, nodes, constants) -> Any:
     return kernel.T if axis else kernel
 
 
+def is_layer(node: ir.Node, shapes, constants) -> bool:
+    """Whether a node is a real convolution, or product of rows, with a constant kernel."""
+    return node.op == "conv" or (node.op == "dot" and dense(node, shapes, constants))
+
+
 def real_conv(node: ir.Node, shapes, constants) -> dict[str, int] | None:
     """Returns the fields of the real convolution that a node is in C; None where it is none."""
     x = shapes[node.inputs[0]].shape

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ftbnn_jax.deploy.c import functions, operations
+from ftbnn_jax.deploy.c.integer_layers import IntegerLayer
 from ftbnn_jax.deploy.c.schedule import COPY, Network
 from ftbnn_jax.graph import ir
 
@@ -150,7 +151,31 @@ class Ranges:
     def _shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._network.shapes[name].shape)
 
+    def layer_sums(self, layer: IntegerLayer) -> Interval:
+        """Returns the interval of a layer's sums, `[1, ..., O]`: of partial ones in any order."""
+        groups, rank = layer.sizes["groups"], len(self._shape(layer.node.name))
+        inputs, outputs = layer.weights.shape[2], layer.weights.shape[3] // groups
+        if layer.table is not None:
+            x = Interval(layer.table.min(1), layer.table.max(1))
+        else:
+            x = self._known[layer.node.inputs[0]].each(lambda e: self._arithmetic.narrowed(layer, e)[0])
+            x = x.over(range(x.low.ndim - 1))
+        ends = [np.broadcast_to(e.reshape(-1), (inputs * groups,)).reshape(groups, inputs) for e in x]
+        sums = []
+        for g in range(groups):
+            weights = layer.weights[..., g * outputs : (g + 1) * outputs]
+            _, partial = of_sums(weights, Interval(*(e[g] for e in ends)))
+            sums.append(partial)
+        bias = layer.bias[0].reshape(-1, layer.weights.shape[3])
+        low = np.concatenate([s.low for s in sums]) + np.minimum(bias.min(0), 0)
+        high = np.concatenate([s.high for s in sums]) + np.maximum(bias.max(0), 0)
+        return Interval(*(e.reshape((1,) * (rank - 1) + (-1,)) for e in (low, high)))
+
     def _result(self, node: ir.Node) -> Interval:
+        if node.name in self._arithmetic.layers:
+            layer = self._arithmetic.layers[node.name]
+            self.partial[node.name] = self.layer_sums(layer)
+            return self.partial[node.name].each(lambda e: self._arithmetic.from_integers(layer, e))
         table = self._arithmetic.table_of(node)
         if table is not None:
             ends = table.astype(np.int64 if table.dtype.kind == "i" else table.dtype)

@@ -18,20 +18,25 @@ from ftbnn_jax.graph import ir
 _INPUTS = ("uint8", "int8", "int16", "int32", *operations.REAL)
 
 
-def lower(artifact: artifact_lib.Artifact) -> Network:
+def lower(artifact: artifact_lib.Artifact, real_bits: int = 32) -> Network:
     """Makes loops of a graph, and lays what they store out in memory.
+
+    Args:
+      artifact: holds the graph.
+      real_bits: of real convolutions' weights.
 
     Raises:
       UserError: there is an operation that the C program does not have.
     """
-    return _Lowering(artifact).run()
+    return _Lowering(artifact, real_bits).run()
 
 
 class _Lowering:
     """From graph to loops: the state of `lower`."""
 
-    def __init__(self, artifact: artifact_lib.Artifact):
+    def __init__(self, artifact: artifact_lib.Artifact, real_bits: int):
         self.artifact = artifact
+        self.real_bits = real_bits
         graph = artifact.graph
         self.graph = graph
         self.nodes = {node.name: node for node in graph.nodes}
@@ -138,6 +143,7 @@ class _Lowering:
             self.constants,
             self.result,
             self._operands,
+            self.real_bits,
         ).run()
         return Network(
             self.artifact,
@@ -150,6 +156,7 @@ class _Lowering:
             places,
             signs,
             sizes,
+            self.real_bits,
         )
 
     # Loops.

@@ -12,7 +12,6 @@ REAL_BITS = (8, 16, 32)
 TARGETS = ("host", "cortex-m")
 # Fewer leave no precision, and more no room above 1.
 FRACTION_BITS = (4, 30)
-_BUILT = {"real_bits": (32,), "target": TARGETS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +22,8 @@ class Options:
       fraction_bits: of the real numbers in fixed point, at most; None for single precision.
       real_bits: of the weights of real convolutions and matrix products: 8, 16, or 32 for single
         precision.
+      input_bits: fraction bits of the inputs of each of these that reads values, in their order, where
+        their weights have 8 or 16 bits.
       prefix: of all names that other files of a program see, in capitals for macros.
       target: "host" for any computer, "cortex-m" for microcontrollers.
 
@@ -32,6 +33,7 @@ class Options:
 
     fraction_bits: int | None = None
     real_bits: int = 32
+    input_bits: tuple[int, ...] = ()
     prefix: str = prefixes.DEFAULT
     target: str = "host"
 
@@ -41,8 +43,6 @@ class Options:
             value = getattr(self, name)
             if value not in choices or isinstance(value, bool):
                 raise UserError(f"must be one of {_listed(choices)}", f"--{name}={shown(value)}")
-            if value not in _BUILT[name]:
-                raise UserError(f"is not there yet; {_listed(_BUILT[name])} is", f"--{name}={value}")
         bits, (least, most) = self.fraction_bits, FRACTION_BITS
         is_whole = isinstance(bits, int) and not isinstance(bits, bool)
         if bits is not None and not (is_whole and least <= bits <= most):
@@ -53,15 +53,18 @@ class Options:
     @property
     def arithmetic(self) -> str:
         """How a report calls the arithmetic between the binary products."""
-        if self.fraction_bits is None:
-            return "single precision"
-        return f"fixed point, at most {self.fraction_bits} fraction bits"
+        found = "single precision"
+        if self.fraction_bits is not None:
+            found = f"fixed point, at most {self.fraction_bits} fraction bits"
+        return found if self.real_bits == 32 else f"{found}; real layers in {self.real_bits} bits"
 
     def definitions(self) -> dict[str, object]:
         """Returns the macros of the header that `read` needs, without their prefix."""
         found: dict[str, object] = {"REAL_BITS": self.real_bits, "TARGET": f'"{self.target}"'}
         if self.fraction_bits is not None:
             found["MOST_FRACTION_BITS"] = self.fraction_bits
+        if self.input_bits:
+            found["INPUT_BITS"] = f'"{" ".join(map(str, self.input_bits))}"'
         return found
 
 
@@ -79,11 +82,14 @@ def read(header: str) -> Options:
         raise UserError("no header of an exported C program")
     found: dict[str, Any] = {"prefix": prefix[1]}
     macro = re.compile(
-        rf"^#define {prefix[1].upper()}_(MOST_FRACTION_BITS|REAL_BITS|TARGET) (.*)$", re.MULTILINE
+        rf"^#define {prefix[1].upper()}_(MOST_FRACTION_BITS|REAL_BITS|INPUT_BITS|TARGET) (.*)$",
+        re.MULTILINE,
     )
     for name, text in macro.findall(header):
         if name == "TARGET":
             found["target"] = text.strip('"')
+        elif name == "INPUT_BITS" and re.fullmatch(r'"-?\d+( -?\d+)*"', text):
+            found["input_bits"] = tuple(map(int, text.strip('"').split()))
         elif text.isdecimal():
             found[name.lower().removeprefix("most_")] = int(text)
         else:

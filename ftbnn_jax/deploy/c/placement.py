@@ -29,6 +29,7 @@ class Placement:
       constants: by name.
       result: name of what the network gives.
       operands: gives the arrays that a node reads, but for kernels.
+      real_bits: of real convolutions' weights.
     """
 
     loops: Sequence[Loop]
@@ -41,6 +42,7 @@ class Placement:
     constants: dict[str, np.ndarray]
     result: str
     operands: Callable[[ir.Node], tuple[str, ...]]
+    real_bits: int
 
     def run(self) -> tuple[dict[str, Place], tuple[int, ...], dict[str, int]]:
         """Notes what loops store.
@@ -135,7 +137,7 @@ class Placement:
         return True
 
     def _scratch(self) -> dict[str, int]:
-        values, wide, sums, windows = [1], [1], [1], [1]
+        values, wide, sums, windows, narrow = [1], [1], [1], [1], [1]
         for product in self.products:
             windows.append(product.windows)
             sums.append(BLOCK * (product.features + SLACK))
@@ -145,12 +147,17 @@ class Placement:
             kernel = loop.kernel
             needed = 0
             if kernel is not None and kernel.op in ("conv", "dot"):
-                needed = BLOCK * row
                 sizes = geometry.real_conv(kernel, self.shapes, self.constants)
                 if sizes is None:
                     wide.append(row)
+                    needed = BLOCK * row
                 else:
-                    needed += sizes["kernel_height"] * sizes["row_width"] * sizes["channels"]
+                    rows = sizes["kernel_height"] * sizes["row_width"] * sizes["channels"]
+                    if self.real_bits < 32:
+                        narrow.append(rows + SLACK)
+                        sums.append(BLOCK * (row + SLACK))
+                    else:
+                        needed = BLOCK * row + rows
             elif kernel is not None and kernel.op not in ir.BINARY:
                 needed = row
                 if self.shapes[kernel.name].dtype.name not in operations.REAL:
@@ -158,7 +165,13 @@ class Placement:
                 if kernel.op in ("window_sum", "reduce_sum"):
                     wide.append(row)
             values.append(needed + packing)
-        return {"scratch": max(values), "wide": max(wide), "sums": max(sums), "windows": max(windows)}
+        return {
+            "scratch": max(values),
+            "wide": max(wide),
+            "sums": max(sums),
+            "windows": max(windows),
+            "narrow": max(narrow),
+        }
 
 
 def _overtaken(node: ir.Node, shapes) -> bool:

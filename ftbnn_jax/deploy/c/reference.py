@@ -8,7 +8,16 @@ import numpy as np
 
 from ftbnn_jax import report
 from ftbnn_jax.deploy import artifact as artifact_lib
-from ftbnn_jax.deploy.c import arithmetic, fixed_point, golden, lowering, operations, schedule
+from ftbnn_jax.deploy.c import (
+    arithmetic,
+    fixed_point,
+    golden,
+    integer_layers,
+    lowering,
+    operations,
+    quantized,
+    schedule,
+)
 from ftbnn_jax.deploy.c.emulator import Emulator, Note, Trace
 from ftbnn_jax.deploy.c.options import DEFAULT, Options
 from ftbnn_jax.errors import UserError
@@ -32,6 +41,9 @@ class Losses:
       zeroed_parameters: factors and slopes that became 0, by tensor.
       too_large: values that may leave their range on some image, and how large they may become; none if
         that is proven of no image.
+      integers: of all binary convolutions.
+      turned: integers that are others than in single precision, since a sign turned.
+      agreeing: images with the same class as there.
     """
 
     images: int = 0
@@ -40,11 +52,21 @@ class Losses:
     signs: dict[str, int] = dataclasses.field(default_factory=dict)
     zeroed_parameters: dict[str, int] = dataclasses.field(default_factory=dict)
     too_large: dict[str, float] = dataclasses.field(default_factory=dict)
+    integers: int = 0
+    turned: int = 0
+    agreeing: int = 0
 
-    def add(self, fixed: Trace, logits: np.ndarray, fraction_bits: int) -> None:
-        """Counts the losses of a batch but for signs, given its trace and the real results."""
-        self.images += len(fixed.logits)
-        _add(self.saturated, images_outside(fixed))
+    def add(self, single: Trace, program: Trace, fraction_bits: int | None) -> None:
+        """Counts the losses of a batch but for signs, given its traces and fixed point's bits."""
+        self.images += len(program.logits)
+        _add(self.saturated, images_outside(program))
+        pairs = zip(single.records, program.records, strict=True)
+        self.turned += sum(int(np.sum(x != y)) for (_, x), (_, y) in pairs)
+        self.integers += sum(sums.size for _, sums in program.records)
+        self.agreeing += int(np.sum(single.logits.argmax(-1) == program.logits.argmax(-1)))
+        if fraction_bits is None:
+            return
+        logits = single.logits
         lost = (np.abs(logits) >= np.finfo(np.float32).tiny) & (
             np.rint(logits * 2.0**fraction_bits) == 0
         )
@@ -68,6 +90,12 @@ class Losses:
             yield (
                 "signs that became 0",
                 _listed({n: f"{c:,} of {self.signs[n]:,}" for n, c in lost.items()}),
+            )
+        if self.turned:
+            yield (
+                "integers that differ from single precision's",
+                f"{self.turned:,} of {self.integers:,}, and the class on "
+                f"{self.images - self.agreeing:,} of {self.images:,} images",
             )
         if self.zeroed_parameters:
             yield "parameters that became 0", _listed(self.zeroed_parameters)
@@ -120,17 +148,21 @@ class Reference:
     """
 
     def __init__(self, artifact: artifact_lib.Artifact, options: Options = DEFAULT):
-        self.network = lowering.lower(artifact)
+        self.network = quantized.lower(artifact, options)
         self.losses = Losses()
         names = arithmetic.Names(set())
-        self._single = Emulator(self.network, arithmetic.SinglePrecision(self.network, names))
+        real = lowering.lower(artifact)
+        self._single = self._program = Emulator(real, arithmetic.SinglePrecision(real, names))
+        if self.network.layers:
+            numbers = arithmetic.SinglePrecision(self.network, names)
+            self._program = Emulator(self.network, numbers)
         self._quantized: fixed_point.FixedPoint | None = None
         self.fraction_bits: int | None = None
         self._compared = _comparisons(self.network)
         if options.fraction_bits is not None:
             self._quantized = fixed_point.quantize(self.network, options.fraction_bits, names)
             self.fraction_bits = self._quantized.bits_of(self.network.graph.output)
-            self._fixed = Emulator(self.network, self._quantized)
+            self._program = Emulator(self.network, self._quantized)
             self.losses.zeroed_parameters = self._quantized.zeroed
             self.losses.too_large = self._quantized.too_large
 
@@ -146,19 +178,18 @@ class Reference:
         Returns:
           The trace in single precision, and the program's, which may be the same.
         """
-        if self._quantized is None:
-            single = self._single.trace(images, note)
-            return single, single
 
         def counted(node, operands, result):
             note(node, operands, result)
-            if node.name in self._compared:
+            if self._quantized is not None and node.name in self._compared:
                 self._count_signs(node, operands, result)
 
         single = self._single.trace(images, counted)
-        fixed = self._fixed.trace(images)
-        self.losses.add(fixed, single.logits, self.fraction_bits)
-        return single, fixed
+        if self._program is self._single:
+            return single, single
+        program = self._program.trace(images)
+        self.losses.add(single, program, self.fraction_bits)
+        return single, program
 
     def _count_signs(self, node, operands, result):
         """Counts what a comparison says otherwise of a number that is rounded to a fraction."""
@@ -199,29 +230,58 @@ def _comparisons(network: schedule.Network) -> dict[str, list[str]]:
     return found
 
 
-def calibrate(artifact: artifact_lib.Artifact, batches: Iterable[np.ndarray]) -> int:
-    """Returns the fraction bits of a network: those with which no image can overflow it.
+def calibrated(
+    artifact: artifact_lib.Artifact,
+    options: Options,
+    with_fixed_point: bool,
+    batches: Iterable[np.ndarray],
+) -> Options:
+    """Returns options with the bits that suit a network: of fractions, and of what real layers read.
 
-    Where that cannot be proven, they are those that leave room to what is seen on some images: see
-    `fixed_point.choose_fraction_bits`.
+    Fractions have those with which no image can overflow it. Where that cannot be proven, they have
+    those that leave room to what is seen on some images: see `fixed_point.choose_fraction_bits`. For what real
+    layers read see `integer_layers`.
 
     Args:
       artifact: the packed network.
-      batches: of the graph's dtype, `[N, ...]` each.
+      options: what shapes its program.
+      with_fixed_point: whether its real numbers are integers.
+      batches: of the graph's dtype, `[N, ...]` each; read only where something is seen on them.
 
     Raises:
       UserError: a value is not finite.
     """
+    network = lowering.lower(artifact, options.real_bits)
+    layers = {node.name for node in integer_layers.nodes(network)}
+    proven = with_fixed_point and fixed_point.is_proven(lowering.lower(artifact))
+    if proven:
+        options = dataclasses.replace(options, fraction_bits=fixed_point.PROVEN_BITS)
+    if not layers and (proven or not with_fixed_point):
+        return options
     reference = Reference(artifact)
-    if fixed_point.is_proven(reference.network):
-        return fixed_point.PROVEN_BITS
+    inputs: dict[str, float] = {}
     largest: dict[str, float] = {}
+
+    def note(node, operands, result):
+        del result
+        if node.name in layers:
+            inputs[node.name] = max(inputs.get(node.name, 0.0), float(np.abs(operands[0]).max()))
+
     for images in batches:
-        trace, _ = reference.traces(images)
+        trace, _ = reference.traces(images, note)
         _check_finite(trace)
         for name, values in trace.largest.items():
             largest[name] = max(largest.get(name, 0.0), float(values.max()))
-    return fixed_point.choose_fraction_bits(reference.network, largest)
+    if with_fixed_point and not proven:
+        fraction_bits = fixed_point.choose_fraction_bits(reference.network, largest)
+        options = dataclasses.replace(options, fraction_bits=fraction_bits)
+    bits = integer_layers.input_bits(network, inputs, with_fixed_point)
+    return dataclasses.replace(options, input_bits=bits)
+
+
+def calibrate(artifact: artifact_lib.Artifact, batches: Iterable[np.ndarray]) -> int:
+    """Returns the fraction bits of a network; see `calibrated`."""
+    return calibrated(artifact, DEFAULT, True, batches).fraction_bits
 
 
 def _check_finite(single: Trace) -> None:

@@ -10,12 +10,13 @@ import collections
 import dataclasses
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from ftbnn_jax.deploy import artifact as artifact_lib
-from ftbnn_jax.deploy.c import views
+from ftbnn_jax.deploy.c import geometry, views
 from ftbnn_jax.deploy.c.geometry import Product
 from ftbnn_jax.deploy.c.views import View
 from ftbnn_jax.graph import ir
@@ -85,6 +86,8 @@ class Network:
       places: of what is stored.
       signs: offset of each product's signs among the words.
       sizes: elements of each pool.
+      real_bits: of real convolutions' weights, as `integer_layers` has them; 32 for real numbers.
+      layers: those in integers, `integer_layers.IntegerLayer` by the name of their node.
     """
 
     artifact: artifact_lib.Artifact
@@ -97,6 +100,8 @@ class Network:
     places: dict[str, Place]
     signs: tuple[int, ...]
     sizes: dict[str, int]
+    real_bits: int = 32
+    layers: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def graph(self) -> ir.Graph:
@@ -129,6 +134,10 @@ class Network:
         root = self.view(name).root
         return root if root in self.constants else ""
 
+    def is_integer(self, node: ir.Node) -> bool:
+        """Whether a node is a layer in integers."""
+        return self.real_bits < 32 and geometry.is_layer(node, self.shapes, self.constants)
+
     def read(self, node: ir.Node, name: str) -> View:
         """Returns how a node reads one of its operands."""
         return self.views[node.name, name]
@@ -142,10 +151,12 @@ class Network:
     def arena_bytes(self) -> int:
         """Bytes of memory that the program needs beside its weights and its stack."""
         wide = self.sizes["wide"]
-        elements = sum(count for pool, count in self.sizes.items() if pool not in ("logits", "wide"))
+        others = ("logits", "wide", "narrow")
+        elements = sum(count for pool, count in self.sizes.items() if pool not in others)
+        narrow = -(-self.sizes["narrow"] // 2)
         # Sums may have 8 bytes each. A magic number, a count, and two pointers, whose size and alignment
         # is at most 8.
-        return 4 * elements + 8 * wide + 48
+        return 4 * (elements + narrow) + 8 * wide + 48
 
 
 def shapes_of(graph: ir.Graph, constants) -> dict[str, Any]:

@@ -17,10 +17,17 @@ _TYPES = {
     np.dtype(np.uint32): "uint32_t",
     np.dtype(np.int32): "int32_t",
     np.dtype(np.int16): "int16_t",
+    np.dtype(np.int8): "int8_t",
+    np.dtype(np.uint16): "uint16_t",
     np.dtype(np.float32): "float",
 }
 # Bytes that every compiler takes in one string, and in one line.
 _LONGEST_LITERAL = 4095
+
+
+def holds(dtype: np.dtype) -> bool:
+    """Whether there are arrays of a dtype in C."""
+    return dtype in _TYPES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +36,7 @@ class Table:
 
     Attributes:
       name: in the C program.
-      values: uint32, int32, int16 or float32, any shape.
+      values: of one of `_TYPES`, any shape.
     """
 
     name: str

@@ -156,6 +156,19 @@ static inline void ftbnn_accumulate(const int32_t *const x[FTBNN_BLOCK], ftbnn_w
   }
 }
 
+/* Values as integers from -largest to largest: shifted by `bits` to the left, or to the right with rounding. */
+static inline void ftbnn_narrow(const int32_t *restrict x, int count, int bits, int largest, int16_t *restrict y,
+                                uint32_t *saturated) {
+  int outside = 0;
+  for (int i = 0; i < count; i++) {
+    const int64_t found = bits < 0 ? ftbnn_shifted(x[i], -bits) : x[i] * ((int64_t)1 << bits);
+    const int64_t below = found < largest ? found : largest, kept = below > -largest ? below : -largest;
+    outside |= kept != found;
+    y[i] = (int16_t)kept;
+  }
+  if (outside) *saturated = 1;
+}
+
 #define FTBNN_LOWEST INT32_MIN /* what a maximum begins with */
 
 /* Products of `inputs` values with a matrix, [inputs][features], of multiples of a number for each feature. */

@@ -193,6 +193,21 @@ static inline void ftbnn_accumulate(const float *const x[FTBNN_BLOCK], ftbnn_win
   }
 }
 
+/* Values as integers from -largest to largest: round(x * 2^bits), halves to the even one. */
+static inline void ftbnn_narrow(const float *restrict x, int count, int bits, int largest, int16_t *restrict y,
+                                uint32_t *saturated) {
+  /* Added and taken away, this leaves whole numbers. */
+  const float scale = (float)ftbnn_power_of_2(bits), most = (float)largest, large = 12582912.0f;
+  int outside = 0;
+  for (int i = 0; i < count; i++) {
+    const float scaled = (float)(x[i] * scale), below = scaled < most ? scaled : most;
+    const float kept = below > -most ? below : -most;
+    outside |= kept != scaled;
+    y[i] = (int16_t)((float)(kept + large) - large);
+  }
+  if (outside) *saturated = 1;
+}
+
 #define FTBNN_LOWEST (-HUGE_VALF) /* what a maximum begins with */
 
 /* Products of `inputs` values with a matrix, [inputs][features], of multiples of a number for each feature. */

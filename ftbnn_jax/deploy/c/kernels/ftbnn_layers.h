@@ -37,6 +37,7 @@ typedef struct {
 typedef struct {
   uint32_t *windows;
   int32_t *sums;
+  int16_t *narrow; /* or bytes */
   ftbnn_sum *wide;
   ftbnn_value *values;
   ftbnn_observer observe; /* or null */
