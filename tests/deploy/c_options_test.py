@@ -24,7 +24,9 @@ def test_a_value_that_no_program_has_is_refused(field, value, words):
         Options(**{field: value})
 
 
-@pytest.mark.parametrize("given", [Options(), Options(4), Options(30, prefix="Net_2")])
+@pytest.mark.parametrize(
+    "given", [Options(), Options(4), Options(30, prefix="Net_2"), Options(None, 8, (7, -3))]
+)
 def test_options_are_read_back_from_what_the_header_defines(given):
     macros = given.definitions().items()
     text = "".join(f"#define {given.prefix.upper()}_{name} {value}\n" for name, value in macros)

@@ -239,8 +239,8 @@ def calibrated(
     """Returns options with the bits that suit a network: of fractions, and of what real layers read.
 
     Fractions have those with which no image can overflow it. Where that cannot be proven, they have
-    those that leave room to what is seen on some images: see `fixed_point.choose_fraction_bits`. For what real
-    layers read see `integer_layers`.
+    those that leave room to what is seen on some images: see `fixed_point.choose_fraction_bits`. For
+    what real layers read see `integer_layers`.
 
     Args:
       artifact: the packed network.
