@@ -12,6 +12,7 @@ import numpy as np
 from ftbnn_jax import command
 from ftbnn_jax.deploy import artifact as artifact_lib
 from ftbnn_jax.deploy.c import cortex_m, emulated, generate, golden, lowering, memory_map
+from ftbnn_jax.deploy.c import cost as cost_lib
 from ftbnn_jax.deploy.c import folder as folder_lib
 from ftbnn_jax.deploy.c import options as options_lib
 from ftbnn_jax.deploy.c import reference as reference_lib
@@ -81,6 +82,9 @@ def run(
         found = {"folder": folder, "fraction_bits": reference.fraction_bits, **sizes}
         if with_fixed_point:
             found |= reference.losses.to_json()
+        if options.real_bits < 32:
+            found |= {"real_bits": options.real_bits, "cost": dataclasses.asdict(made.cost)}
+            found["losses"] = dataclasses.asdict(reference.losses)
         print_json({**found, **device})
     else:
         print_table(
@@ -130,11 +134,13 @@ class Program:
       files: of its folder, by name, with its golden vectors, `golden.bin`.
       options: what shapes it, with the fraction bits that were chosen.
       reference: what gave the golden vectors; it has seen the images and knows what fixed point loses.
+      cost: what real layers in integers cost, on images; of none where there are no such layers.
     """
 
     files: dict[str, bytes]
     options: Options
     reference: reference_lib.Reference
+    cost: cost_lib.Cost
 
     def arithmetic(self) -> list[tuple[str, str]]:
         """Returns what a report says of its arithmetic, by name."""
@@ -146,7 +152,7 @@ class Program:
                 ranges = f"those of {losses.images:,} images, and eight times as much"
             bits = f"{self.reference.fraction_bits} fraction bits of a logit"
             rows.append(("ranges", f"{ranges}; {bits}"))
-        return [*rows, *losses.lines()]
+        return [*rows, *losses.lines(), *losses.differences(), *self.cost.lines()]
 
 
 def program(
@@ -169,7 +175,8 @@ def program(
     most = _GOLDEN_BYTES[options.target]
     count = most // golden.image_bytes(lowering.lower(artifact))
     count = min(max(count, 1), _GOLDEN_IMAGES)
-    images = _take(real_images(batches), _CALIBRATION_IMAGES)
+    batches, first = iter(batches), []
+    images = _take(real_images(_kept(batches, first)), _CALIBRATION_IMAGES)
     # One size of batch, so that each convolution is compiled once.
     parts = [images[i : i + count] for i in range(0, len(images), count)]
     parts = [part for part in parts if len(part) == len(parts[0])]
@@ -183,7 +190,16 @@ def program(
     # What integers lose is asked of every image; single precision has nothing to lose.
     for part in parts[1:] if with_fixed_point or options.real_bits < 32 else ():
         reference.traces(part)
-    return Program(files, options, reference)
+    cost = cost_lib.Cost()
+    if options.real_bits < 32:
+        cost = cost_lib.measure(artifact, reference, itertools.chain(first, batches))
+    return Program(files, options, reference, cost)
+
+
+def _kept(batches: Iterable[dict[str, np.ndarray]], kept: list) -> Iterable[dict[str, np.ndarray]]:
+    for batch in batches:
+        kept.append(batch)
+        yield batch
 
 
 def write(

@@ -91,14 +91,17 @@ class Losses:
                 "signs that became 0",
                 _listed({n: f"{c:,} of {self.signs[n]:,}" for n, c in lost.items()}),
             )
-        if self.turned:
+        if self.zeroed_parameters:
+            yield "parameters that became 0", _listed(self.zeroed_parameters)
+
+    def differences(self) -> Iterator[tuple[str, str]]:
+        """Yields what differs from the network in single precision, likewise."""
+        if self.images:
             yield (
                 "integers that differ from single precision's",
                 f"{self.turned:,} of {self.integers:,}, and the class on "
                 f"{self.images - self.agreeing:,} of {self.images:,} images",
             )
-        if self.zeroed_parameters:
-            yield "parameters that became 0", _listed(self.zeroed_parameters)
 
     def to_json(self) -> dict[str, object]:
         """Returns all of it, and whether it is proven that no image can overflow."""
@@ -110,7 +113,8 @@ class Losses:
         A value within half a unit of 0 now and then is no more than rounding.
         """
         for kind, where in self.lines(_WARNED_SHARE):
-            report.warn(f"{folder}: fixed point: {kind}: {where}")
+            arithmetic_of = "fixed point" if self.signs else "real layers in integers"
+            report.warn(f"{folder}: {arithmetic_of}: {kind}: {where}")
 
 
 def _add(counts: dict[str, int], found: dict[str, int]) -> None:
@@ -204,6 +208,10 @@ class Reference:
 
     def _unit(self, name):
         return 2.0 ** -self._quantized.bits_of(name) if name in self._quantized.ranges else 1.0
+
+    def program_logits(self, images: np.ndarray) -> np.ndarray:
+        """Returns what the program gives for a batch, `[N, results]`."""
+        return self._program.trace(images).logits
 
     def golden(self, images: np.ndarray) -> bytes:
         """Returns the golden vectors of a batch.

@@ -264,7 +264,7 @@ def _print(result: Result) -> None:
         f"{result.agreeing:,} of {result.images:,} images"
     )
     pixel_values.show(result.pixels, result.pixels_differing)
-    for kind, where in result.losses.lines():
+    for kind, where in (*result.losses.lines(), *result.losses.differences()):
         console.print(f"{kind}: {where}")
     if result.profile is not None:
         _print_profile(result.profile)
