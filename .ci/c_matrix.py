@@ -37,6 +37,9 @@ from ftbnn_jax.errors import UserError  # noqa: E402
 
 _M32 = "-m32 -msse2 -mfpmath=sse"
 _AARCH64 = ("aarch64-linux-gnu-gcc -static", "qemu-aarch64")
+# Dot products of bytes, of signed ones alone and of both kinds.
+_SDOT = ("aarch64-linux-gnu-gcc -static -march=armv8.2-a+dotprod", "qemu-aarch64")
+_USDOT = ("aarch64-linux-gnu-gcc -static -march=armv8.6-a", "qemu-aarch64")
 _ARMV7 = ("arm-linux-gnueabihf-gcc -static -march=armv7-a+fp", "qemu-arm")
 _ARMV7_NEON = ("arm-linux-gnueabihf-gcc -static -march=armv7-a+simd", "qemu-arm")
 # The highest byte comes first, and floats are computed in double.
@@ -71,6 +74,20 @@ _EVERYWHERE = [
 ]
 _SMALLEST = [(*_CORTEX_M4, "-O2")]
 
+# Real layers in integers have kernels of their own.
+_INTEGERS = [
+    *_EVERYWHERE,
+    ("gcc", "", "-O0"),
+    ("gcc", "", "-O3 -march=native"),
+    ("clang", "", "-O3 -march=native"),
+    ("gcc", "", "-O3 -DFTBNN_PORTABLE"),
+    (*_SDOT, "-O3"),
+    (*_USDOT, "-O3"),
+    ("gcc", "", "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all"),
+]
+
+_FEW = [("gcc", "", "-O3 -march=native"), *_INTEGERS[-1:]]
+
 # Networks of the graph's contract with gates, a softmax, numbers of 16 bits, and kernels of all kinds.
 _OTHERS = (
     *("scaling real_to_bin", "attention between signs", "float16", "one-dimensional"),
@@ -104,9 +121,17 @@ def _make_and_check(folder: pathlib.Path, core: str, flags: str) -> dict[str, An
     return {**json.loads(result.stdout), "passed": result.returncode == 0}
 
 
-def _try(name: str, runtime: runtime_lib.Runtime, images: np.ndarray, builds: list, fixed: bool) -> None:
+def _try(
+    name: str,
+    runtime: runtime_lib.Runtime,
+    images: np.ndarray,
+    builds: list,
+    fixed: bool,
+    real_bits: int = 32,
+) -> None:
     """Exits with a message unless every build, and node, passes and all have one checksum."""
-    options = Options(fraction_bits=reference.calibrate(runtime.artifact, [images]) if fixed else None)
+    wanted = Options(real_bits=real_bits)
+    options = reference.calibrated(runtime.artifact, wanted, fixed, [images])
     expected = reference.Reference(runtime.artifact, options)
     golden = expected.golden(images)
     texts = generate.files(runtime.artifact, options)
@@ -127,7 +152,7 @@ def _try(name: str, runtime: runtime_lib.Runtime, images: np.ndarray, builds: li
         compared = sum(block["compared"] for block in result["blocks"])
         differing = sum(block["differing"] for block in result["blocks"])
         print(
-            f"{name} {'fixed' if fixed else 'float'}: {compiler} {flags}: {result['kernels']}: "
+            f"{name} {'fixed' if fixed else 'float'}, {real_bits} bits: {compiler} {flags}: {result['kernels']}: "
             f"{differing} of {compared:,} integers differ, checksum {result['checksum']}",
             flush=True,
         )
@@ -152,11 +177,15 @@ def main(path: str) -> None:
             net = c_programs.runtime(name)
             images = c_programs.networks.images(net.artifact.image_size)
             _try(name, net, images, _EVERYWHERE, fixed)
+            for real_bits in (8, 16):
+                _try(name, net, images, _INTEGERS, fixed, real_bits)
     for network in contract_networks.NETWORKS:
         images = network.images()
         net = runtime_lib.Runtime(ftbnn_jax.pack(*network.build(), images, **network.options))
         builds = _EVERYWHERE if network.name in _OTHERS else _SMALLEST
         _try(network.name, net, images, builds, False)
+        for real_bits in (8, 16):
+            _try(network.name, net, images, _FEW, False, real_bits)
         try:
             _try(network.name, net, images, _SMALLEST, True)
         except UserError as error:

@@ -140,7 +140,7 @@ class Program:
     files: dict[str, bytes]
     options: Options
     reference: reference_lib.Reference
-    cost: cost_lib.Cost
+    cost: cost_lib.Cost = dataclasses.field(default_factory=cost_lib.Cost)
 
     def arithmetic(self) -> list[tuple[str, str]]:
         """Returns what a report says of its arithmetic, by name."""
