@@ -94,24 +94,63 @@ static inline const int32_t *start_of(const ftbnn_integer_conv *conv, int y, int
   return conv->bias + (size_t)kind * (size_t)conv->features;
 }
 
-/* Defines the sums of `outputs` outputs, at one position, in plain C. PRODUCTS: of `many` inputs and weights. */
+#ifdef FTBNN_DUAL_PRODUCTS
+
+/* Two numbers of 16 bits, wherever they lie. Freestanding, memcpy would be a call. */
+static inline int16x2_t two_at(const void *x) {
+  int16x2_t two;
+  __builtin_memcpy(&two, x, sizeof two);
+  return two;
+}
+/* Bytes 1 and 3 of a word where 0 and 2 were. */
+static inline int16x2_t odd(int16x2_t word) { return (int16x2_t)((uint32_t)word >> 8 | (uint32_t)word << 24); }
+
+static inline int32_t four_bytes(int32_t sum, const uint8_t *x, const int8_t *w) {
+  const int16x2_t word = two_at(x), weights = two_at(w);
+  sum = __smlad((int16x2_t)__uxtb16((uint8x4_t)word), __sxtb16((int8x4_t)weights), sum);
+  return __smlad((int16x2_t)__uxtb16((uint8x4_t)odd(word)), __sxtb16((int8x4_t)odd(weights)), sum);
+}
+static inline int32_t four_8(int32_t sum, const int16_t *x, const int8_t *w) {
+  const int16x2_t weights = two_at(w);
+  sum = __smlad(two_at(x), __sxtb16((int8x4_t)weights), sum);
+  return __smlad(two_at(x + 2), __sxtb16((int8x4_t)odd(weights)), sum);
+}
+static inline int32_t two_16(int32_t sum, const int16_t *x, const int16_t *w) {
+  return __smlad(two_at(x), two_at(w), sum);
+}
+
+#else
+
+static inline int32_t four_bytes(int32_t sum, const uint8_t *x, const int8_t *w) {
+  return sum + (x[0] * w[0] + x[1] * w[1] + x[2] * w[2] + x[3] * w[3]);
+}
+static inline int32_t four_8(int32_t sum, const int16_t *x, const int8_t *w) {
+  return sum + (x[0] * w[0] + x[1] * w[2] + x[2] * w[1] + x[3] * w[3]);
+}
+static inline int32_t two_16(int32_t sum, const int16_t *x, const int16_t *w) {
+  return sum + (x[0] * w[0] + x[1] * w[1]);
+}
+
+#endif
+
+/* Defines the sums of `outputs` outputs, at one position. PRODUCTS: adds those of MANY inputs and weights. */
 #define FTBNN_PLAIN(NAME, INPUT, WEIGHT, MANY, PRODUCTS)                                                     \
   static void NAME(const walk *walk, const INPUT *window, const WEIGHT *w, int outputs, const int32_t *start, \
-                   int32_t *restrict sums) {                                                                          \
-    for (int o = 0; o < outputs; o++) sums[o] = start ? start[o] : 0;                                         \
+                   int32_t *restrict sums) {                                                                 \
+    for (int o = 0; o < outputs; o++) sums[o] = start ? start[o] : 0;                                        \
     for (int k = 0; k < walk->rows; k++) {                                                                   \
       for (int run = 0; run < walk->runs; run++) {                                                           \
         const INPUT *x = window + (size_t)k * walk->row + (size_t)run * walk->apart;                         \
         for (int i = 0; i < walk->steps; i++, x += MANY) {                                                   \
-          for (int o = 0; o < outputs; o++, w += MANY) sums[o] += PRODUCTS;                                  \
+          for (int o = 0; o < outputs; o++, w += MANY) sums[o] = PRODUCTS(sums[o], x, w);                    \
         }                                                                                                    \
       }                                                                                                      \
     }                                                                                                        \
   }
 
-FTBNN_PLAIN(plain_bytes, uint8_t, int8_t, FTBNN_BYTES, x[0] * w[0] + x[1] * w[1] + x[2] * w[2] + x[3] * w[3])
-FTBNN_PLAIN(plain_8, int16_t, int8_t, FTBNN_BYTES, x[0] * w[0] + x[1] * w[2] + x[2] * w[1] + x[3] * w[3])
-FTBNN_PLAIN(plain_16, int16_t, int16_t, FTBNN_PAIR, x[0] * w[0] + x[1] * w[1])
+FTBNN_PLAIN(plain_bytes, uint8_t, int8_t, FTBNN_BYTES, four_bytes)
+FTBNN_PLAIN(plain_8, int16_t, int8_t, FTBNN_BYTES, four_8)
+FTBNN_PLAIN(plain_16, int16_t, int16_t, FTBNN_PAIR, two_16)
 
 #ifdef FTBNN_PAIR_LANES
 

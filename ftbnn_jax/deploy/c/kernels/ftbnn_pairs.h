@@ -154,6 +154,12 @@ static inline ftbnn_pairs ftbnn_bytes_dot(ftbnn_pairs sums, ftbnn_pairs x, ftbnn
 #define FTBNN_PAIR_KERNELS "NEON"
 #endif
 
+#elif defined(__ARM_FEATURE_DSP) && defined(__GNUC__) && !defined(__ARM_BIG_ENDIAN)
+
+#include <arm_acle.h>
+#define FTBNN_PAIR_KERNELS "smlad"
+#define FTBNN_DUAL_PRODUCTS /* two products of 16-bit numbers are one instruction */
+
 #else
 #define FTBNN_PAIR_KERNELS "portable"
 #endif
