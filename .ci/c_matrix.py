@@ -152,7 +152,8 @@ def _try(
         compared = sum(block["compared"] for block in result["blocks"])
         differing = sum(block["differing"] for block in result["blocks"])
         print(
-            f"{name} {'fixed' if fixed else 'float'}, {real_bits} bits: {compiler} {flags}: {result['kernels']}: "
+            f"{name} {'fixed' if fixed else 'float'}, {real_bits} bits: {compiler} {flags}: "
+            f"{result['kernels']}: "
             f"{differing} of {compared:,} integers differ, checksum {result['checksum']}",
             flush=True,
         )
