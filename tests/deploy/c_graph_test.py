@@ -162,6 +162,28 @@ def test_operations_of_any_network_give_the_same_numbers(tmp_path, operation):
     assert (result.logits, result.logits_bounded) == (3 * 5, 3)
 
 
+@pytest.mark.parametrize(
+    "flags", [c_programs.SANITIZED, ("-O1", "-march=native")], ids=["plain", "vectors"]
+)
+@pytest.mark.parametrize("least", [0, 1], ids=["signs", "bits"])
+def test_long_windows_and_outputs_beyond_a_tile_are_counted(tmp_path, least, flags):
+    # 130 whole words and 20 bits, more than a byte can count in steps of four; 33 outputs are one more
+    # than a tile has.
+    images = _RNG.standard_normal((2, 1, 22, 8 * 22 + 14)).astype(np.float32)
+    inputs = np.prod(images.shape[1:])
+    signs = _RNG.choice(np.array([-1, 1], np.float32), (int(inputs), 33))
+
+    def function(variables, x):
+        x = jnp.sign(x.reshape(x.shape[0], -1))
+        return (jnp.maximum(x, 0) if least else x) @ variables / 64
+
+    artifact = ftbnn_jax.pack(function, signs, images)
+    result = _compare(artifact, images, tmp_path / "c", flags=flags)
+    assert list(result.failures()) == []
+    (layer,) = result.layers
+    assert (layer.compared, layer.differing, layer.end_to_end) == (2 * 33, 0, 0)
+
+
 def _gates(x):
     """Functions and quotients: a gate, a softmax, a layer norm."""
     x = x - x.mean(-1, keepdims=True)
