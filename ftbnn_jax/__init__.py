@@ -35,8 +35,9 @@ _PUBLIC = {
     "verify": ("ftbnn_jax.deploy.verify", "verify"),
     "load": ("ftbnn_jax.deploy.runtime", "load"),
     "budget": ("ftbnn_jax.budget", None),
+    "estimate": ("ftbnn_jax.deploy.c.estimate", "estimate"),
 }
-__all__ = ["budget", "load", "pack", "verify"]
+__all__ = ["budget", "estimate", "load", "pack", "verify"]
 
 # What Python says while it looks for the module of `python -m`: this process is one of the commands.
 if sys.argv[0] == "-m":

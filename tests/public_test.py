@@ -16,8 +16,8 @@ def test_the_examples_of_the_package_run():
 
 
 def test_public_names_are_found_and_others_are_not():
-    assert {"pack", "verify", "load", "budget"} <= set(dir(ftbnn_jax))
-    assert all(callable(getattr(ftbnn_jax, name)) for name in ("pack", "verify", "load"))
+    assert {"pack", "verify", "load", "budget", "estimate"} <= set(dir(ftbnn_jax))
+    assert all(callable(getattr(ftbnn_jax, name)) for name in ("pack", "verify", "load", "estimate"))
     with pytest.raises(AttributeError, match="unpack"):
         ftbnn_jax.unpack  # noqa: B018
 

@@ -32,7 +32,7 @@ _LAYERS = (
     ("data",),
     ("train", "deploy"),
     ("experiments", "bench"),
-    ("main", "predict", "__main__"),
+    ("main", "predict", "__main__", "budget.__main__"),
     # What only users name: nothing in the package depends on an experiment of theirs.
     ("configs",),
 )

@@ -116,6 +116,29 @@ def to_artifact(
     return packed
 
 
+def drawn(config: TrainConfig, channels: int) -> artifact.Artifact:
+    """Packs the network of a config that is not trained, for what does not depend on its weights.
+
+    Args:
+      config: an experiment.
+      channels: of the images.
+
+    Raises:
+      UserError: as `to_artifact` does.
+    """
+    rng = np.random.default_rng(0)
+
+    def draw(leaf):
+        # Variances must be positive; all else could be anything.
+        values = (
+            rng.normal(size=leaf.shape) if len(leaf.shape) > 1 else rng.uniform(0.5, 1.5, leaf.shape)
+        )
+        return values.astype(leaf.dtype)
+
+    variables = jax.tree.map(draw, networks.shapes(config, channels))
+    return to_artifact(config, variables, {"channels": channels, "class_names": ()}, 0)
+
+
 def described(config: TrainConfig, channels: int) -> runtime.Description:
     """Returns what an artifact says of the network of a config, for images of so many channels."""
     return runtime.Description(

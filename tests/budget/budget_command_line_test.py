@@ -39,6 +39,29 @@ def test_json_of_a_config_with_its_layers(monkeypatch, capsys):
     assert entry["activation_bytes"] == sum(x["activation_bytes"] for x in entry["layers"])
 
 
+def test_devices_are_listed_in_one_line(monkeypatch, capsys):
+    status, out, err = _run(monkeypatch, capsys, "--device", "help")
+    assert (status, out.count("\n"), err) == (0, 1, "")
+    assert {"x86-avx512", "cortex-m4"} <= set(out.strip().split(", "))
+
+
+def test_a_device_adds_milliseconds_and_kilobytes(monkeypatch, capsys):
+    arguments = ["quickstart", "--image-size=6", "--device=x86-avx512", "--json", "--layers"]
+    status, out, err = _run(monkeypatch, capsys, *arguments)
+    assert (status, err) == (0, "")
+    (entry,) = json.loads(out)
+    found = entry["device"]
+    assert (found["name"], found["arithmetic"]) == ("x86-avx512", "single precision")
+    # Two blocks of 48 channels, and two of 96 at half the size; the first of these reads 48.
+    binary = 6 * 6 * 9 * 48 * 48
+    layers = found["layers"]
+    assert sum(x["binary_multiply_adds"] for x in layers) == 2 * binary + 3 * 3 * 9 * 96 * (48 + 96)
+    assert found["milliseconds"] == pytest.approx(sum(x["milliseconds"] for x in layers))
+    # Two bytes a weight of the classifier, one bit of a binary one, four of others.
+    others = entry["real_params"] + entry["state"] - 96 * 10 / 2
+    assert found["weights_bytes"] == pytest.approx(entry["binary_params"] / 8 + 4 * others, rel=0.1)
+
+
 @pytest.mark.parametrize("arguments", [["--image-size", "16"], ["--channels", "3"]])
 def test_other_inputs(monkeypatch, capsys, arguments):
     _, out, _ = _run(monkeypatch, capsys, "configs/quickstart.py", "--json", "--layers", *arguments)
@@ -77,6 +100,10 @@ def test_a_table_in_a_pipe_is_not_cut(repository):
         (["configs/derived18_g1.py:100"], ["budget=100", "18 layers at 90"]),
         (["configs/baseline.py", "--image-size", "0"], ["--image-size", "'0'", "at least 1"]),
         (["configs/baseline.py", "--image-size", "big"], ["--image-size", "'big'"]),
+        (["quickstart", "--device=cortex-m44"], ["--device=cortex-m44", "nearest is cortex-m4;"]),
+        (["quickstart", "--fixed_point"], ["--fixed_point: goes with --device=NAME"]),
+        (["--table4", "--device=x86-avx512"], ["--device=x86-avx512: is for config files alone"]),
+        (["quickstart", "--device=nowhere.json"], ["--device=nowhere.json: cannot be read: "]),
         (["configs/baseline.py", "--jsn"], ["--jsn", "--help"]),
         (["--table4", "--output", "x.png"], ["--output x.png", "--figure3"]),
         (["--figure3", "--output", "x.gif"], ["x.gif", ".png, .svg"]),

@@ -165,17 +165,43 @@ def check(
     Raises:
       UserError: it could not run to its end.
     """
+    report, status = _report(program, golden, scratch, emulator, (0, 1))
+    return {**report, "passed": status == 0}
+
+
+def benchmark(
+    program: pathlib.Path, golden: bytes, scratch: pathlib.Path, emulator: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Runs `test_model --benchmark --json`.
+
+    Args:
+      program: a compiled `test_model`; with FTBNN_PROFILE it has the time of every loop.
+      golden: from `golden.pack`.
+      scratch: a directory for them.
+      emulator: what runs the program, if this machine does not by itself.
+
+    Returns:
+      What it printed.
+
+    Raises:
+      UserError: it could not run to its end.
+    """
+    return _report(program, golden, scratch, emulator, (0,), "--benchmark", "--json")[0]
+
+
+def _report(program, golden, scratch, emulator, passed, *arguments) -> tuple[dict[str, Any], int]:
+    """Runs `test_model`; returns the JSON that it prints, and its exit status, one of `passed`."""
     path = scratch / "golden.bin"
     try:
         path.write_bytes(golden)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from error
-    result = run([*emulator, str(program), str(path)])
-    if result.returncode not in (0, 1):
+    result = run([*emulator, str(program), *arguments, str(path)])
+    if result.returncode not in passed:
         message = result.stderr.strip().splitlines() or [_ending(result.returncode)]
         raise UserError(f"{program}: {message[0].removeprefix('error: ')}")
     try:
-        return {**json.loads(result.stdout), "passed": result.returncode == 0}
+        return dict(json.loads(result.stdout)), result.returncode
     except (ValueError, TypeError) as error:
         raise UserError(f"{program}: printed no report of a test: {result.stdout[:40]!r}") from error
 

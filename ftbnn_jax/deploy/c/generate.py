@@ -9,7 +9,6 @@ import re
 import textwrap
 from collections.abc import Mapping
 
-import ftbnn_jax
 from ftbnn_jax.deploy import artifact as artifact_lib
 from ftbnn_jax.deploy.c import (
     arithmetic,
@@ -17,7 +16,7 @@ from ftbnn_jax.deploy.c import (
     emit,
     fixed_point,
     golden,
-    operations,
+    header,
     prefixes,
     profile,
     quantized,
@@ -33,7 +32,6 @@ _PARTS = ("ftbnn_binary", "ftbnn_layers")
 _INTEGER_PARTS = ("ftbnn_integer",)
 _INTEGER_HEADERS = ("ftbnn_pairs.h",)
 _HEADERS = ("ftbnn_functions.h", "ftbnn_vector.h", "ftbnn_words.h", "test_benchmark.h")
-_PIXELS = {"uint8": "uint8_t", "int8": "int8_t", "int16": "int16_t", "int32": "int32_t"}
 
 
 def files(artifact: artifact_lib.Artifact, options: Options = DEFAULT) -> dict[str, str]:
@@ -65,11 +63,8 @@ def files(artifact: artifact_lib.Artifact, options: Options = DEFAULT) -> dict[s
     found["ftbnn_arithmetic.h"] = _kernel_file(f"ftbnn_{kind}.h")
     names = arithmetic.Names(_words(found))
     numbers = _numbers(network, options, names)
-    found["model.h"] = _header(network, options, numbers)
-    words = [
-        tables.binary_weights(names.of(p.node.inputs[1], p.node.inputs[1]), p.kernels)
-        for p in network.products
-    ]
+    found["model.h"] = header.write(_kernel_file("model.h.in"), network, options, numbers)
+    words = _binary_weights(network, names)
     found["model.c"] = _program(
         network,
         numbers,
@@ -90,7 +85,7 @@ def files(artifact: artifact_lib.Artifact, options: Options = DEFAULT) -> dict[s
     if on_device:
         found |= cortex_m.templates()
     found = prefixes.apply(found, options.prefix)
-    what = _what(network, options)
+    what = header.what(network, options)
     comment = "\n * ".join(textwrap.wrap(f"{what}; do not edit.", 96))
     found["model.h"] = found["model.h"].replace("@WHAT@", comment)
     long_names, class_names = tables.class_names(artifact.class_names, network.results)
@@ -122,6 +117,30 @@ def example(network: schedule.Network, content: bytes, options: Options) -> dict
         text = text.replace(f"@{field}@", listed)
     name = cortex_m.GOLDEN.replace("@PREFIX@", options.prefix)
     return prefixes.apply({name: text}, options.prefix)
+
+
+def constants(network: schedule.Network, options: Options = DEFAULT) -> list[tables.Table]:
+    """Returns the arrays that a program consists of, whatever their names.
+
+    Args:
+      network: the loops.
+      options: what shapes the program.
+
+    Raises:
+      UserError: as `files` does of tensors.
+    """
+    names = arithmetic.Names(set())
+    numbers = _numbers(network, options, names)
+    # The text reads them, which is how they are found.
+    emit.Text(network, numbers).functions()
+    return [*_binary_weights(network, names), *numbers.tables.values()]
+
+
+def _binary_weights(network: schedule.Network, names: arithmetic.Names) -> list[tables.Table]:
+    return [
+        tables.binary_weights(names.of(p.node.inputs[1], p.node.inputs[1]), p.kernels)
+        for p in network.products
+    ]
 
 
 def _numbers(
@@ -173,63 +192,6 @@ def _kernel_file(name: str) -> str:
 
 def _guarded(name: str, text: str) -> str:
     return f"#ifndef FTBNN_{name}_H\n#define FTBNN_{name}_H\n\n{text}\n#endif\n"
-
-
-def _what(network: schedule.Network, options: Options) -> str:
-    """Returns what a program is, in a sentence or two."""
-    multiply_adds = sum(product.multiply_adds for product in network.products)
-    words = sum(network.graph.tensors[p.node.inputs[1]].size for p in network.products)
-    kind = "single precision" if options.fraction_bits is None else "integers (fixed point)"
-    size = "x".join(str(n) for n in network.graph.shape[1:])
-    pixels = "pixels" if network.graph.dtype == "uint8" else f"numbers ({network.graph.dtype})"
-    return (
-        f"A 1-bit network: {size} {pixels} to {network.results} classes, {len(network.products)} binary "
-        f"products ({multiply_adds:,} binary multiply-adds, {4 * words:,} bytes of bits), {kind} "
-        f"between them. Written by ftbnn_jax {ftbnn_jax.__version__} from training step "
-        f"{network.artifact.step}"
-    )
-
-
-_IMAGES = """An image of
- * any size becomes `pixels` by ftbnn_preprocess, in ftbnn_image.h, with
- *
- *     ftbnn_preprocessing how = {FTBNN_IMAGE_SIZE, FTBNN_CHANNELS, FTBNN_CROP, FTBNN_ANTIALIAS};"""
-
-
-def _header(network: schedule.Network, options: Options, numbers) -> str:
-    artifact, graph = network.artifact, network.graph
-    rule = artifact.preprocessing
-    definitions: dict[str, object] = {"VERSION": f'"{ftbnn_jax.__version__}"'}
-    if rule is not None:
-        definitions |= {
-            "IMAGE_SIZE": rule.size,
-            "CHANNELS": rule.channels,
-            "CROP": rule.crop,
-            "ANTIALIAS": int(bool(rule.antialias)),
-        }
-    definitions |= {
-        "PIXEL_BYTES": golden.pixel_bytes(network),
-        "CLASSES": network.results,
-        "BLOCKS": len(network.products),
-        "ARENA_BYTES": f"{network.arena_bytes}u",
-        **options.definitions(),
-        **numbers.definitions(),
-    }
-    sizes = {name: max(1, count) for name, count in network.sizes.items()}
-    fields = {
-        "DEFINITIONS": "\n".join(f"#define FTBNN_{k} {v}" for k, v in definitions.items()),
-        "INPUT": _IMAGES if rule else "It takes what\n * the function that it was packed from took.",
-        "PIXELS": "".join(f"[{n}]" for n in graph.shape[1:]),
-        "PIXEL_TYPE": _PIXELS.get(graph.dtype, "float" if graph.dtype in operations.REAL else ""),
-        "LOOP_COUNT": str(len(network.loops)),
-        "VALUE_TYPE": numbers.value_type,
-        "SUM_TYPE": numbers.sum_type,
-        **{name.upper(): str(count) for name, count in sizes.items()},
-    }
-    text = _kernel_file("model.h.in")
-    for name, value in fields.items():
-        text = text.replace(f"@{name}@", value)
-    return text
 
 
 def _program(network: schedule.Network, numbers, weights: Mapping[str, str]) -> str:

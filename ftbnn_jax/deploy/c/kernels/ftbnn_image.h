@@ -1,4 +1,12 @@
-/* Image files, and what becomes of an image before it enters the network, which needs none of this itself. */
+/* Image files, and what becomes of an image before it enters the network, which needs none of this itself.
+ *
+ *     ftbnn_image image = {width, height, 3, bytes};
+ *     const ftbnn_preprocessing how = {FTBNN_IMAGE_SIZE, FTBNN_CHANNELS, FTBNN_CROP, FTBNN_ANTIALIAS};
+ *     uint8_t pixels[FTBNN_PIXEL_BYTES];
+ *     if (ftbnn_preprocess(&image, &how, pixels) != 0) ...
+ *
+ * Nothing is allocated, nothing is kept, and any number of threads may call everything at once.
+ */
 #ifndef FTBNN_IMAGE_H
 #define FTBNN_IMAGE_H
 
@@ -9,9 +17,14 @@
 extern "C" {
 #endif
 
-enum { FTBNN_IMAGE_BAD = -10, FTBNN_IMAGE_CHANNELS = -11, FTBNN_IMAGE_LARGEST = 16384 };
+enum {
+  FTBNN_IMAGE_BAD = -10,      /* no such image, or one of no possible size */
+  FTBNN_IMAGE_CHANNELS = -11, /* the image's channels are not the network's */
+  FTBNN_IMAGE_LARGEST = 16384 /* pixels of a side, at most */
+};
 
-/* Pixels [height][width][channels], 8 bits each; they lie in the file's bytes. */
+/* Pixels [height][width][channels], 8 bits each, row after row without gaps; of an image that was read, they lie in
+ * the file's bytes, which must stay. */
 typedef struct {
   int width, height, channels;
   const uint8_t *pixels;
