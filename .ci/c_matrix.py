@@ -19,6 +19,7 @@ import tempfile
 from concurrent import futures
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from sklearn import datasets
 
@@ -151,10 +152,10 @@ def _try(
     for (compiler, _, flags), result in zip(builds, found, strict=True):
         compared = sum(block["compared"] for block in result["blocks"])
         differing = sum(block["differing"] for block in result["blocks"])
+        kind = f"{'fixed' if fixed else 'float'}, {real_bits} bits"
         print(
-            f"{name} {'fixed' if fixed else 'float'}, {real_bits} bits: {compiler} {flags}: "
-            f"{result['kernels']}: "
-            f"{differing} of {compared:,} integers differ, checksum {result['checksum']}",
+            f"{name} {kind}: {compiler} {flags}: {result['kernels']}: {differing} of {compared:,} "
+            f"integers differ, checksum {result['checksum']}",
             flush=True,
         )
         if not result["passed"]:
@@ -162,6 +163,20 @@ def _try(
     checksums = {result["checksum"] for result in found}
     if len(checksums) != 1:
         sys.exit(f"error: {name}: not one checksum but {len(checksums)}")
+
+
+def _of_pixels(network: contract_networks.Network) -> tuple[runtime_lib.Runtime, np.ndarray]:
+    """Returns a network that takes pixels, as fixed point asks for, and images of them."""
+    function, variables = network.build()
+    images = network.images()
+    if images.dtype != np.uint8:
+        images = np.random.default_rng(0).integers(0, 256, images.shape, np.uint8)
+    takes = jnp.uint8 if network.images_dtype == "uint8" else jnp.float32
+
+    def of_pixels(variables, x):
+        return function(variables, x if takes == jnp.uint8 else (x.astype(takes) - 128) / 32)
+
+    return runtime_lib.Runtime(ftbnn_jax.pack(of_pixels, variables, images, **network.options)), images
 
 
 def main(path: str) -> None:
@@ -188,7 +203,7 @@ def main(path: str) -> None:
         for real_bits in (8, 16):
             _try(network.name, net, images, _FEW, False, real_bits)
         try:
-            _try(network.name, net, images, _SMALLEST, True)
+            _try(network.name, *_of_pixels(network), _SMALLEST, True)
         except UserError as error:
             print(f"{network.name} fixed: refused: {error}", flush=True)
 

@@ -152,3 +152,15 @@ def test_a_divisor_that_may_be_0_is_named_and_the_ranges_of_images_are_taken():
     assert next(iter(found.losses.too_large)) == "div_2"
     assert found.losses.saturated == {}
     np.testing.assert_allclose(program.logits * 2.0**-found.fraction_bits, single.logits, atol=1e-5)
+
+
+def test_partial_sums_have_room_for_terms_that_cancel():
+    def apart(x, y):
+        return jnp.concatenate([x - 100, y + 100], -1).sum(-1, keepdims=True)
+
+    network, quantized = _quantized(_of_two(apart), np.zeros((2, 2), np.uint8))
+    (node,) = (node for node in network.graph.nodes if node.op == "reduce_sum")
+    unit = 2 ** quantized.bits_of(node.name)
+    # Pixels from -4 to 11.9375; the sum begins with either term.
+    assert quantized.ranges.of(node.name).ends() == (-8 * unit, 23.875 * unit)
+    assert quantized.ranges.partial[node.name].ends() == (-104 * unit, 111.9375 * unit)

@@ -321,10 +321,21 @@ class Ranges:
     def _matrices(self, node: ir.Node, x: Interval, y: Interval) -> Interval:
         terms = math.prod(self._shape(node.inputs[0])[i] for i in node.attributes["contracting"][0])
         shape = (1,) * len(self._shape(node.name))
-        corners = [float(a) * float(b) for a in x.ends() for b in y.ends()]
+        # Python's whole numbers are exact, however large.
+        corners = [terms * a * b for a in x.ends() for b in y.ends()]
         dtype = self._arithmetic.begin(x.low).dtype
-        ends = [np.full(shape, terms * end).astype(dtype) for end in (min(corners), max(corners))]
+        ends = (np.full(shape, end, dtype) for end in (min(corners), max(corners)))
         return self._from_sums(node, Interval(*ends), terms)
+
+    def _added(self, x: Interval, axes: Sequence[int], size: Sequence[int]) -> Interval:
+        """Returns sums along axes; where places have numbers of their own, these are added."""
+
+        def total(end):
+            end = self._arithmetic.begin(end)
+            times = math.prod(size[axis] // end.shape[axis] for axis in axes)
+            return end.sum(tuple(axes), keepdims=True) * times
+
+        return x.each(total)
 
     def _fold(self, node: ir.Node, x: Interval) -> Interval:
         size = self._shape(node.inputs[0])
@@ -336,12 +347,7 @@ class Ranges:
             axes += tuple(i for i, pair in enumerate(a["padding"]) if any(pair) and i not in axes)
             terms = math.prod(a["window"])
         if node.op == "reduce_sum":
-            # Along an axis whose places have numbers of their own, these are added.
-            total = x
-            for axis in axes:
-                times = size[axis] // total.low.shape[axis]
-                total = total.each(lambda e: self._arithmetic.begin(e).sum(axis, keepdims=True) * times)  # noqa: B023
-            found = total
+            found = self._added(x, axes, size)
         elif node.op == "reduce_max":
             found = x.each(lambda e: e.max(tuple(axes), keepdims=True))
         else:
@@ -355,7 +361,12 @@ class Ranges:
         if node.op == "window_sum":
             found = found.hull(found.each(np.zeros_like)) if outside else found
             found = found.each(lambda e: self._arithmetic.begin(e) * terms)
-        self.partial[node.name] = found.hull(found.each(np.zeros_like))
+        # Of partial sums the terms below 0 may come first, or those above.
+        if node.op == "reduce_sum":
+            parts = Interval(x.low.clip(max=0), x.high.clip(min=0))
+            self.partial[node.name] = self._added(parts, axes, size)
+        else:
+            self.partial[node.name] = found.hull(found.each(np.zeros_like))
         found = _without(found, axes) if node.op == "reduce_sum" else found
         return self._from_sums(node, found, terms)
 
