@@ -25,7 +25,10 @@ from ftbnn_jax.report import print_json, print_table
 
 # Only a folder that holds it is replaced.
 _MARK = "ftbnn.wasm"
-PAGE = ("index.html", "page.css", "draw.js", "files.js", "images.js", "net.js", "page.js")
+PAGE = (
+    *("index.html", "page.css", "page.js", "camera.js", "draw.js", "files.js", "images.js", "net.js"),
+    "signs.js",
+)
 # What is read when the page runs: as it is, and as text for pages that are opened from a disk.
 _READ = (*build.MODULES, "golden.bin")
 

@@ -124,8 +124,12 @@ FTBNN_ACCUMULATE(ftbnn_accumulate_8, float32x4_t, 4, 2, vdupq_n_f32(0), vld1q_f3
                  vaddq_f32, vmulq_f32)
 #define FTBNN_EIGHTS
 #elif defined(__wasm_simd128__) && !defined(FTBNN_PORTABLE)
+static inline v128_t ftbnn_float_spread(float x) {
+  __asm__("" : "+r"(x)); /* as for ftbnn_spread */
+  return wasm_f32x4_splat(x);
+}
 FTBNN_ACCUMULATE(ftbnn_accumulate_8, v128_t, 4, 2, wasm_f32x4_splat(0), wasm_v128_load, wasm_v128_store,
-                 wasm_f32x4_splat, wasm_f32x4_add, wasm_f32x4_mul)
+                 ftbnn_float_spread, wasm_f32x4_add, wasm_f32x4_mul)
 #define FTBNN_EIGHTS
 #endif
 

@@ -99,7 +99,10 @@ static inline ftbnn_pairs ftbnn_pairs_zero(void) { return wasm_i32x4_splat(0); }
 static inline ftbnn_pairs ftbnn_pairs_load(const void *x) { return wasm_v128_load(x); }
 static inline void ftbnn_pairs_store(int32_t *out, ftbnn_pairs v) { wasm_v128_store(out, v); }
 static inline ftbnn_pairs ftbnn_pairs_sub(ftbnn_pairs a, ftbnn_pairs b) { return wasm_i32x4_sub(a, b); }
-static inline ftbnn_pairs ftbnn_pairs_word(uint32_t word) { return wasm_i32x4_splat((int32_t)word); }
+static inline ftbnn_pairs ftbnn_pairs_word(uint32_t word) {
+  __asm__("" : "+r"(word)); /* as for ftbnn_spread */
+  return wasm_i32x4_splat((int32_t)word);
+}
 static inline ftbnn_pairs ftbnn_pairs_low(ftbnn_pairs v) { return wasm_i16x8_shr(wasm_i16x8_shl(v, 8), 8); }
 static inline ftbnn_pairs ftbnn_pairs_high(ftbnn_pairs v) { return wasm_i16x8_shr(v, 8); }
 static inline ftbnn_pairs ftbnn_pairs_dot(ftbnn_pairs sums, ftbnn_pairs x, ftbnn_pairs w) {

@@ -104,7 +104,11 @@ enum { FTBNN_LANES = 4, FTBNN_RUN = 31, FTBNN_SIDE = 4 };
 typedef v128_t ftbnn_vector;
 
 static inline ftbnn_vector ftbnn_zero(void) { return wasm_i32x4_splat(0); }
-static inline ftbnn_vector ftbnn_spread(uint32_t word) { return wasm_i32x4_splat((int)word); }
+static inline ftbnn_vector ftbnn_spread(uint32_t word) {
+  /* Clang 14 would read it into all lanes at once, and move that behind later stores to its place. */
+  __asm__("" : "+r"(word));
+  return wasm_i32x4_splat((int)word);
+}
 static inline ftbnn_vector ftbnn_load(const uint32_t *words) { return wasm_v128_load(words); }
 static inline void ftbnn_store(int32_t *out, ftbnn_vector v) { wasm_v128_store(out, v); }
 static inline ftbnn_vector ftbnn_xor(ftbnn_vector a, ftbnn_vector b) { return wasm_v128_xor(a, b); }

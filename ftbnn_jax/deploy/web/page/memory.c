@@ -1,5 +1,6 @@
 /* Copies for WebAssembly without its own instruction for them. Compiled with -fno-builtin, so that no loop
  * here becomes a call of the function that it is. */
+#define FTBNN_MEMORY /* the functions themselves */
 #include <stdint.h>
 #include <string.h>
 

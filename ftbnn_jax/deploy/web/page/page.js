@@ -2,7 +2,6 @@
 "use strict";
 
 const TOP = 5;
-const MOST_TILES = 64;
 const MOST_TIMES = 9;
 /* Clocks of browsers are coarse: a time is of as many predictions as fit into so many milliseconds. */
 const TIMED_MS = 12;
@@ -17,7 +16,7 @@ const made = (tag, properties = {}, ...children) => {
 };
 const pause = () => new Promise((resolve) => setTimeout(resolve));
 
-let net = null, paper = null, moduleBytes = 0, stream = null;
+let net = null, paper = null, moduleBytes = 0;
 let times = [], measuring = 0;
 
 function complain(text, kind = "bad") {
@@ -144,75 +143,6 @@ function showNumbers() {
   at("time").parentElement.hidden = !about.rule;
 }
 
-/* Signs. */
-
-/* A colour of the style sheet as one number, as an image's memory holds it. */
-function colour(name) {
-  const value = getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  const bytes = [1, 3, 5].map((i) => parseInt(value.slice(i, i + 2), 16));
-  return new Uint32Array(Uint8Array.of(...bytes, 255).buffer)[0];
-}
-
-let colours = null, showing = 0;
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
-  colours = null;
-  if (!at("layers").hidden) showLayers();
-});
-
-/* Images that follow each other faster get one picture of their signs, that of the last. */
-function showLayers() {
-  showing ||= setTimeout(() => {
-    showing = 0;
-    net.predictWithSigns(showSigns);
-  }, 120);
-}
-
-/* Where the bit of each channel lies among the words of a position: groups begin with a new word. */
-function places(layer) {
-  let word = 0;
-  return layer.groups.flatMap((count) => {
-    const first = word;
-    word += Math.ceil(count / 32);
-    return Array.from({ length: count }, (_, i) => [first + (i >> 5), i & 31]);
-  });
-}
-
-function prepareSigns() {
-  at("signs").replaceChildren(
-    ...about.layers.map((layer) => {
-      const channels = places(layer), tiles = Math.min(channels.length, MOST_TILES);
-      /* About as wide as two thirds of it are high; a line between tiles. */
-      const across = Math.min(tiles, Math.ceil(Math.sqrt((1.6 * tiles * layer.height) / layer.width)));
-      const canvas = made("canvas", { width: across * (layer.width + 1) - 1,
-        height: Math.ceil(tiles / across) * (layer.height + 1) - 1 });
-      canvas.setAttribute("role", "img");
-      canvas.setAttribute("aria-label", `Signs that ${layer.name} reads`);
-      Object.assign(layer, { canvas, across, places: channels.slice(0, tiles) });
-      const some = tiles < channels.length ? `, ${tiles} of ${channels.length} channels` : "";
-      return made("figure", {}, canvas, made("figcaption", {}, made("b", { textContent: layer.name }),
-        `${layer.height}×${layer.width}×${channels.length} ${layer.form}${some}`));
-    }),
-  );
-}
-
-function showSigns(block, positive, nonzero) {
-  colours ||= { positive: colour("--accent"), zero: colour("--zero"), negative: colour("--negative") };
-  const layer = about.layers[block], { canvas, width, height, words } = layer;
-  const image = new ImageData(canvas.width, canvas.height), found = new Uint32Array(image.data.buffer);
-  const none = layer.form === "and" ? colours.zero : colours.negative;
-  layer.places.forEach(([word, bit], tile) => {
-    const left = (tile % layer.across) * (width + 1), top = Math.floor(tile / layer.across) * (height + 1);
-    for (let y = 0, i = word; y < height; y++) {
-      let to = (top + y) * canvas.width + left;
-      for (let x = 0; x < width; x++, i += words) {
-        const isZero = nonzero && !((nonzero[i] >>> bit) & 1);
-        found[to++] = isZero ? colours.zero : (positive[i] >>> bit) & 1 ? colours.positive : none;
-      }
-    }
-  });
-  canvas.getContext("2d").putImageData(image, 0, 0);
-}
-
 /* Golden vectors. */
 
 async function check() {
@@ -298,45 +228,6 @@ function takeFile(file) {
     at("drop-text").hidden = true;
     return image;
   });
-}
-
-const CAMERA_ERRORS = {
-  NotAllowedError: "The camera was not allowed: allow it for this page in the browser's settings.",
-  NotFoundError: "There is no camera.",
-  NotReadableError: "The camera cannot be used now: another program may have it.",
-};
-
-async function startCamera() {
-  if (stream) return stopCamera();
-  if (!navigator.mediaDevices) return complain("Browsers give a camera to pages of https:// or localhost alone.");
-  at("start").disabled = true;
-  try {
-    stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
-    at("video").srcObject = stream;
-    await at("video").play();
-    at("start").textContent = "Stop the camera";
-    complain("");
-    if (source() === "camera") requestAnimationFrame(frame);
-    else stopCamera();
-  } catch (error) {
-    stopCamera();
-    complain(CAMERA_ERRORS[error.name] || `The camera cannot be used: ${error.message}`);
-  } finally {
-    at("start").disabled = false;
-  }
-}
-
-async function frame() {
-  if (!stream) return;
-  const video = at("video"), { videoWidth: width, videoHeight: height } = video;
-  if (width) await classify(() => ftbnnImages.fromDrawable(video, width, height, about.rule.channels));
-  requestAnimationFrame(frame);
-}
-
-function stopCamera() {
-  for (const track of stream ? stream.getTracks() : []) track.stop();
-  stream = at("video").srcObject = null;
-  at("start").textContent = "Start the camera";
 }
 
 function listen() {
