@@ -7,7 +7,7 @@ import networks
 import numpy as np
 import pytest
 
-from ftbnn_jax.deploy.c import export, generate, integer_layers, lowering, quantized, reference
+from ftbnn_jax.deploy.c import cost, export, generate, integer_layers, lowering, quantized, reference
 from ftbnn_jax.deploy.c.options import Options
 from ftbnn_jax.errors import UserError
 
@@ -122,3 +122,19 @@ def test_bits_of_another_network_are_refused():
     artifact = c_programs.runtime("baseline").artifact
     with pytest.raises(UserError, match=r"input_bits=\(1, 2, 3\): must be 2 numbers"):
         quantized.lower(artifact, Options(real_bits=8, input_bits=(1, 2, 3)))
+
+
+def test_what_it_costs_is_counted_on_images_whose_weight_is_not_0():
+    net = c_programs.runtime("none")
+    images = networks.images(net.artifact.image_size, 4)
+    options = reference.calibrated(net.artifact, Options(real_bits=8), False, [images])
+    expected = reference.Reference(net.artifact, options)
+    classes = expected.program_logits(images).argmax(-1)
+    # The third image does not count; of the others the program has two right.
+    labels = np.where([True, False, True, True], classes, (classes + 1) % 5)
+    batch = {"image": images, "label": labels, "weight": np.array([1, 1, 0, 1], np.float32)}
+    found = cost.measure(net.artifact, expected, [batch])
+    assert (found.images, found.after) == (3, 2)
+    before = np.asarray(net.forward(images)).argmax(-1)
+    assert found.agreeing == int((before == classes)[[0, 1, 3]].sum())
+    assert found.before == int((before == labels)[[0, 1, 3]].sum())
