@@ -87,6 +87,12 @@ def run(repository, tmp_path):
             ["--mode=export", "--format=c", "--target=cortexm"],
             ["--target=cortexm", "host, cortex-m"],
         ),
+        (
+            "quickstart.py",
+            ["--mode=export", "--format=c", "--flash=1M"],
+            ["--flash", "--target=cortex-m"],
+        ),
+        ("quickstart.py", ["--mode=export", "--ram=1.5M"], ["--ram", "no size in bytes"]),
         ("quickstart.py", ["--mode=export", "--real_bits=8"], ["--real_bits", "--format=c"]),
         ("quickstart.py", ["train"], ["train", "--name=value"]),
         ("quickstrat.py", [], ["quickstrat.py", "quickstart.py"]),
