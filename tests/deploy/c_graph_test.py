@@ -175,13 +175,15 @@ def test_long_windows_and_outputs_beyond_a_tile_are_counted(tmp_path, least, fla
 
     def function(variables, x):
         x = jnp.sign(x.reshape(x.shape[0], -1))
-        return (jnp.maximum(x, 0) if least else x) @ variables / 64
+        return (jnp.maximum(x, 0) if least else x) @ variables
 
     artifact = ftbnn_jax.pack(function, signs, images)
     result = _compare(artifact, images, tmp_path / "c", flags=flags)
     assert list(result.failures()) == []
     (layer,) = result.layers
-    assert (layer.compared, layer.differing, layer.end_to_end) == (2 * 33, 0, 0)
+    # The result is the product's integers themselves.
+    assert (layer.compared, layer.differing, layer.end_to_end, layer.rounded) == (2 * 33, 0, 0, 0)
+    assert (result.logits, result.logits_bounded) == (2 * 33, 2)
 
 
 def _gates(x):

@@ -56,10 +56,12 @@ class Bounds:
         shapes, found = network.shapes, {}
         for loop in network.loops:
             found |= dict.fromkeys(n for n in loop.stores if shapes[n].dtype.name in operations.REAL)
+        found.pop(network.graph.output, None)
+        # The integers of a product are compared where they are the result, too.
         for product in network.products:
             found |= dict.fromkeys((product.node.inputs[0], product.node.name))
         nodes = {node.name for node in network.graph.nodes}
-        return [name for name in found if name in nodes and name != network.graph.output]
+        return [name for name in found if name in nodes]
 
     def of(self, name: str) -> np.ndarray:
         """Returns the errors of an array."""
