@@ -251,7 +251,7 @@ _POSSIBLE = [
     ("batch_norm", ("per_device",)),
     ("accumulation_steps", (2, 8, 16)),
     ("remat", ("outputs", "stages")),
-    ("augment", ("none", "resized_crop")),
+    ("augment", ("none", "resized_crop", "resize_crop")),
     ("crop_padding", (0, 100)),
     ("pixel_std", ("(1e-38,)", "(1,)", "(1,2,3)")),
     ("model.blocks", ("(2,)", "(1,1,1,1,1,1)")),

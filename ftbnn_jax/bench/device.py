@@ -266,7 +266,7 @@ def _export(folder: pathlib.Path, names: Sequence[str], target: str) -> int:
     for case in cases(names, target):
         c_export.write(folder / case.folder, case.program.files)
     print(
-        f"on the device, in each folder of {folder}: {_COMMANDS[target]} > {_TIMES} 2>&1; then "
+        f"on the device, in each folder of {folder}: {_COMMANDS[target]} > {_TIMES}; then "
         f"--times={folder} --output=NAME.json here"
     )
     return 0

@@ -13,7 +13,7 @@ import c_programs
 import networks
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftbnn_jax.deploy.c import (
@@ -41,6 +41,7 @@ _BUFFERS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(_BUFFERS)
 def test_buffers_in_use_at_once_never_overlap(buffers):
     offsets, total = memory.place(buffers)
