@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ftbnn_jax.deploy.c import fixed_functions, intervals, mantissas, operations
+from ftbnn_jax.deploy.c import fixed_functions, intervals, mantissas, operations, ranges
 from ftbnn_jax.deploy.c.arithmetic import Names, SinglePrecision, pixel_table
 from ftbnn_jax.deploy.c.geometry import Multiples
 from ftbnn_jax.deploy.c.integer_layers import IntegerLayer
@@ -70,7 +70,7 @@ class Plan(SinglePrecision):
         self._bits[graph.input] = 0
         self._loops = [node for loop in network.loops for node in loop.results()]
         self._in_loops = {node.name for node in self._loops}
-        self.ranges = intervals.Ranges(network, self)
+        self.ranges = ranges.Ranges(network, self)
         self.unproven: dict[str, float] = {}
         self.too_large: dict[str, float] = {}
         for node in graph.nodes:

@@ -1,7 +1,7 @@
 """A network whose every number is an integer: what the C program computes, in numpy and as C text.
 
 Quantised by `fixed_plan`. `shifted(v, s) = floor((v + 2**s // 2) / 2**s)`. Where the ranges of
-`intervals` prove that no image leaves int32, the text is plain int32 arithmetic; elsewhere it is
+`ranges` prove that no image leaves int32, the text is plain int32 arithmetic; elsewhere it is
 int64's, and what leaves int32 becomes its end, and is counted.
 """
 
