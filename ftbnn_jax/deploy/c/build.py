@@ -196,7 +196,12 @@ def _report(program, golden, scratch, emulator, passed, *arguments) -> tuple[dic
         path.write_bytes(golden)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from error
-    result = run([*emulator, str(program), *arguments, str(path)])
+    return _printed([*emulator, str(program), *arguments, str(path)], program, passed)
+
+
+def _printed(command, program, passed=(0,)) -> tuple[dict[str, Any], int]:
+    """Runs `test_model`, by an emulator or not; returns its JSON and exit status, one of `passed`."""
+    result = run(command)
     if result.returncode not in passed:
         message = result.stderr.strip().splitlines() or [_ending(result.returncode)]
         raise UserError(f"{program}: {message[0].removeprefix('error: ')}")
@@ -212,8 +217,4 @@ def timed(program: pathlib.Path, golden: pathlib.Path, what: str = "--benchmark"
     Raises:
       UserError: it could not run to its end.
     """
-    result = run([str(program), what, "--json", str(golden)])
-    if result.returncode:
-        message = result.stderr.strip().splitlines() or [_ending(result.returncode)]
-        raise UserError(f"{program}: {message[0].removeprefix('error: ')}")
-    return json.loads(result.stdout)
+    return _printed([str(program), what, "--json", str(golden)], program)[0]

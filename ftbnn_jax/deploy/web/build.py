@@ -6,7 +6,6 @@ import pathlib
 import re
 import shlex
 import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
 
 from ftbnn_jax.deploy.c import build as c_build
@@ -58,16 +57,16 @@ def compiler() -> list[str]:
         raise UserError(f"no such program; {_NEEDS}", shown)
     # It runs in a folder of its own.
     command[0] = os.path.abspath(found_at)
-    version = _run([*command, "--version"]).stdout
+    version = c_build.run([*command, "--version"]).stdout
     found = re.search(r"clang version (\d+)", version)
     if not found:
         raise UserError(f"is no clang; {_NEEDS}", shown)
     if int(found[1]) < _OLDEST:
         raise UserError(f"clang {found[1]} is too old; {_NEEDS}", shown)
-    targets = _run([*command, "--print-targets"]).stdout
+    targets = c_build.run([*command, "--print-targets"]).stdout
     if not re.search(r"^ *wasm32 ", targets, re.MULTILINE):
         raise UserError(f"cannot make WebAssembly; {_NEEDS}", shown)
-    linker = _run([*command, "--target=wasm32", "--print-prog-name=wasm-ld"]).stdout.strip()
+    linker = c_build.run([*command, "--target=wasm32", "--print-prog-name=wasm-ld"]).stdout.strip()
     if not linker or shutil.which(linker) is None:
         raise UserError(f"finds no wasm-ld, which is lld's; {_NEEDS}", shown)
     return command
@@ -115,24 +114,8 @@ def _module(
 
 
 def _compile(command: Sequence[str], folder: pathlib.Path) -> None:
-    result = _run(command, folder)
+    result = c_build.run(command, folder)
     if result.returncode:
         lines = result.stderr.strip().splitlines() or [f"exit status {result.returncode}"]
         first = next((line for line in lines if "error" in line), lines[0])
         raise UserError(f"failed: {first}", shlex.join(command[:1]))
-
-
-def _run(command: Sequence[str], folder: pathlib.Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Runs a program; its messages are in English."""
-    try:
-        return subprocess.run(
-            command,
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            errors="backslashreplace",
-            check=False,
-            env={**os.environ, "LC_ALL": "C"},
-        )
-    except OSError as error:
-        raise UserError(f"cannot be run: {error.strerror}", command[0]) from error
