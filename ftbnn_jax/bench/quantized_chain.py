@@ -9,11 +9,14 @@ import math
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
 
+from ftbnn_jax import extras
 from ftbnn_jax.errors import UserError
 from ftbnn_jax.graph import ir
+
+with extras.named():
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
 
 _OPSETS = (("", 18), ("com.microsoft", 1))
 _IR_VERSION = 10

@@ -109,7 +109,11 @@ def _with(folder, name, text):
 
 
 def test_a_build_with_a_garbage_head_is_exit_status_1(exported, monkeypatch, capsys):
-    _unchecked(monkeypatch, exported[1], "ftbnn_arithmetic.h", "row[o]", "row[many - 1 - o]")
+    name = "ftbnn_arithmetic.h"
+    if "row[o]" in (exported[1] / name).read_text():
+        _unchecked(monkeypatch, exported[1], name, "row[o]", "row[many - 1 - o]")
+    else:
+        _unchecked(monkeypatch, exported[1], name, "y[o] = sum +", "y[features - 1 - o] = sum +")
     assert _verify(*exported) == 1
     found = capsys.readouterr()
     assert json.loads(found.out)["passed"] is False
