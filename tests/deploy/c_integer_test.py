@@ -138,3 +138,19 @@ def test_what_it_costs_is_counted_on_images_whose_weight_is_not_0():
     before = np.asarray(net.forward(images)).argmax(-1)
     assert found.agreeing == int((before == classes)[[0, 1, 3]].sum())
     assert found.before == int((before == labels)[[0, 1, 3]].sum())
+
+
+@pytest.mark.parametrize(("more_bits", "cuts"), [(-4, False), (6, True)])
+def test_fixed_point_says_whether_the_input_of_a_real_layer_may_be_cut(more_bits, cuts):
+    artifact = c_programs.runtime("two-valued").artifact
+    images = networks.images(artifact.image_size)
+    options = reference.calibrated(artifact, Options(real_bits=8), True, [images])
+    bits = tuple(max(b + more_bits, 0) for b in options.input_bits)
+    options = dataclasses.replace(options, input_bits=bits)
+    expected = reference.Reference(artifact, options)
+    expected.traces(images)
+    layers = {f"{name}: input" for name in expected.losses.cut}
+    assert bool(layers) is cuts
+    assert expected.losses.saturated.keys() == (layers if cuts else set())
+    assert expected.losses.to_json()["proven"] is not cuts
+    assert f"#define FTBNN_PROVEN {int(not cuts)}" in generate.files(artifact, options)["model.h"]

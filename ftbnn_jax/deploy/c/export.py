@@ -150,6 +150,8 @@ class Program:
             ranges = "no image can overflow"
             if losses.too_large:
                 ranges = f"those of {losses.images:,} images, and eight times as much"
+            elif losses.cut:
+                ranges = "no sum can overflow"
             bits = f"{self.reference.fraction_bits} fraction bits of a logit"
             rows.append(("ranges", f"{ranges}; {bits}"))
         return [*rows, *losses.lines(), *losses.differences(), *self.cost.lines()]

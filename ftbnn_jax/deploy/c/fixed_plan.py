@@ -42,6 +42,7 @@ class Plan(SinglePrecision):
       ranges: of every value, for every possible image.
       unproven: values that may leave int32 on some image, by name, and how large they may become.
       too_large: those among them for which no number of fraction bits leaves room.
+      cut: real layers in integers that may cut off what they read, by name, and how large that may be.
     """
 
     limits = (np.iinfo(np.int32).min, np.iinfo(np.int32).max)
@@ -73,6 +74,7 @@ class Plan(SinglePrecision):
         self.ranges = ranges.Ranges(network, self)
         self.unproven: dict[str, float] = {}
         self.too_large: dict[str, float] = {}
+        self.cut: dict[str, float] = {}
         for node in graph.nodes:
             if node.name in network.constants:
                 continue
@@ -398,6 +400,11 @@ class Plan(SinglePrecision):
         node = layer.node
         if layer.reads == "values" and node.inputs[0] not in self._bits:
             raise self._refuse(node, "of such operands")
+        if layer.reads == "values":
+            x = self.ranges.of(node.inputs[0])
+            if any(self.narrowed(layer, end)[1].any() for end in x):
+                largest = max(map(abs, x.ends()))
+                self.cut[layer.name] = largest * 2.0 ** -self._bits[node.inputs[0]]
         sizes = np.maximum(*map(np.abs, self.ranges.layer_sums(layer))) * layer.scale
         self._bits[node.name], self._shifts[node.name] = self._room(sizes), 0
         name = node.inputs[1]

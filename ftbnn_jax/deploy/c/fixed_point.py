@@ -110,7 +110,7 @@ class FixedPoint(Plan):
 
     def definitions(self) -> dict[str, object]:
         output = self._network.graph.output
-        return {"FRACTION_BITS": self.bits_of(output), "PROVEN": int(not self.unproven)}
+        return {"FRACTION_BITS": self.bits_of(output), "PROVEN": int(not self.unproven and not self.cut)}
 
     # Numbers.
 

@@ -41,6 +41,8 @@ class Losses:
       zeroed_parameters: factors and slopes that became 0, by tensor.
       too_large: values that may leave their range on some image, and how large they may become; none if
         that is proven of no image.
+      cut: real layers in integers that may cut off what they read on some image, and how large that may
+        be; none likewise.
       integers: of all binary convolutions.
       turned: integers that are others than in single precision, since a sign turned.
       agreeing: images with the same class as there.
@@ -52,6 +54,7 @@ class Losses:
     signs: dict[str, int] = dataclasses.field(default_factory=dict)
     zeroed_parameters: dict[str, int] = dataclasses.field(default_factory=dict)
     too_large: dict[str, float] = dataclasses.field(default_factory=dict)
+    cut: dict[str, float] = dataclasses.field(default_factory=dict)
     integers: int = 0
     turned: int = 0
     agreeing: int = 0
@@ -82,6 +85,10 @@ class Losses:
         if self.too_large:
             found = {name: f"up to {size:.2g}" for name, size in self.too_large.items()}
             yield "may overflow on some image", _listed(found)
+        # Such a range is chosen, with room to spare, and no more than that by itself.
+        if self.cut and not least_share:
+            found = {name: f"up to {size:.2g}" for name, size in self.cut.items()}
+            yield "inputs of real layers that may be cut on some image", _listed(found)
         if self.saturated:
             of = {name: f"on {n:,} of {self.images:,} images" for name, n in self.saturated.items()}
             yield "saturated", _listed(of)
@@ -105,7 +112,7 @@ class Losses:
 
     def to_json(self) -> dict[str, object]:
         """Returns all of it, and whether it is proven that no image can overflow."""
-        return {"proven": not self.too_large, "losses": dataclasses.asdict(self)}
+        return {"proven": not self.too_large and not self.cut, "losses": dataclasses.asdict(self)}
 
     def warn(self, folder: object) -> None:
         """Prints on standard error what may cost accuracy.
@@ -169,6 +176,7 @@ class Reference:
             self._program = Emulator(self.network, self._quantized)
             self.losses.zeroed_parameters = self._quantized.zeroed
             self.losses.too_large = self._quantized.too_large
+            self.losses.cut = self._quantized.cut
 
     def traces(
         self, images: np.ndarray, note: Note = lambda node, operands, result: None
