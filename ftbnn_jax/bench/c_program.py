@@ -26,7 +26,7 @@ from ftbnn_jax.deploy import export as network_export
 from ftbnn_jax.deploy.c import build, export, options
 
 _ROUNDS = 3
-# Of onnxruntime in a round; as long as the C program times itself.
+# Seconds that onnxruntime is timed in a round: as long as the C program times itself.
 _TURN_S = 1.0
 _CHANNELS = 3
 

@@ -13,7 +13,7 @@ from ftbnn_jax.errors import UserError
 
 # As many channels as some device computes together.
 _LANES = (1, 4, 8, 16)
-# Of what one loop of a network takes on average: shorter ones count less.
+# Loops that take less than this share of a network's average loop count less.
 _SHORT = 0.1
 
 

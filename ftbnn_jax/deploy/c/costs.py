@@ -78,7 +78,7 @@ def of_product(product: Product, lanes: int) -> dict[str, int]:
         words += of_group * _rounded_up(outputs, lanes)
     # Positions are computed in blocks; the last one is filled up.
     blocks = -(-product.positions // BLOCK)
-    # Of signs of 0 and 1, what lies outside is 0 like others.
+    # What lies outside is 0 like others where signs are 0 and 1.
     edge = 0 if product.form == "and" else _blocks_at_edges(product)
     # Which inputs are not 0 is gathered too, where some may be.
     twice = blocks if product.form == "ternary" else edge

@@ -79,7 +79,7 @@ class Device:
 
     @property
     def nanoseconds(self) -> float:
-        """Of one of what the rates are in."""
+        """How long one unit of the rates is."""
         return 1e3 / self.clock_mhz if self.how == COUNTED else 1.0
 
     def source(self) -> str:

@@ -23,7 +23,7 @@ from ftbnn_jax.host import machine
 # Sums that are taken side by side: as many as stay in a processor's cache.
 _SUMS_AT_ONCE = 2**16
 
-# Of two matrices.
+# A `Product` is one of two matrices.
 Product = Callable[[np.ndarray, np.ndarray], np.ndarray]
 # Is shown each node with its operands and its result.
 Note = Callable[[ir.Node, Sequence[np.ndarray], np.ndarray], None]

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import pathlib
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -204,14 +204,9 @@ def _kept(batches: Iterable[dict[str, np.ndarray]], kept: list) -> Iterable[dict
         yield batch
 
 
-def write(
-    folder: pathlib.Path,
-    files: dict[str, bytes],
-    marks: Sequence[str] = _MARKS,
-    known: Sequence[str] = _KNOWN,
-) -> None:
-    """Writes a program's folder, or another one that exports make: see `folder.write`."""
-    folder_lib.write(folder, files, marks, known)
+def write(folder: pathlib.Path, files: dict[str, bytes]) -> None:
+    """Writes a program's folder, as a whole or not at all: see `folder.write`."""
+    folder_lib.write(folder, files, _MARKS, _KNOWN)
 
 
 def read_options(folder: pathlib.Path) -> Options:

@@ -61,7 +61,7 @@ def run(
     program = c_export.program(artifact, batches, with_fixed_point, options)
     packed_bytes = pathlib.Path(path).stat().st_size
     found = files(artifact, program, build.modules(program.files, command), title, packed_bytes)
-    c_export.write(pathlib.Path(folder), found, (_MARK,), ())
+    write(pathlib.Path(folder), found)
     sizes = {name: len(found[name]) for name in _READ}
     quoted = shlex.quote(folder)
     if as_json:
